@@ -1,0 +1,127 @@
+"""Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests.
+
+Both make `.venv` here and install the package into it; a second call installs again only if the packaging changed.
+Further arguments of the first are passed to `sagan_train`: `python3 start.py --data FOLDER`.
+"""
+# An old Python must still get as far as its one clear sentence: keep to syntax that Python 2.7 can read.
+from __future__ import print_function
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+VENV = os.path.join(HERE, '.venv')
+BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
+MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
+
+
+def read(name):
+    with open(os.path.join(HERE, name), 'rb') as f:
+        return f.read()
+
+
+def min_python():
+    found = re.search(r'(?m)^min_python *= *(\d+)\.(\d+)', read('settings.ini').decode('utf-8'))
+    return tuple(int(o) for o in found.groups())
+
+
+def complaint(version, modules=('venv', 'ensurepip')):
+    "One sentence about what this Python lacks, or None."
+    need = min_python()
+    if tuple(version[:2]) < need:
+        return ('start.py needs Python %d.%d or newer, and this is Python %d.%d: '
+                'run it with a newer one, as in `python%d.%d start.py`.' % (need + tuple(version[:2]) + need))
+    for name in modules:
+        try:
+            __import__(name)
+        except ImportError:
+            return ('This Python cannot make environments: its module `%s` is missing. On Debian and Ubuntu, '
+                    '`sudo apt install python%d-venv` adds it.' % (name, version[0]))
+    return None
+
+
+def call(command):
+    "Run to the end and return the exit code. Ctrl-C is for the command, which may have something to save."
+    process = subprocess.Popen(command, cwd=HERE)
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def tool(name):
+    return os.path.join(BIN, name)
+
+
+def usable():
+    "True where .venv is whole and was made for this very folder."
+    try:
+        return VENV in subprocess.check_output([tool('pip'), '--version'], stderr=subprocess.STDOUT).decode()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def stamp():
+    facts = b'\n'.join(read(o) for o in ('settings.ini', 'setup.py', 'pyproject.toml'))
+    return hashlib.sha256(facts + VENV.encode('utf-8')).hexdigest()
+
+
+def installed(extra):
+    try:
+        return read(os.path.join(VENV, 'installed' + extra)).decode() == stamp()
+    except EnvironmentError:
+        return False
+
+
+def install(extra):
+    "Make .venv and install the package, editable; '' or '[dev]' is what to install with it. Returns an exit code."
+    if installed('[dev]') or installed(extra):
+        return 0
+    if not usable():
+        print('Making the environment .venv', flush=True)
+        code = call([sys.executable, '-m', 'venv', '--clear', VENV])
+        if code:
+            print('The environment could not be made in ' + VENV, file=sys.stderr)
+            return code
+    print('Installing the package and what it needs; the first time, PyTorch is a large download', flush=True)
+    code = call([tool('python'), '-m', 'pip', 'install', '--disable-pip-version-check', '-e', '.' + extra])
+    if code:
+        print('The installation stopped. Mend what pip names above and run the same command again.', file=sys.stderr)
+        return code
+    with open(os.path.join(VENV, 'installed' + extra), 'w') as f:
+        f.write(stamp())
+    return 0
+
+
+def out_folder(args):
+    "`--out` for a new run: runs/toy, or the next free name. With --resume, the newest there is."
+    if any(o.split('=')[0] == '--out' for o in args):
+        return []
+    names = ['runs/toy'] + ['runs/toy-%d' % i for i in range(2, 10000)]
+    free = next(i for i, o in enumerate(names) if not os.path.exists(os.path.join(HERE, o)))
+    return ['--out', names[max(0, free - 1) if '--resume' in args else free]]
+
+
+def main(args):
+    fault = complaint(sys.version_info)
+    if fault:
+        print(fault, file=sys.stderr)
+        return 1
+    if args in (['-h'], ['--help']):
+        print(__doc__)
+        return 0
+    test = args[:1] == ['test']
+    code = install('[dev]' if test else '')
+    if code:
+        return code
+    if test:
+        return call([tool('python'), '-m', 'tools.test'] + args[1:])
+    return call([tool('sagan_train')] + MAIN_JOB + out_folder(args) + args)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"The rules of the house, read off the notebooks (json) and the package (ast). Nothing is imported or run."
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+from conftest import allowed
+
+ROOT = Path(__file__).resolve().parents[1]
+LIB = 'sagan_nb'
+NOTEBOOKS = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))}
+MODULES = {p: p.read_text(encoding='utf-8') for p in sorted((ROOT/LIB).glob('*.py')) if p.name != '_modidx.py'}
+RANK = {m[2]: int(m[1]) for p in NOTEBOOKS if (m := re.match(r'(\d+)_(\w+)\.ipynb', p.name))}
+CHECK = re.compile(r'\bassert\b|\btest_\w+\(|\bclose\(|expect_fail|assert_close')
+per_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+per_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+
+
+def source(cell): return ''.join(cell['source'])
+
+
+def code_cells(nb): return [o for o in nb['cells'] if o['cell_type'] == 'code']
+
+
+def directives(cell):
+    "The `#| name: value` lines of a code cell; `eval: true` is none."
+    found = dict(re.findall(r'(?m)^#\| *([\w-]+):? *(.*)$', source(cell))) if cell['cell_type'] == 'code' else {}
+    if found.get('eval', '').lower() == 'true': del found['eval']
+    return found
+
+
+def python(cell):
+    "The cell without magics, as a syntax tree; a cell that is nothing but a magic is empty."
+    text = source(cell)
+    return ast.parse('' if text.lstrip().startswith('%%') else re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', text))
+
+
+def imports(tree):
+    "Rooms that a tree imports, as (room, star)."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((o.name.split('.')[1], False) for o in node.names if o.name.startswith(f'{LIB}.'))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0] == LIB):
+            room = (node.module or '').split('.') if node.level else node.module.split('.')[1:]
+            star = any(o.name == '*' for o in node.names)
+            yield from [(room[0], star)] if room and room[0] else [(o.name, star) for o in node.names]
+
+
+def functions(text):
+    "Functions and methods of a module (nested ones count with their outer one), each with its lines of code."
+    blank = {i for i, o in enumerate(text.splitlines(), 1) if not o.strip() or o.lstrip().startswith('#')}
+    for top in ast.parse(text).body:
+        for o in [top, *(top.body if isinstance(top, ast.ClassDef) else [])]:
+            if not isinstance(o, ast.FunctionDef): continue
+            body = o.body if ast.get_docstring(o) is None else o.body[1:]           # neither signature nor docstring
+            yield o, len({n for part in body for n in range(part.lineno, part.end_lineno + 1)} - blank)
+
+
+def undocumented(text):
+    "Public functions and classes without a docstring; their parameters with neither annotation nor comment."
+    comments = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
+    for top in ast.parse(text).body:
+        if not isinstance(top, (ast.FunctionDef, ast.ClassDef)) or top.name.startswith('_'): continue
+        if ast.get_docstring(top) is None: yield f'{top.name} has no docstring'
+        makers = [o for o in getattr(top, 'body', []) if getattr(o, 'name', '') == '__init__']
+        for f in makers if isinstance(top, ast.ClassDef) else [top]:
+            args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, (f.args.vararg, f.args.kwarg))]
+            for a in args:
+                if a.arg == 'self' or a.annotation is not None or a.end_lineno in comments: continue
+                yield f'{top.name}: {a.arg} is not documented'
+
+
+def test_rooms_have_ranks():
+    assert RANK and len(RANK) == len(NOTEBOOKS), 'a notebook is NN_name.ipynb'
+    assert len({m[:2] for m in (p.name for p in NOTEBOOKS)}) == len(NOTEBOOKS), 'two rooms share a number'
+    assert max(RANK, key=RANK.get) == 'cli' or 'cli' not in RANK, 'the command line is the last room'
+
+
+@per_notebook
+def test_imports_only_lower_rooms(path):
+    name = path.stem[3:]
+    module = ROOT/LIB/f'{name}.py'
+    trees = [python(o) for o in code_cells(NOTEBOOKS[path])] + [ast.parse(MODULES[o]) for o in [module] if o in MODULES]
+    for room, _ in {o for t in trees for o in imports(t)}:
+        there = room in RANK or room.startswith('_') or ROOT/LIB/f'{room}.py' in MODULES
+        assert there, f'{path.name} imports {room}, which is not there'
+        assert RANK.get(room, -1) < RANK[name], f'{path.name} imports {room}, which is not lower'
+
+
+@per_notebook
+def test_exports_its_module(path):
+    found = [d for o in code_cells(NOTEBOOKS[path]) if (d := directives(o).get('default_exp'))]
+    assert found == [path.stem[3:]], f'{path.name} says `#| default_exp` {found}'
+
+
+def test_no_star_imports():
+    trees = [python(o) for nb in NOTEBOOKS.values() for o in code_cells(nb)] + [ast.parse(o) for o in MODULES.values()]
+    assert [room for t in trees for room, star in imports(t) if star] == []
+
+
+@per_module
+def test_functions_are_short(path):
+    long = [f'{f.name}: {n} lines' for f, n in functions(MODULES[path]) if n > (40 if f.name == 'fit' else 25)]
+    assert not long, long
+
+
+@per_notebook
+def test_lines_are_short(path):
+    cells = code_cells(NOTEBOOKS[path])
+    long = [f'{len(o)}: {o}' for c in cells for o in source(c).splitlines() if len(o) > 120 and not o.startswith('#|')]
+    assert not long, '\n'.join(long)
+
+
+@per_module
+def test_public_names_are_documented(path):
+    assert [*undocumented(MODULES[path])] == []
+
+
+@per_notebook
+def test_anatomy(path):
+    nb = NOTEBOOKS[path]
+    cells, text = code_cells(nb), '\n'.join(source(o) for o in nb['cells'] if o['cell_type'] == 'markdown')
+    title = source(nb['cells'][0])
+    assert re.fullmatch(r'# \S[^\n]*\n> \S[^\n]*', title), 'the first cell is `# title` and `> line`, and nothing else'
+    for heading in ('Pitfalls', 'Exercises'):
+        assert re.search(rf'(?m)^## {heading}', text), f'no heading "## {heading}"'
+    assert any(CHECK.search(source(o)) for o in cells), 'no check'
+    drawn = [o for o in cells if any('image/png' in out.get('data', {}) for out in o['outputs'])]
+    assert any('fig-cap' in directives(o) for o in drawn), 'no stored figure with `#| fig-cap`'
+    assert all(out['output_type'] != 'error' for o in cells for out in o['outputs']), 'a stored output is an error'
+
+
+def test_outputs_are_small():
+    size = {p.name: len(json.dumps([o['outputs'] for o in code_cells(nb)])) for p, nb in NOTEBOOKS.items()}
+    assert sum(size.values()) < 3e6, size
+
+
+def test_readme_is_made_from_index():
+    done = subprocess.run([sys.executable, '-m', 'tools.readme', '--check'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_of_readme_lead_somewhere():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    targets = [o for o in re.findall(r'\]\(([^)\s]+)\)', text) if not re.match(r'[a-z]+:|#', o)]
+    assert targets and [o for o in targets if not (ROOT/o.split('#')[0]).exists()] == []
+
+
+# These rules can fail: each finds a planted fault.
+
+def test_rules_find_planted_faults():
+    text = 'from sagan_nb.train import *\nfrom .cli import f\nfrom . import data\nimport sagan_nb.core as c'
+    assert [*imports(ast.parse(text))] == [('train', True), ('cli', False), ('data', False), ('core', False)]
+    assert [n for _, n in functions('def f(\n  a,\n):\n  "doc"\n  # why\n\n  x = [\n    1]\n  return x')] == [3]
+    text = 'def f(a, b:int,\n  c, # see\n):\n  pass'
+    assert [*undocumented(text)] == ['f has no docstring', 'f: a is not documented']
+    lines = ['# note', 'tests/test_a.py::test_b[*] | no data']
+    assert allowed('tests/test_a.py::test_b[1]', 'there is no data', lines)
+    assert not allowed('tests/test_a.py::test_b[1]', 'no GPU', lines)
+    assert not allowed('tests/test_a.py::test_bc', 'no data', lines)
+    cell = dict(cell_type='code', source='#| slow\n#| eval: true\n#| fig-cap: "x"')
+    assert directives(cell) == {'slow': '', 'fig-cap': '"x"'}

@@ -1,0 +1,127 @@
+"What the project ships: the archives hold the package alone, and the wheel works where the checkout is not in reach."
+import os
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import start
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE',
+           'sagan_nb', 'tools', 'tests', 'nbs']
+
+
+def run(*command, **kwargs):
+    "What a command prints; its failure, with all it printed, where it fails."
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    assert done.returncode == 0, f'{command} ended with {done.returncode}:\n{done.stdout}'
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def dist(tmp_path_factory):
+    "The folder with sdist and wheel, built from a copy: no network, and no leftovers of earlier builds."
+    copy = tmp_path_factory.mktemp('source')
+    for name in SOURCES:
+        if (ROOT/name).is_file(): shutil.copy(ROOT/name, copy)
+        else: shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+    run(sys.executable, '-m', 'build', '--no-isolation', copy)
+    return copy/'dist'
+
+
+@pytest.fixture(scope='module')
+def clean(dist, tmp_path_factory):
+    "Runs commands in an environment that holds the wheel; torch and the rest are lent by the present one."
+    home = tmp_path_factory.mktemp('clean')
+    venv.create(home/'env', with_pip=False)
+    scripts = home/'env'/Path(start.BIN).name
+    packages = Path(run(scripts/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
+    pip = [sys.executable, '-m', 'pip', '--python', scripts/'python']
+    run(*pip, 'install', '--no-deps', '--no-index', *dist.glob('*.whl'))
+    present = [*site.getsitepackages(), *map(sysconfig.get_path, ('purelib', 'platlib'))]
+    # Their own .pth files are not read, so an editable checkout stays out.
+    (packages/'present.pth').write_text('\n'.join(dict.fromkeys(present)))
+    env = {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')}
+    return lambda name, *args: run(scripts/name, *args, cwd=home, env=env)
+
+
+def test_archives_hold_the_package_alone(dist):
+    wheel, sdist = next(dist.glob('*.whl')), next(dist.glob('*.tar.gz'))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {o.split('/')[0] for o in names if '.dist-info/' not in o} == {'sagan_nb'}
+    assert any(o.endswith('LICENSE') for o in names)
+    names = {o.name.partition('/')[2] for o in tarfile.open(sdist)}
+    assert {'settings.ini', 'README.md', 'LICENSE', 'sagan_nb/core.py'} <= names
+    assert not [o for o in names if o.split('/')[0] in ('tests', 'tools', 'nbs')]
+
+
+def test_metadata(dist):
+    run(sys.executable, '-m', 'twine', 'check', '--strict', *dist.iterdir())
+    wheel = zipfile.ZipFile(next(dist.glob('*.whl')))
+    text = wheel.read(next(o for o in wheel.namelist() if o.endswith('METADATA'))).decode()
+    meta = Parser().parsestr(text)
+    lines = (ROOT/'settings.ini').read_text(encoding='utf-8').splitlines()
+    facts = {k.strip(): v.strip() for k, eq, v in (o.partition('=') for o in lines) if eq}
+    assert (meta['Version'], meta['Requires-Python']) == (facts['version'], f'>={facts["min_python"]}')
+    assert 'dev' in meta.get_all('Provides-Extra')
+    for field, fact in (('Home-page', 'git_url'), ('Author-email', 'author_email')):     # no empty line, no dead link
+        assert meta[field] == (facts[fact] or None)
+    if not facts['git_url']: assert '](nbs/' not in text and '](LICENSE)' not in text
+
+
+def test_wheel_is_what_runs(clean):
+    where = clean('python', '-c', 'import sagan_nb.core, torch; print(sagan_nb.core.__file__)').strip()
+    assert 'clean' in where and not Path(where).is_relative_to(ROOT), where
+
+
+def test_commands_of_the_wheel(clean):
+    for name in ('sagan_train', 'sagan_sample', 'sagan_pack'): assert 'usage' in clean(name, '--help')
+    clean('sagan_train', 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '2', '--out', 'run')
+
+
+def test_start_says_what_is_missing():
+    assert start.complaint(sys.version_info) is None
+    need = '.'.join(map(str, start.min_python()))
+    for version in ((2, 7, 18), (3, 6, 15), (3, 9)):
+        said = start.complaint(version)
+        assert f'Python {need} or newer' in said and f'this is Python {version[0]}.{version[1]}' in said
+        assert '\n' not in said
+    assert 'no_such_module' in start.complaint(sys.version_info, ['no_such_module'])
+
+
+def test_start_on_the_old_pythons_at_hand():
+    for name in ('python2.7', *(f'python3.{i}' for i in range(6, 10))):
+        exe = shutil.which(name)
+        if not exe or subprocess.run([exe, '-c', ''], capture_output=True).returncode: continue     # not really there
+        done = subprocess.run([exe, ROOT/'start.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 1 and done.stdout.count('\n') == 1 and 'or newer' in done.stdout, (name, done.stdout)
+
+
+def test_out_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(start, 'HERE', str(tmp_path))
+    assert start.out_folder([]) == start.out_folder(['--resume']) == ['--out', 'runs/toy']
+    (tmp_path/'runs'/'toy').mkdir(parents=True)
+    assert (start.out_folder([]), start.out_folder(['--resume'])) == (['--out', 'runs/toy-2'], ['--out', 'runs/toy'])
+    assert start.out_folder(['--out', 'x']) == start.out_folder(['--out=x']) == []
+
+
+def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
+    from tools import test as stages
+    for name in ('nbs', 'sagan_nb'): shutil.copytree(ROOT/name, tmp_path/name)
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    monkeypatch.setattr(stages, 'ROOT', tmp_path)
+    core = tmp_path/'sagan_nb'/'core.py'
+    (tmp_path/'sagan_nb'/'gone.py').write_text('# AUTOGENERATED! DO NOT EDIT!\n')
+    core.write_text(core.read_text(encoding='utf-8') + '# by hand\n', encoding='utf-8')
+    assert stages.export() == 1
+    said = capsys.readouterr().out
+    assert 'gone.py: has no notebook' in said and 'core.py: differs' in said

@@ -17,25 +17,26 @@ from .spectral_norm import spectral_norm
 
 # %% ../nbs/03_blocks.ipynb #80ef0a9a
 class ConditionalBatchNorm2d(nn.Module):
-    "Batch norm with a gain and an offset per class; without classes, plain batch norm. Raises Refused for a batch that `ghost` does not divide."
+    "Batch norm with gain and offset per class; plain without classes. Raises Refused unless `ghost` divides the batch."
     def __init__(self,
         channels:int,                 # C
         n_classes:int=0,              # K, rows of the tables; 0: one row for all pictures
         eps:float=1e-5,               # added to the variance
         momentum:float=1e-3,          # m, share of the new batch in the moving statistics (released code: 1e-3)
-        unbiased:bool=False,          # moving variance from the unbiased variance of the batch (torch) instead of the biased one (released code)
+        unbiased:bool=False,          # moving variance from the batch's unbiased (torch) or biased one (released code)
         ghost:int=0,                  # pictures per chunk normalised together; 0: the whole batch
-        ghost_update:str='mean',      # moving statistics: 'mean' (one update, mean over chunks), 'sequential' (one update per chunk)
+        ghost_update:str='mean',      # moving statistics: 'mean' (one, over chunks), 'sequential' (one per chunk)
     ):
         super().__init__()
-        if ghost_update not in ('mean', 'sequential'): raise Refused(f"ghost_update is {ghost_update!r}; choose 'mean' or 'sequential'")
+        if ghost_update not in ('mean', 'sequential'):
+            raise Refused(f"ghost_update is {ghost_update!r}; choose 'mean' or 'sequential'")
         self.n_classes, self.eps, self.momentum, self.unbiased = n_classes, eps, momentum, unbiased
         self.ghost, self.ghost_update = ghost, ghost_update
         self.gain = nn.Parameter(torch.ones(max(n_classes, 1), channels))
         self.offset = nn.Parameter(torch.zeros(max(n_classes, 1), channels))
         self.register_buffer('mean', torch.zeros(channels))
         self.register_buffer('var', torch.ones(channels))
-        self.standing = None          # (sum of means, sum of variances, batches) while standing statistics are collected
+        self.standing = None          # (sum of means, sum of variances, batches) while standing statistics are taken
 
     def forward(self, x:Tensor, y:Tensor)->Tensor:      # x (B, C, H, W), y (B,) -> (B, C, H, W)
         "Normalise, then scale and shift by class."
@@ -52,7 +53,7 @@ class ConditionalBatchNorm2d(nn.Module):
         out, stats = [], []
         for part in x.split(chunk):
             mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
-            out.append(F.batch_norm(part, mean, var, training=True, momentum=1., eps=self.eps))      # leaves the batch's own statistics here
+            out.append(F.batch_norm(part, mean, var, training=True, momentum=1., eps=self.eps))     # fills mean and var
             n = part.numel() / part.shape[1]
             stats.append((mean, var if self.unbiased else var*((n - 1)/n)))
         self.update(stats)
@@ -72,7 +73,7 @@ def standing_statistics(
     net:nn.Module,            # a generator
     batches,                  # calls of the network: an iterable of argument tuples, such as (z, y)
 )->nn.Module:                 # the same network, in evaluation mode
-    "Replace the moving statistics of every batch norm by their mean over `batches`. Nothing else changes: the rest runs in evaluation mode."
+    "Replace the moving statistics of every batch norm by their mean over `batches`; the rest runs in evaluation mode."
     norms = [m for m in net.eval().modules() if isinstance(m, ConditionalBatchNorm2d)]
     for m in norms: m.training, m.standing = True, (0., 0., 0)
     for args in batches: net(*args)
@@ -92,7 +93,13 @@ def make_layer(
     if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
     return spectral_norm(layer, **(sn if isinstance(sn, dict) else {})) if sn else layer
 
-def conv(c_in:int, c_out:int, size:int=3, sn=True, bias:bool=True)->nn.Module:
+def conv(
+    c_in:int,                 # channels of the input
+    c_out:int,                # channels of the output
+    size:int=3,               # odd kernel size
+    sn=True,                  # spectral norm: True, False or a dict of options
+    bias:bool=True,           # add a bias
+)->nn.Module:                 # (B, c_in, H, W) -> (B, c_out, H, W)
     "A convolution that keeps the size of the map, initialised and normalised by `make_layer`."
     return make_layer(nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=bias), sn)
 
@@ -107,7 +114,8 @@ class UpBlock(nn.Module):
     ):
         super().__init__()
         self.bn1, self.bn2 = (ConditionalBatchNorm2d(c, n_classes, **(bn or {})) for c in (c_in, c_out))
-        self.conv1, self.conv2, self.short = conv(c_in, c_out, 3, sn), conv(c_out, c_out, 3, sn), conv(c_in, c_out, 1, sn)
+        self.conv1, self.conv2 = conv(c_in, c_out, 3, sn), conv(c_out, c_out, 3, sn)
+        self.short = conv(c_in, c_out, 1, sn)
 
     def forward(self, x:Tensor, y:Tensor)->Tensor:      # (B, c_in, H, W), (B,) -> (B, c_out, 2H, 2W)
         "up(x) through a 1x1, plus the long way."
@@ -148,8 +156,9 @@ class ResidualControl(nn.Module):
     ):
         super().__init__()
         narrow, value = attention_widths(channels, form, reduction)
-        target = 2*channels*narrow + channels*value*(1 if form == 'v1' else 2)      # weights of the attention's 1x1 convolutions
-        if size == 1 and target % (2*channels): raise Refused(f'no residual control has exactly {target} weights at {channels} channels (form {form})')
+        target = 2*channels*narrow + channels*value*(1 if form == 'v1' else 2)      # weights of attention's 1x1 layers
+        if size == 1 and target % (2*channels):
+            raise Refused(f'no residual control has exactly {target} weights at {channels} channels (form {form})')
         hidden = max(1, round(target / (channels*(size**2 + 1))))
         self.excess = channels*(size**2 + 1)*hidden - target
         self.conv1, self.conv2 = conv(channels, hidden, size, sn, bias=False), conv(hidden, channels, 1, sn, bias=False)

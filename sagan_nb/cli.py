@@ -24,12 +24,12 @@ from .config import Config, at_scale, from_json, override, preset
 from .core import Refused, from_uint8, save_fig, show_grid
 from .data import describe, diversity, long_range, open_source, pack
 from .networks import Generator
-from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, newest_checkpoint, read_log, sampler,
-                            show_curves, train)
+from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, newest_checkpoint, read_log,
+                            sampler, show_curves, train)
 
 # %% ../nbs/16_cli.ipynb #17d97428
 def command(f):               # a function with docments
-    "Make a shell command of a function. There, a known fault is one line on stderr and exit code 1; a bug keeps its traceback."
+    "Make a shell command of a function. A known fault is one line on stderr, exit code 1; a bug keeps its traceback."
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
@@ -61,7 +61,8 @@ def open_model(
     if not run.exists(): raise Refused(f'{run}: there is no such run or file')
     path = newest_checkpoint(run) if run.is_dir() else run
     gan, facts = load_checkpoint(path, device=device), path.parent.parent/'data.json'
-    names = json.loads(facts.read_text(encoding='utf-8'))['classes'] if facts.exists() else [str(k) for k in range(gan.cfg.n_classes)]
+    if facts.exists(): names = json.loads(facts.read_text(encoding='utf-8'))['classes']
+    else: names = [str(k) for k in range(gan.cfg.n_classes)]
     return Model(sampler(gan), gan.cfg, names, gan.t)
 
 def pick_classes(
@@ -73,7 +74,8 @@ def pick_classes(
     if not text: return list(range(len(names)))
     found = {n: k for k, n in enumerate(names)} | {str(k): k for k in range(len(names))}
     missing = [t for t in text.split(',') if t not in found]
-    if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {", ".join(names[:10])}' + (', ...' if len(names) > 10 else ''))
+    some = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+    if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {some}')
     return [found[t] for t in text.split(',')]
 
 # %% ../nbs/16_cli.ipynb #06667b17
@@ -92,9 +94,12 @@ def measure(
     pairs = {'diversity': (diversity(fake, y), diversity(real, y_real))}
     if gan.cfg.data.split(':')[0] == 'toy':
         ours, theirs = long_range(fake, y=y), long_range(real, y=y_real)
-        pairs |= {f'long_range_{k}': (ours[k], theirs[k]) for k in ('mi', 'agreement', 'chance', 'entropy_left', 'entropy_right')}
-    how = dict(n_fake=n, n_real=len(real), step=gan.t, seed=gan.cfg.seed, labels='balanced', ema=bool(gan.ema), preset=gan.cfg.preset, scale=gan.cfg.scale,
-               batch_norm=f'standing statistics over {gan.cfg.standing}' if gan.cfg.standing else 'moving averages', data=gan.cfg.data, data_id=gan.cfg.data_id)
+        parts = ('mi', 'agreement', 'chance', 'entropy_left', 'entropy_right')
+        pairs |= {f'long_range_{k}': (ours[k], theirs[k]) for k in parts}
+    cfg = gan.cfg
+    norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
+    how = dict(n_fake=n, n_real=len(real), step=gan.t, seed=cfg.seed, labels='balanced', ema=bool(gan.ema),
+               preset=cfg.preset, scale=cfg.scale, batch_norm=norm, data=cfg.data, data_id=cfg.data_id)
     return [dict(metric=name, value=value, real=real, **how) for name, (value, real) in pairs.items()]
 
 def summarise(
@@ -107,22 +112,29 @@ def summarise(
     env = json.loads((out/'env.json').read_text(encoding='utf-8'))
     records = [dict(o, commit=env['commit'], version=env['sagan_nb'], device=env['device_name']) for o in records]
     (out/'metrics.json').write_text(json.dumps(records, indent=1), encoding='utf-8')
-    z, y = fixed_noise(gan.cfg)
-    save_fig(show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{gan.cfg.preset}, step {gan.t}'), out/'samples.png', dpi=150)
-    save_fig(show_curves(read_log(out/'log.jsonl'), f'{gan.cfg.preset}, {gan.cfg.scale} scale, seed {gan.cfg.seed}'), out/'curves.png')
+    cfg, (z, y) = gan.cfg, fixed_noise(gan.cfg)
+    grid = show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    save_fig(grid, out/'samples.png', dpi=150)
+    curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
+    save_fig(curves, out/'curves.png')
     print(f'\n{"":28} generated     real')
     for o in records: print(f'{o["metric"]:28} {o["value"]:9.3f} {o["real"]:8.3f}')
-    print(f'over {records[0]["n_fake"]} pictures of each, {records[0]["batch_norm"]}. One seed: shows the machinery, decides nothing.\n')
-    for name, what in (('samples.png', 'one row per class'), ('curves.png', 'logits, losses, attention, norms'), ('metrics.json', 'the numbers above, with how they were made'),
-                       ('log.jsonl', 'everything logged'), ('checkpoints', 'to go on from')): print(f'  {out/name}   {what}')
-    print(f'\nTry next:\n  sagan_sample {out} --n 64 --out more.png\n  sagan_train --resume --out {out} --steps {2*gan.cfg.steps}\n'
-          f'  sagan_train {gan.cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    print(f'over {records[0]["n_fake"]} pictures of each, {records[0]["batch_norm"]}. '
+          'One seed: shows the machinery, decides nothing.\n')
+    written = (('samples.png', 'one row per class'), ('curves.png', 'logits, losses, attention, norms'),
+               ('metrics.json', 'the numbers above, with how they were made'), ('log.jsonl', 'everything logged'),
+               ('checkpoints', 'to go on from'))
+    for name, what in written: print(f'  {out/name}   {what}')
+    print(f'\nTry next:\n  sagan_sample {out} --n 64 --out more.png\n'
+          f'  sagan_train --resume --out {out} --steps {2*cfg.steps}\n'
+          f'  sagan_train {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
     return records
 
 # %% ../nbs/16_cli.ipynb #70078e10
 def fast_bf16()->bool:
     "Does this processor compute bfloat16 in hardware?"
-    return any(getattr(torch.cpu, name, lambda: False)() for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 def pick_device(
     name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
@@ -131,7 +143,8 @@ def pick_device(
     if name == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: device = torch.device(name)
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
-    if device.type == 'cuda' and not torch.cuda.is_available(): raise Refused('there is no CUDA device here; say --device cpu')
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise Refused('there is no CUDA device here; say --device cpu')
     return device
 
 def plan(
@@ -150,7 +163,8 @@ def plan(
     saved = Path(out)/'config.json'
     if not saved.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
     cfg = from_json(saved.read_text(encoding='utf-8'))
-    return override(replace(cfg, preset=preset_name or cfg.preset, data=data or cfg.data, scale=scale or cfg.scale), pairs)
+    cfg = replace(cfg, preset=preset_name or cfg.preset, data=data or cfg.data, scale=scale or cfg.scale)
+    return override(cfg, pairs)
 
 class StopOnSignal:
     "Hook that ends the run after the step in which SIGINT or SIGTERM came; the next such signal acts as usual."
@@ -191,7 +205,8 @@ def sagan_train(
     source = open_source(cfg.data, res=cfg.res, unlabelled=unlabelled or (resume and cfg.n_classes == 0))
     print(describe(source))
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
-    print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, into {out}')
+    print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
+          f'into {out}')
     gan = train(cfg, source, out, resume, where, [(1, StopOnSignal(f'Go on with: sagan_train --resume --out {out}'))])
     return summarise(gan, source, out)
 
@@ -213,7 +228,8 @@ def sagan_sample(
     z = torch.randn(columns, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed)).repeat(len(wanted), 1)
     x = draw(model.G, z, torch.tensor(wanted).repeat_interleave(columns))
     names = [model.classes[k] for k in wanted] if model.classes else []
-    path = save_fig(show_grid(x, columns if names else None, rows=names, title=f'{model.cfg.preset}, step {model.step}'), out, dpi=150)
+    title = f'{model.cfg.preset}, step {model.step}'
+    path = save_fig(show_grid(x, columns if names else None, rows=names, title=title), out, dpi=150)
     print(f'{len(x)} pictures of {len(wanted)} classes in {path}' if names else f'{len(x)} pictures in {path}')
 
 @command

@@ -27,7 +27,7 @@ def setting(
 # %% ../nbs/07_config.ipynb #77bd952c
 @dataclass(frozen=True)
 class Config:
-    "Everything that decides a run. Frozen: make another with `replace` or `override`. Raises Refused for values that make no sense."
+    "All that decides a run. Frozen: copy with `replace` or `override`. Raises Refused for values that make no sense."
     preset:str = setting('paper', 'name of the row', 'ours')
     scale:str = setting('paper', "'smoke', 'laptop', 'gpu' or 'paper'", 'ours')
     # pictures
@@ -39,7 +39,8 @@ class Config:
     # networks
     width:int = setting(64, 'channels of the first block of D', 'released code')
     z_dim:int = setting(128, 'length of z', 'released code')
-    attn_at:tuple[int, ...] = setting((64,), 'map sizes that get a block', 'paper table 1: the headline row (that it is the 64 map is not checked)')
+    attn_at:tuple[int, ...] = setting((64,), 'map sizes that get a block',
+                                      'paper table 1: the headline row (that it is the 64 map is not checked)')
     block:str = setting('attention', "'attention', 'residual', 'residual3x3' or 'none'", 'paper table 1')
     form:str = setting('paper', "attention form: 'paper', 'v1' or 'released'", 'paper 3')
     reduction:int = setting(8, 'k: keys and queries have C/k channels', 'paper 3')
@@ -56,7 +57,8 @@ class Config:
     # batch norm of G
     bn_momentum:float = setting(1e-3, 'share of the new batch in the moving statistics (1 - decay)', 'released code')
     bn_last_momentum:float = setting(1e-4, 'the same for the last batch norm', 'released code')
-    bn_unbiased:bool = setting(False, 'moving variance of the conditional norms from the unbiased variance', 'released code')
+    bn_unbiased:bool = setting(False, 'moving variance of the conditional norms from the unbiased variance',
+                               'released code')
     bn_ghost:int = setting(64, 'pictures normalised together; 0: the whole batch', 'released code: four towers of 64')
     bn_ghost_update:str = setting('mean', "moving statistics over chunks: 'mean' or 'sequential'", 'ours')
     # optimisation
@@ -86,14 +88,15 @@ class Config:
     def __post_init__(self): check(self)
 
 # %% ../nbs/07_config.ipynb #24299464
-CHOICES = dict(scale=('smoke', 'laptop', 'gpu', 'paper'), block=('attention', 'residual', 'residual3x3', 'none'), form=('paper', 'v1', 'released'),
-               head=('projection', 'acgan', 'none'), sn_update_g=('forward', 'real', 'always'), sn_update_d=('forward', 'real', 'always'),
+CHOICES = dict(scale=('smoke', 'laptop', 'gpu', 'paper'), block=('attention', 'residual', 'residual3x3', 'none'),
+               form=('paper', 'v1', 'released'), head=('projection', 'acgan', 'none'),
+               sn_update_g=('forward', 'real', 'always'), sn_update_d=('forward', 'real', 'always'),
                sn_eval_sigma=('step', 'stored'), sn_eps_rule=('clamp', 'add'), bn_ghost_update=('mean', 'sequential'),
                order=('d_then_g', 'g_then_d'), precision=('fp32', 'bf16'))
-POSITIVE = ('res', 'width', 'z_dim', 'reduction', 'lr_g', 'lr_d', 'lr_factor', 'd_per_g', 'batch', 'steps', 'checkpoint_every', 'sample_every',
-            'log_every', 'sigma_every', 'adam_eps', 'sn_eps')
+POSITIVE = ('res', 'width', 'z_dim', 'reduction', 'lr_g', 'lr_d', 'lr_factor', 'd_per_g', 'batch', 'steps',
+            'checkpoint_every', 'sample_every', 'log_every', 'sigma_every', 'adam_eps', 'sn_eps')
 UP_TO_ONE = ('beta1', 'beta2', 'ema', 'bn_momentum', 'bn_last_momentum')
-BOOKKEEPING = ('steps', 'checkpoint_every', 'sample_every', 'log_every', 'sigma_every')     # may change when a run is resumed
+BOOKKEEPING = ('steps', 'checkpoint_every', 'sample_every', 'log_every', 'sigma_every')     # may change on resuming
 
 def typed(
     name:str,             # a field of Config
@@ -110,15 +113,18 @@ def check(cfg:Config):
     "Raise Refused for a value of the wrong type or outside its range."
     for name in TYPES: object.__setattr__(cfg, name, typed(name, getattr(cfg, name)))
     for name, allowed in CHOICES.items():
-        if getattr(cfg, name) not in allowed: raise Refused(f'{name} is {getattr(cfg, name)!r}; choose one of {", ".join(allowed)}')
+        value = getattr(cfg, name)
+        if value not in allowed: raise Refused(f'{name} is {value!r}; choose one of {", ".join(allowed)}')
     for name in POSITIVE:
         if not getattr(cfg, name) > 0: raise Refused(f'{name} must be greater than 0, got {getattr(cfg, name)}')
     for name in UP_TO_ONE:
         if not 0 <= getattr(cfg, name) <= 1: raise Refused(f'{name} must lie in 0..1, got {getattr(cfg, name)}')
     for name in ('n_classes', 'bn_ghost', 'standing', 'ema_start', 'seed'):
         if getattr(cfg, name) < 0: raise Refused(f'{name} must be 0 or more, got {getattr(cfg, name)}')
-    if cfg.bn_ghost and cfg.batch % cfg.bn_ghost: raise Refused(f'batch {cfg.batch} does not split into chunks of bn_ghost={cfg.bn_ghost}')
-    if cfg.n_classes == 0 and cfg.head != 'none': raise Refused(f"without classes (n_classes=0) D's head must be 'none', not {cfg.head!r}")
+    if cfg.bn_ghost and cfg.batch % cfg.bn_ghost:
+        raise Refused(f'batch {cfg.batch} does not split into chunks of bn_ghost={cfg.bn_ghost}')
+    if cfg.n_classes == 0 and cfg.head != 'none':
+        raise Refused(f"without classes (n_classes=0) D's head must be 'none', not {cfg.head!r}")
 
 TYPES = {f.name: tuple if typing.get_origin(f.type) is tuple else f.type for f in fields(Config)}
 
@@ -139,7 +145,9 @@ def parse(
         if kind is bool: return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
         if kind is tuple: return tuple(int(t) for t in text.split(',')) if text.lower() not in ('', 'none') else ()
         return kind(text)
-    except (ValueError, KeyError): raise Refused(f'{name} must be {"numbers like 16,32" if kind is tuple else kind.__name__}, got {text!r}') from None
+    except (ValueError, KeyError):
+        wanted = 'numbers like 16,32' if kind is tuple else kind.__name__
+        raise Refused(f'{name} must be {wanted}, got {text!r}') from None
 
 def override(
     cfg:Config,           # where to start
@@ -175,10 +183,10 @@ def differences(
 def _presets()->dict:
     "Every row by its name."
     paper = Config()
-    released = replace(paper, form='released', attn_at=(32,), beta2=.999, order='g_then_d', sn_update_g='always', sn_update_d='real',
-                       sn_detach=False, sn_eps_rule='add')
-    best = replace(paper, form='released', beta2=.999, sn_eps=1e-8, bn_momentum=.1, bn_last_momentum=.1, bn_unbiased=True, bn_ghost=32,
-                   ema=.999, ema_start=2000, steps=826_000)
+    released = replace(paper, form='released', attn_at=(32,), beta2=.999, order='g_then_d', sn_update_g='always',
+                       sn_update_d='real', sn_detach=False, sn_eps_rule='add')
+    best = replace(paper, form='released', beta2=.999, sn_eps=1e-8, bn_momentum=.1, bn_last_momentum=.1,
+                   bn_unbiased=True, bn_ghost=32, ema=.999, ema_start=2000, steps=826_000)
     plain = replace(paper, attn_at=(), block='none')
     sngan = replace(plain, sn_g=False, lr_g=2e-4, lr_d=2e-4, d_per_g=5, batch=64, steps=450_000)
     rows = dict(paper=paper, released=released, best_known=best, t1_none=plain)
@@ -186,7 +194,8 @@ def _presets()->dict:
     rows |= {f't1_res_{m}': replace(paper, attn_at=(m,), block='residual') for m in (8, 16, 32, 64)}
     rows |= dict(t2_sagan=paper, t2_sngan_projection=sngan, t2_acgan=replace(sngan, head='acgan'))
     one_rate = replace(plain, lr_g=1e-4, lr_d=1e-4)
-    rows |= dict(f3_sn_d=replace(one_rate, sn_g=False), f3_sn_gd=one_rate, f3_sn_gd_2e4=replace(plain, lr_g=2e-4, lr_d=2e-4),
+    rows |= dict(f3_sn_d=replace(one_rate, sn_g=False), f3_sn_gd=one_rate,
+                 f3_sn_gd_2e4=replace(plain, lr_g=2e-4, lr_d=2e-4),
                  f3_sn_gd_ttur=plain, f3_sn_d_5to1=replace(one_rate, sn_g=False, d_per_g=5))
     rows |= {f'k{k}': replace(paper, reduction=k) for k in (1, 2, 4, 8)}
     return {name: replace(cfg, preset=name) for name, cfg in rows.items()}
@@ -199,15 +208,19 @@ def preset(
     "A row of the paper. Raises Refused, with the nearest name, for one that is not there."
     if name in PRESETS: return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, 3, cutoff=.3)
-    raise Refused(f'there is no preset {name!r}; ' + (f'did you mean {" or ".join(near)}?' if near else f'choose one of {", ".join(PRESETS)}'))
+    hint = f'did you mean {" or ".join(near)}?' if near else f'choose one of {", ".join(PRESETS)}'
+    raise Refused(f'there is no preset {name!r}; {hint}')
 
 # %% ../nbs/07_config.ipynb #7b947d32
 SCALES = dict(                # what each scale sets; sources: see the table in chapter 07
-    smoke=dict(res=32, width=4, batch=8, steps=4, z_dim=16, standing=64, checkpoint_every=2, sample_every=4, log_every=1, sigma_every=2),
-    laptop=dict(res=32, width=4, batch=32, steps=1500, lr_factor=4., ema=.99, ema_start=100, standing=2000, bn_momentum=.01, bn_last_momentum=.01,
-                checkpoint_every=300, sample_every=300, log_every=20, sigma_every=100, channels_last=True),
-    gpu=dict(res=64, width=32, batch=128, steps=4000, lr_factor=2., ema=.999, ema_start=500, standing=10_000, bn_momentum=.01, bn_last_momentum=.01,
-             checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=500, channels_last=True, precision='bf16'),
+    smoke=dict(res=32, width=4, batch=8, steps=4, z_dim=16, standing=64,
+               checkpoint_every=2, sample_every=4, log_every=1, sigma_every=2),
+    laptop=dict(res=32, width=4, batch=32, steps=1300, lr_factor=4., ema=.99, ema_start=100, standing=2000,
+                bn_momentum=.01, bn_last_momentum=.01, channels_last=True,
+                checkpoint_every=300, sample_every=300, log_every=20, sigma_every=100),
+    gpu=dict(res=64, width=32, batch=128, steps=4000, lr_factor=2., ema=.999, ema_start=500, standing=10_000,
+             bn_momentum=.01, bn_last_momentum=.01, channels_last=True, precision='bf16',
+             checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=500),
     paper={})
 
 def at_scale(
@@ -226,10 +239,13 @@ def at_scale(
 def _published()->dict:
     "row -> metric -> (value, was it checked, where)."
     memory, text, abstract = (False, 'from memory'), (True, 'text of section 5'), (True, 'abstract and text')
-    rows = dict(t1_none=(22.96, memory, 42.87, memory), t1_attn_8=(22.98, text, 43.15, memory), t1_attn_16=(22.14, memory, 45.94, memory),
-                t1_attn_32=(18.28, text, 51.43, (True, 'table in another reproduction')), t1_attn_64=(18.65, abstract, 52.52, abstract),
-                t1_res_8=(42.13, text, 23.17, memory), t1_res_16=(22.40, memory, 44.49, memory), t1_res_32=(27.33, text, 38.50, memory),
-                t1_res_64=(28.82, memory, 38.96, memory), t2_sngan_projection=(27.62, abstract, 36.8, abstract), t2_sagan=(18.65, abstract, 52.52, abstract))
+    other = (True, 'table in another reproduction')
+    rows = dict(t1_none=(22.96, memory, 42.87, memory),
+                t1_attn_8=(22.98, text, 43.15, memory), t1_attn_16=(22.14, memory, 45.94, memory),
+                t1_attn_32=(18.28, text, 51.43, other), t1_attn_64=(18.65, abstract, 52.52, abstract),
+                t1_res_8=(42.13, text, 23.17, memory), t1_res_16=(22.40, memory, 44.49, memory),
+                t1_res_32=(27.33, text, 38.50, memory), t1_res_64=(28.82, memory, 38.96, memory),
+                t2_sngan_projection=(27.62, abstract, 36.8, abstract), t2_sagan=(18.65, abstract, 52.52, abstract))
     table = {row: dict(fid=(fid, *a), inception_score=(score, *b)) for row, (fid, a, score, b) in rows.items()}
     table['t2_acgan'] = dict(inception_score=(28.5, *memory), intra_fid=(260.0, *memory))
     table['t2_sngan_projection']['intra_fid'] = (92.4, *memory)

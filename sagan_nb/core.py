@@ -86,7 +86,9 @@ def show_grid(
     import matplotlib.pyplot as plt
     n_cols = n_cols or math.ceil(math.sqrt(len(x)))
     n_rows, side = math.ceil(len(x) / n_cols), .6 * scale
-    fig, ax = plt.subplots(figsize=(n_cols*side + (1. if len(rows) else .1), n_rows*side + (.3 if title else .1)), layout='constrained')
+    margin = .1 + .09*max(map(len, rows), default=0)                     # room for the longest name
+    size = n_cols*side + margin, n_rows*side + (.3 if title else .1)
+    fig, ax = plt.subplots(figsize=size, layout='constrained')
     ax.imshow(grid_image(x, n_cols).permute(1, 2, 0).numpy(), interpolation='nearest')
     pitch = x.shape[-2] + 2
     ax.set_yticks([pitch*(i + .5) for i in range(len(rows))], rows)

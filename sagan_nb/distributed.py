@@ -14,7 +14,7 @@ from .core import Refused
 
 # %% ../nbs/08_distributed.ipynb #313823e8
 class Ranks:
-    "Which process this is, and what the processes share. One rank for now. Raises Refused when started as one of several."
+    "Which process this is, and what they all share. One rank for now. Raises Refused when started as one of several."
     def __init__(self):
         self.rank, self.world = 0, int(os.environ.get('WORLD_SIZE', 1))
         if self.world != 1: raise Refused(f'started as one of {self.world} ranks; only one is supported yet')

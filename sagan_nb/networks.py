@@ -40,13 +40,14 @@ def check_places(
     res:int,                  # pixels per side of the picture
     least:int=8,              # fewest channels a block can sit on
 )->tuple:                     # the sizes, sorted
-    "The map sizes that get a block. Raises Refused, with a list of what there is, for one that does not exist or is too narrow."
+    "The map sizes that get a block. Raises Refused, with a list, for one that does not exist or is too narrow."
     places = tuple(sorted({attn_at} if isinstance(attn_at, int) else set(attn_at or ())))
     good = [m for m, c in sorted(maps.items()) if 8 <= m <= res // 2 and c >= least]
     for m in places:
         if m in good: continue
-        why = f'has only {maps[m]} channels (at least {least} are needed)' if m in maps and 8 <= m <= res // 2 else 'does not exist in both networks'
-        raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {", ".join(map(str, good)) or "none"}')
+        why, choice = 'does not exist in both networks', ', '.join(map(str, good)) or 'none'
+        if m in maps and 8 <= m <= res // 2: why = f'has only {maps[m]} channels (at least {least} are needed)'
+        raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {choice}')
     return places
 
 class Generator(nn.Module):
@@ -67,13 +68,16 @@ class Generator(nn.Module):
     ):
         super().__init__()
         widths = tuple(channels or g_widths(res, width))
-        if channels and 4 * 2**(len(widths) - 1) != res: raise Refused(f'G at res {res} takes {int(math.log2(res)) - 1} channels, got {len(widths)}')
+        if channels and 4 * 2**(len(widths) - 1) != res:
+            raise Refused(f'G at res {res} takes {int(math.log2(res)) - 1} channels, got {len(widths)}')
         self.res, self.z_dim, self.n_classes, self.widths = res, z_dim, n_classes, widths
         maps = {8 * 2**i: c for i, c in enumerate(widths[1:])}
         self.attn_at = check_places(attn_at, maps, res)
         self.linear = make_layer(nn.Linear(z_dim, widths[0]*16), sn)
-        self.blocks = nn.ModuleDict({str(m): UpBlock(c_in, c, n_classes, sn, bn) for c_in, (m, c) in zip(widths, maps.items())})
-        self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in self.attn_at if block != 'none'})
+        ups = {str(m): UpBlock(c_in, c, n_classes, sn, bn) for c_in, (m, c) in zip(widths, maps.items())}
+        self.blocks = nn.ModuleDict(ups)
+        put = () if block == 'none' else self.attn_at
+        self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in put})
         self.bn = ConditionalBatchNorm2d(widths[-1], **{'momentum': 1e-4, 'unbiased': True, **(bn_last or {})})
         self.conv = conv(widths[-1], 3, 3, sn)
 
@@ -86,7 +90,7 @@ class Generator(nn.Module):
         return self.conv(F.relu(self.bn(x, y))).tanh()
 
 class Discriminator(nn.Module):
-    "picture, y -> logit, real = high (released code, `discriminator_test`). Raises Refused for sizes and places that do not exist."
+    "picture, y -> logit, real = high (released code, `discriminator_test`). Raises Refused for what does not exist."
     def __init__(self,
         res:int=128,              # pixels per side: 32, 64, 128, 256
         width:int=64,             # w: channels after the first block (at 128)
@@ -104,15 +108,18 @@ class Discriminator(nn.Module):
         widths = tuple(channels or d_widths(res, width))
         down = tuple(down) if down is not None else tuple(res >> i > 4 for i in range(len(widths)))
         if len(down) != len(widths): raise Refused(f'D has {len(widths)} channels but {len(down)} entries in down')
-        if head not in ('projection', 'acgan', 'none'): raise Refused(f"head {head!r} is not known; choose 'projection', 'acgan' or 'none'")
+        if head not in ('projection', 'acgan', 'none'):
+            raise Refused(f"head {head!r} is not known; choose 'projection', 'acgan' or 'none'")
         if head != 'none' and n_classes < 1: raise Refused(f"head {head!r} needs classes; without them use head 'none'")
         self.res, self.head, self.n_classes, self.widths = res, head, n_classes, widths
         sizes = [res >> sum(down[:i + 1]) for i in range(len(widths))]
         maps = {m: c for m, c in zip(sizes[::-1], widths[::-1])}         # the first block that reaches a size wins
         self.attn_at = check_places(attn_at, maps, res)
-        self.blocks = nn.ModuleList(DownBlock(a, b, d, first=i == 0, sn=sn) for i, (a, b, d) in enumerate(zip((3, *widths), widths, down)))
-        self.places = {sizes.index(m): str(m) for m in self.attn_at}     # number of the block -> size of the map after it
-        self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in self.attn_at if block != 'none'})
+        shapes = enumerate(zip((3, *widths), widths, down))
+        self.blocks = nn.ModuleList(DownBlock(a, b, d, first=i == 0, sn=sn) for i, (a, b, d) in shapes)
+        self.places = {sizes.index(m): str(m) for m in self.attn_at}     # number of the block -> map size after it
+        put = () if block == 'none' else self.attn_at
+        self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in put})
         self.linear = make_layer(nn.Linear(widths[-1], 1), sn)
         if head == 'projection': self.embed = make_layer(nn.Embedding(n_classes, widths[-1]), sn)
         if head == 'acgan': self.classify = make_layer(nn.Linear(widths[-1], n_classes), sn)

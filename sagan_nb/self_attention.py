@@ -26,7 +26,9 @@ def attention_widths(
     if form not in FORMS: raise Refused(f'attention form {form!r} is not known; choose one of {", ".join(FORMS)}')
     narrow = channels // reduction if reduction > 0 else 0
     value = {'paper': narrow, 'v1': channels, 'released': channels // 2}[form]
-    if min(narrow, value) < 1: raise Refused(f'attention needs at least {reduction} channels for reduction {reduction}; this map has {channels}')
+    if min(narrow, value) < 1:
+        raise Refused(f'attention needs at least {reduction} channels for reduction {reduction}; '
+                      f'this map has {channels}')
     return narrow, value
 
 class SelfAttention(nn.Module):
@@ -40,7 +42,8 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         narrow, value = attention_widths(channels, form, reduction)
-        self.channels, self.form, self.reduction, self.fast, self.pool = channels, form, reduction, fast, form == 'released'
+        self.channels, self.form, self.reduction = channels, form, reduction
+        self.fast, self.pool = fast, form == 'released'
         norm = (lambda m: spectral_norm(m, **(sn if isinstance(sn, dict) else {}))) if sn else (lambda m: m)
         conv = lambda c_in, c_out: norm(nn.Conv2d(c_in, c_out, 1, bias=False))
         self.f = conv(channels, narrow)       # key (released name: phi)
@@ -58,7 +61,8 @@ class SelfAttention(nn.Module):
     def forward(self, x:Tensor)->Tensor:      # (B, C, H, W) -> (B, C, H, W)
         "x + gamma * o."
         q, k, value = self.heads(x)
-        o = fused_attention(q, k, value) if self.fast and worth_fusing(q, k) else softmax_map(q, k) @ value     # (B, N, D)
+        fuse = self.fast and worth_fusing(q, k)
+        o = fused_attention(q, k, value) if fuse else softmax_map(q, k) @ value             # (B, N, D)
         o = self.v(o.transpose(1, 2).unflatten(2, x.shape[2:]))                             # (B, C, H, W)
         return x + self.gamma*o
 
@@ -71,7 +75,7 @@ def softmax_map(
     return (q @ k.transpose(1, 2)).softmax(dim=-1)
 
 def worth_fusing(q:Tensor, k:Tensor)->bool:
-    "False for small maps in bfloat16, where the explicit softmax is faster and beta is small (at most 512 KiB a picture)."
+    "False for small maps in bfloat16, where the explicit softmax is faster and beta small (at most 512 KiB a picture)."
     return q.dtype != torch.bfloat16 or q.shape[1]*k.shape[1] > 2**18
 
 def fused_attention(
@@ -89,7 +93,7 @@ def attention_map(
     block:SelfAttention,      # the layer
     x:Tensor,                 # its input, (B, C, H, W)
 )->Tensor:                    # beta, rows sum to 1, (B, N, M); M = N/4 for the released form
-    "What each location attends to: beta[b, j, i] is the weight of key i for output j. Row-major locations. Changes nothing."
+    "What each location attends to: beta[b, j, i] is key i's weight for output j; locations row-major. Changes nothing."
     was = block.training
     block.eval()
     try: return softmax_map(*block.heads(x)[:2])

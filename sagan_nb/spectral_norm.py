@@ -43,8 +43,8 @@ class SpectralNorm(nn.Module):
     "W -> W / sigma(W), with `u` moved by `advance` alone and never by reading. Raises Refused for an unknown option."
     def __init__(self,
         weight:Tensor,            # the weight to normalise, at least 2 axes
-        update:str='forward',     # which forwards move u: 'forward' (training), 'real' (training, in `real_pass`), 'always'
-        eval_sigma:str='step',    # sigma in evaluation mode: 'step' (one step from u, not stored), 'stored' (u and v as they are)
+        update:str='forward',     # forwards that move u: 'forward' (training), 'real' (training, `real_pass`), 'always'
+        eval_sigma:str='step',    # sigma in evaluation: 'step' (a step from u, not stored), 'stored' (u, v as they are)
         detach:bool=True,         # True: no gradient through the power step; False: as the released code
         eps:float=1e-12,          # for `unit`
         eps_rule:str='clamp',     # for `unit`
@@ -52,9 +52,11 @@ class SpectralNorm(nn.Module):
         dim:int=0,                # the axis of the weight that becomes the rows
     ):
         super().__init__()
-        for name, value, allowed in (('update', update, ('forward', 'real', 'always')), ('eval_sigma', eval_sigma, ('step', 'stored')),
-                                     ('eps_rule', eps_rule, ('clamp', 'add'))):
-            if value not in allowed: raise Refused(f'spectral norm: {name} is {value!r}; choose one of {", ".join(allowed)}')
+        options = (('update', update, ('forward', 'real', 'always')), ('eval_sigma', eval_sigma, ('step', 'stored')),
+                   ('eps_rule', eps_rule, ('clamp', 'add')))
+        for name, value, allowed in options:
+            if value in allowed: continue
+            raise Refused(f'spectral norm: {name} is {value!r}; choose one of {", ".join(allowed)}')
         self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
         W = self.matrix(weight.detach())
@@ -89,12 +91,12 @@ class SpectralNorm(nn.Module):
         "The estimate that a forward would divide by, now. Changes nothing."
         W, moved = self.matrix(weight), self.moves()
         with full_precision(weight.device):
-            if moved and not self.detach: u, v = self.step(W, self.u_start.clone())     # the step that `advance` took, with its gradient
+            if moved and not self.detach: u, v = self.step(W, self.u_start.clone())  # `advance`'s step, with gradient
             elif moved or (not self.training and self.eval_sigma == 'stored'): u, v = self.u.clone(), self.v.clone()
             else: u, v = self.step(W.detach() if self.detach else W, self.u.clone())
             return u @ (W @ v)
 
-    def forward(self, weight:Tensor)->Tensor:   # weight / sigma, of the same shape, always in the weight's own precision
+    def forward(self, weight:Tensor)->Tensor:   # weight / sigma, same shape, always in the weight's own precision
         "The normalised weight."
         return weight / self.sigma(weight)
 
@@ -111,9 +113,12 @@ def spectral_norm(
 )->nn.Module:                 # the same layer; its `weight` is now divided by its spectral norm
     "Apply spectral normalisation to a layer. Raises Refused if there is no such weight or it is normalised already."
     kind, weight = type(module).__name__, getattr(module, 'weight', None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2: raise Refused(f'spectral norm: {kind} has no weight with two or more axes')
-    if parametrize.is_parametrized(module, 'weight'): raise Refused(f'spectral norm: the weight of this {kind} is parametrized already')
-    options.setdefault('dim', 1 if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else 0)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise Refused(f'spectral norm: {kind} has no weight with two or more axes')
+    if parametrize.is_parametrized(module, 'weight'):
+        raise Refused(f'spectral norm: the weight of this {kind} is parametrized already')
+    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    options.setdefault('dim', 1 if transposed else 0)
     parametrize.register_parametrization(module, 'weight', SpectralNorm(weight, **options))
     module.register_forward_pre_hook(_advance)
     return module

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = r'(?m)^#\| *(hide|export|default_exp|echo: *false)\b'
+LEFT_OUT = r'(?m)^#\| *(hide|export|default_exp)\b'
+NO_CODE = r'(?m)^#\| *echo: *false\b'
 HEAD = '<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->'
 
 
@@ -34,8 +35,9 @@ def parts(nb):
         source = ''.join(cell['source']).strip()
         if cell['cell_type'] == 'markdown': yield links(source)
         if cell['cell_type'] != 'code' or re.search(LEFT_OUT, source): continue
+        silent = re.search(NO_CODE, source)
         source = '\n'.join(o for o in source.splitlines() if not o.startswith('#|')).strip()
-        if source: yield f'```python\n{source}\n```'
+        if source and not silent: yield f'```python\n{source}\n```'
         yield from outputs(cell)
 
 

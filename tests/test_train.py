@@ -1,0 +1,301 @@
+"Runs as a user makes them: commands, faults, signals, restarts, real pictures."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sagan_nb import cli
+from sagan_nb.config import PRESETS, at_scale, from_json
+from sagan_nb.core import Refused
+from sagan_nb.data import Stream, Toy
+from sagan_nb.train import Log, fit, load_checkpoint, make_gan, networks, newest_checkpoint, read_checkpoint, read_log, sampler
+
+DATA = Path(__file__).parents[2]/'shared'/'data'
+
+
+def shell(monkeypatch, capsys, command, *args):
+    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
+    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
+    try:
+        getattr(cli, command)()
+        code = 0
+    except SystemExit as e: code = e.code
+    return (code, *capsys.readouterr())
+
+
+def spawn(*args):
+    "The real thing: a process of its own."
+    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
+    return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def smoke(out, *more): return ('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out, *more)
+
+
+def same_state(a, b):
+    "Do two checkpoints hold the same bits? Returns the names that differ."
+    a, b = (read_checkpoint(newest_checkpoint(p)) for p in (a, b))
+    flat = lambda s: {**{f'{n}.{k}': v for n in ('G', 'D', 'ema') if n in s for k, v in s[n].items()},
+                      **{f'{n}.{i}.{k}': v for n in ('opt_g', 'opt_d') for i, m in s[n]['state'].items() for k, v in m.items()},
+                      'rng': s['rng'], 'data': torch.tensor(s['data']['t']), 't': torch.tensor(s['t'])}
+    a, b = flat(a), flat(b)
+    assert set(a) == set(b) and len(a) > 100
+    return [k for k in a if not torch.equal(a[k], b[k]) or a[k].stride() != b[k].stride()]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A finished smoke run."
+    out = tmp_path_factory.mktemp('run')/'toy'
+    process = spawn(*smoke(out))
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    return out
+
+
+# faults: one clear line, exit code not 0, nothing written, nothing lost
+
+def make_fault(name, tmp, run):
+    "(arguments, words of the message)"
+    out = tmp/'out'
+    if name == 'missing folder': return [*smoke(out), '--data', tmp/'nowhere'], 'no file or folder'
+    if name == 'corrupt zip':
+        (tmp/'x.zip').write_bytes(b'PK\3\4' + bytes(200))
+        return [*smoke(out), '--data', tmp/'x.zip'], 'zip'
+    if name == 'text named .jpg':
+        for k in 'ab':
+            (tmp/'zoo'/k).mkdir(parents=True)
+            for i in range(3): (tmp/'zoo'/k/f'{i}.jpg').write_text('no picture')
+        return [*smoke(out), '--data', tmp/'zoo'], 'a/0.jpg'
+    if name == 'one class':
+        from PIL import Image
+        (tmp/'zoo'/'a').mkdir(parents=True)
+        Image.new('RGB', (40, 40)).save(tmp/'zoo'/'a'/'0.png')
+        return [*smoke(out), '--data', tmp/'zoo'], '--unlabelled'
+    if name == 'wrong res': return [*smoke(out), '--set', 'res=48'], 'choose one of 32, 64, 128, 256'
+    if name == 'attention where no map is': return [*smoke(out), '--set', 'attn_at=32'], 'maps to choose from: 8, 16'
+    if name == 'negative steps': return [*smoke(out), '--steps', '-5'], 'steps must be greater than 0'
+    if name == 'unknown preset': return ['sagan_train', 't1_atn_16', '--out', out], 'did you mean t1_attn_16'
+    if name == 'unknown scale': return ['sagan_train', 't1_none', '--scale', 'huge', '--out', out], 'choose one of smoke, laptop, gpu, paper'
+    if name == 'unknown setting': return [*smoke(out), '--set', 'lr=1'], "did you mean 'lr_g'"
+    if name == 'not key=value': return [*smoke(out), '--set', 'lr'], 'expected key=value'
+    if name == 'unsplit batch': return [*smoke(out), '--set', 'bn_ghost=3'], 'does not split'
+    if name == 'output is a file':
+        out.write_text('mine')
+        return [*smoke(out)], 'is there already'
+    if name == 'output below a file':
+        out.write_text('mine')
+        return [*smoke(out/'run')], str(out)
+    if name == 'read-only output': return [*smoke('/proc/run')], '/proc/run'
+    if name == 'run in use': return [*smoke(run)], 'is there already'
+    if name == 'resume nothing': return ['sagan_train', '--resume', '--out', out], 'no run to go on with'
+    if name == 'resume with another rate': return ['sagan_train', '--resume', '--out', run, '--set', 'lr_g=1e-3'], 'lr_g was 0.0001, now 0.001'
+    if name == 'resume with other data': return ['sagan_train', '--resume', '--out', run, '--data', 'toy:5'], 'n_classes was 4, now 5'
+    if name == 'sample nothing': return ['sagan_sample', tmp/'nowhere'], 'there is no such run'
+    if name == 'sample no class': return ['sagan_sample', run, '--classes', 'whale', '--out', out], "there is no class 'whale'"
+    if name == 'sample -1': return ['sagan_sample', run, '--n', '-1', '--out', out], 'n must be 1 or more'
+    if name == 'pack nothing': return ['sagan_pack', tmp/'nowhere', '--out', out], 'no file or folder'
+
+
+FAULTS = ['missing folder', 'corrupt zip', 'text named .jpg', 'one class', 'wrong res', 'attention where no map is', 'negative steps',
+          'unknown preset', 'unknown scale', 'unknown setting', 'not key=value', 'unsplit batch', 'output is a file', 'output below a file',
+          'read-only output', 'run in use', 'resume nothing', 'resume with another rate', 'resume with other data', 'sample nothing',
+          'sample no class', 'sample -1', 'pack nothing']
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_fault(name, tmp_path, run, monkeypatch, capsys):
+    files = lambda p: {f: f.read_bytes() for f in Path(p).rglob('*') if f.is_file()}
+    args, words = make_fault(name, tmp_path, run)
+    before = files(run), files(tmp_path)
+    code, out, err = shell(monkeypatch, capsys, *args)
+    assert code == 1 and words in err and err.startswith(f'{args[0]}: ') and len(err.strip().splitlines()) == 1, (code, err)
+    assert (files(run), files(tmp_path)) == before
+
+
+def test_wrong_words_on_the_command_line(monkeypatch, capsys, tmp_path):
+    code, _, err = shell(monkeypatch, capsys, *smoke(tmp_path/'x'), '--steps', 'many')
+    assert code == 2 and 'invalid int value' in err
+    code, _, err = shell(monkeypatch, capsys, *smoke(tmp_path/'x'), '--stepz', '3')
+    assert code == 2 and '--stepz' in err
+
+
+def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
+    "The damaged one is named; with it gone the older one goes on."
+    out = tmp_path/'run'
+    shutil.copytree(run, out)
+    new, old = newest_checkpoint(out), sorted(out.glob('checkpoints/*.pt'))[0]
+    assert new != old
+    new.write_bytes(new.read_bytes()[:5000])
+    log = (out/'log.jsonl').read_bytes()
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
+    assert code == 1 and new.name in err and 'not a readable checkpoint' in err and len(err.strip().splitlines()) == 1
+    assert (out/'log.jsonl').read_bytes() == log and old.exists()
+    new.unlink()
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
+    assert code == 0, err
+    assert not same_state(run, out)
+
+
+def test_hostile_checkpoint_is_not_run(tmp_path):
+    class Boom:
+        def __reduce__(self): return (Path.write_text, (tmp_path/'boom', 'ran'))
+    torch.save(dict(config='{}', t=0, G=Boom(), D={}, rng=0), tmp_path/'evil.pt')
+    with pytest.raises(Refused, match='not a readable checkpoint'): load_checkpoint(tmp_path/'evil.pt')
+    assert not (tmp_path/'boom').exists()
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'run', '--steps', 50, '--set', 'lr_factor=1e30', 'checkpoint_every=1'))
+    assert code == 1 and 'finite' in err and 'the last good checkpoint is' in err or 'no checkpoint was written' in err, err
+    good = sorted((tmp_path/'run'/'checkpoints').glob('*.pt'))
+    for p in good: assert all(v.isfinite().all() for n in ('G', 'D') for v in read_checkpoint(p)[n].values())
+    assert not list((tmp_path/'run'/'checkpoints').glob('*.part'))
+
+
+# restarts
+
+@pytest.mark.parametrize('settings', [(), ('precision=bf16', 'channels_last=true', 'ema=0.9', 'ema_start=3')], ids=['fp32', 'bf16'])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL], ids=['Ctrl-C', 'kill -9'])
+def test_interrupted_run_ends_with_the_same_bits(number, settings, tmp_path, monkeypatch, capsys):
+    more = ('--steps', 20, '--set', 'checkpoint_every=3', 'log_every=1', 'sample_every=100', 'sigma_every=100', *settings)
+    code, _, err = shell(monkeypatch, capsys, *smoke(tmp_path/'whole', *more))
+    assert code == 0, err
+    process = spawn(*smoke(tmp_path/'cut', *more))
+    log, patience = tmp_path/'cut'/'log.jsonl', time.time() + 60
+    while not (log.exists() and len(read_log(log)) > 4) and time.time() < patience: time.sleep(.01)
+    process.send_signal(number)
+    text = process.communicate(timeout=60)[0]
+    stopped_at = read_checkpoint(newest_checkpoint(tmp_path/'cut'))['t']
+    assert 3 <= stopped_at < 20
+    if number == signal.SIGINT: assert process.returncode == 130 and f'stopped at step {stopped_at} and saved' in text and '--resume' in text
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'cut')
+    assert code == 0, err
+    assert not same_state(tmp_path/'whole', tmp_path/'cut')
+    logs = [read_log(tmp_path/n/'log.jsonl') for n in ('whole', 'cut')]
+    keep = lambda o: {k: v for k, v in o.items() if k not in ('images_per_s', 'seconds_per_step', 'wait_share')}
+    assert [keep(o) for o in logs[0]] == [keep(o) for o in logs[1]] and [o['t'] for o in logs[0]] == list(range(1, 21))
+
+
+def test_twice_n_steps_are_n_and_n(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path/'half')
+    assert shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'half', '--steps', 8)[0] == 0
+    assert shell(monkeypatch, capsys, *smoke(tmp_path/'whole', '--steps', 8))[0] == 0
+    assert not same_state(tmp_path/'half', tmp_path/'whole')
+    assert shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'whole')[0] == 0      # nothing left to do: no harm
+
+
+def test_looking_does_not_change_training():
+    "With every diagnostic at every step the weights are those of a run without any; also where u moves in evaluation mode."
+    toy = Toy(32, 4, n=100)
+    for change in ({}, dict(sn_update_g='always', sn_update_d='real', sn_detach=False)):
+        cfg = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, sigma_every=1, **change)
+        with tempfile.TemporaryDirectory() as d:
+            stream = Stream(toy, cfg.batch)
+            watched = fit(make_gan(cfg), stream, [(1, Log(Path(d)/'log.jsonl', stream)), (1, lambda gan, log: sampler(gan))])
+        alone = fit(make_gan(cfg), Stream(toy, cfg.batch))
+        for net in ('G', 'D'):
+            a, b = (getattr(g, net).state_dict() for g in (watched, alone))
+            assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# every row
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_preset_trains(name):
+    "At 32 px where its maps exist there; otherwise it says so. At 128 px its networks are built, without memory."
+    cfg = replace(at_scale(PRESETS[name], 'smoke'), n_classes=4, steps=2)
+    with torch.device('meta'): networks(PRESETS[name])
+    if any(m > 16 for m in cfg.attn_at):
+        with pytest.raises(Refused, match='maps to choose from: 8, 16'): make_gan(cfg)
+        cfg = replace(cfg, res=128, width=8, batch=2)
+    gan = fit(make_gan(cfg), Stream(Toy(cfg.res, 4, n=50), cfg.batch))
+    assert gan.t == 2 and all(p.isfinite().all() for net in (gan.G, gan.D) for p in net.parameters())
+
+
+# torch.compile, imports
+
+def test_spectral_norm_compiles():
+    "Two forwards and one backward, compiled, three updates: outputs, gradients and u as in eager."
+    from sagan_nb.spectral_norm import spectral_norm
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(spectral_norm(torch.nn.Conv2d(3, 4, 3)), torch.nn.ReLU(), spectral_norm(torch.nn.Conv2d(4, 2, 1)))
+    eager, compiled = net(), net()
+    fast, x = torch.compile(compiled, backend='aot_eager', fullgraph=True), torch.randn(2, 3, 8, 8)
+    for _ in range(3):
+        for m, f in ((eager, eager), (compiled, fast)):
+            m.zero_grad()
+            (f(x).mean() - f(2*x).square().mean()).backward()
+            with torch.no_grad():
+                for p in m.parameters(): p -= .1*p.grad
+    for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
+
+
+def test_networks_import_without_the_rest():
+    code = 'import sys, sagan_nb.networks; print([m for m in ("matplotlib", "torchvision", "PIL", "scipy", "fastprogress", "nbdev") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+# real pictures
+
+def real(name):
+    if not (DATA/name).exists(): pytest.skip(f'{name} is not on this machine')
+    return DATA/name
+
+
+def test_unlabelled_folder(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+    toy, folder = Toy(32, 2, n=20), tmp_path/'pictures'
+    folder.mkdir()
+    for i in range(20): Image.fromarray(toy.batch([i])[0][0].permute(1, 2, 0).numpy()).save(folder/f'{i}.png')
+    code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'run', '--data', folder, '--unlabelled'))
+    assert code == 0, err
+    cfg = from_json((tmp_path/'run'/'config.json').read_text())
+    assert (cfg.n_classes, cfg.head) == (0, 'none')
+    assert shell(monkeypatch, capsys, 'sagan_sample', tmp_path/'run', '--n', 5, '--out', tmp_path/'s.png')[0] == 0
+    assert shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'run', '--steps', 5)[0] == 0
+
+
+@pytest.mark.parametrize('name, res, classes, sub', [('cifar10-train.zip', 32, 10, ''), ('tiny-imagenet-20.zip', 64, 20, ':train')])
+def test_real_pictures(name, res, classes, sub, tmp_path, monkeypatch, capsys):
+    "A short run on a thousand real pictures: classes found, pictures neither flat nor noise, a grid."
+    few = tmp_path/'few.zip'
+    with zipfile.ZipFile(real(name)) as z, zipfile.ZipFile(few, 'w') as out:
+        seen = {}
+        for o in z.namelist():
+            kind = o.rsplit('/', 1)[0]
+            if o.endswith(('jpg', 'JPEG')) and kind.startswith('train') and seen.get(kind, 0) < 1000//classes:
+                seen[kind] = seen.get(kind, 0) + 1
+                out.writestr(o, z.read(o))
+    code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'run', '--data', few, '--steps', 30, '--set', f'res={res}', 'batch=16', 'lr_factor=4'))
+    assert code == 0, err
+    assert f'{classes} classes' in out and '1,000 pictures' in out
+    records = {o['metric']: o for o in json.loads((tmp_path/'run'/'metrics.json').read_text())}
+    assert .1 < records['diversity']['real'] < 1 and records['diversity']['value'] > .01
+    assert (tmp_path/'run'/'samples.png').stat().st_size > 20_000
+
+
+# the main job as a whole: `make long`
+
+@pytest.mark.long
+def test_main_job(tmp_path):
+    "The README's first command: under five minutes on two cores, classes told apart, z used."
+    start = time.time()
+    process = spawn('sagan_train', 't1_attn_16', '--out', tmp_path/'run')
+    text = process.communicate()[0]
+    assert process.returncode == 0, text[-2000:]
+    m = {o['metric']: o for o in json.loads((tmp_path/'run'/'metrics.json').read_text())}
+    print(json.dumps({k: (o['value'], o['real']) for k, o in m.items()}), f'{time.time() - start:.0f} s', os.cpu_count(), 'cores')
+    assert m['diversity']['value'] > .8*m['diversity']['real'] and m['long_range_mi']['value'] > .3
+    assert time.time() - start < 300

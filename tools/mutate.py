@@ -1,0 +1,74 @@
+"""Break the book on purpose and see whether it notices: `python -m tools.mutate` (in `make long`).
+
+Each mutation is one edit of an exported cell. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
+A mutation that no chapter notices ends the command with exit code 1. The table it prints is the one in CONTRIBUTING.md.
+"""
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sysconfig.get_path('scripts'))
+
+MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
+    ('softmax over the wrong axis', '02', '.softmax(dim=-1)', '.softmax(dim=-2)', '02'),
+    ('gamma dropped', '02', 'return x + self.gamma*o', 'return x + o', '02'),
+    ('fused attention scaled by 1/sqrt(d)', '02', ', scale=1.0)', ')', '02'),
+    ('hinge sign flipped', '05', 'F.relu(1 - real).mean() + F.relu(1 + fake).mean()', 'F.relu(1 + real).mean() + F.relu(1 - fake).mean()', '05'),
+    ('G rewarded for fakes that look fake', '05', 'return -fake.mean()', 'return fake.mean()', '05'),
+    ('mean pooling for sum pooling', '04', 'F.relu(x).sum((2, 3))', 'F.relu(x).mean((2, 3))', '04'),
+    ('in-place ReLU before the shortcut', '03', 'x if self.first else F.relu(x)', 'x if self.first else F.relu(x, inplace=True)', '03'),
+    ('beta1 0.5', '07', "beta1:float = setting(0.,", "beta1:float = setting(.5,", '07 09'),
+    ('u moves in evaluation mode by default', '01', "return self.update == 'always' or (self.training and", "return self.update == 'always' or (True and", '01'),
+    ('reading the weight moves u', '01', 'return weight / self.sigma(weight)', 'self.advance(weight)\n        return weight / self.sigma(weight)', '01'),
+    ('power step without its second unit', '01', 'return unit(W @ v, **eps), v', 'return W @ v, v', '01'),
+    ('the same fakes train both networks', '09', 'z, y = gan.noise(n)', 'gan.rng.manual_seed(0); z, y = gan.noise(n)', '09'),
+    ('D trained in the step of G', '09', 'with frozen(gan.D), gan.precision(): logit', 'gan.opt_d.step()\n    with frozen(gan.D), gan.precision(): logit', '09'),
+    ('u not copied with the averaged weights', '09', 'for a, b in zip(gan.ema.buffers(), gan.G.buffers()): a.copy_(b)', 'pass', '09'),
+    ('the place in the data not restored', '09', "data.load_state_dict(state['data'])", 'pass', '09'),
+    ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
+]
+
+
+def mutate(work, chapter, old, new):
+    "Edit the one exported cell that holds the text."
+    path = next((work/'nbs').glob(f'{chapter}_*.ipynb'))
+    nb = nbformat.read(path, 4)
+    cells = [c for c in nb.cells if c.cell_type == 'code' and '#| export' in c.source and old in c.source]
+    assert len(cells) == 1 and cells[0].source.count(old) == 1, f'{chapter}: {old!r} must stand in one exported cell, once'
+    cells[0].source = cells[0].source.replace(old, new)
+    nbformat.write(nb, path)
+
+
+def caught_by(mutation):
+    "The first chapter that fails, or None."
+    what, chapter, old, new, chapters = mutation
+    with tempfile.TemporaryDirectory() as d:
+        work = Path(d)/'book'
+        shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '.*_cache', 'dist', 'build', '*.egg-info'))
+        mutate(work, chapter, old, new)
+        env = dict(os.environ, PYTHONPATH=str(work), OMP_NUM_THREADS='1')
+        call = lambda tool, *args: subprocess.run([BIN/tool, *args], cwd=work, env=env, capture_output=True).returncode
+        assert call('nbdev_export') == 0
+        for name in chapters.split():
+            if call('nbdev_test', '--path', next((work/'nbs').glob(f'{name}_*.ipynb'))): return name
+    return None
+
+
+def main():
+    missed = 0
+    print('| mutation | in chapter | caught by chapter |\n|---|---|---|')
+    for m in MUTATIONS:
+        by = caught_by(m)
+        missed += by is None
+        print(f'| {m[0]} | {m[1]} | {by or "**nobody**"} |', flush=True)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == '__main__': main()

@@ -345,7 +345,7 @@ def environment(
     on_gpu = torch.device(device).type == 'cuda'
     name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
     return dict(sagan_nb=__version__, commit=git('rev-parse', 'HEAD') if own else None,
-                changed=bool(git('status', '--porcelain', '--', '.')) if own else None,
+                changed=bool(git('status', '--porcelain', '--untracked-files=no', '.')) if own else None,
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),
                 threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())

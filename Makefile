@@ -4,5 +4,5 @@ run:
 test:
 	python3 start.py test
 long:
-	.venv/bin/python -m pytest -m long tests
+	(.venv/bin/python -m pytest -m long -rA --no-header tests && .venv/bin/python -m tools.mutate) 2>&1 | tee results/long.txt
 .PHONY: run test long

@@ -115,6 +115,10 @@ def main(args):
         print(__doc__)
         return 0
     test = args[:1] == ['test']
+    if args and not test and not args[0].startswith('-'):
+        print('start.py does not know %r: say nothing, `test`, or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
+        return 1
+    args = [os.path.abspath(a) if before == '--data' and os.path.exists(a) else a for before, a in zip([''] + args, args)]
     code = install('[dev]' if test else '')
     if code:
         return code

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'ConditionalBatchNorm2d', 'standing_statistics', 'make_layer', 'conv', 'UpBlock', 'DownBlock',
-           'ResidualControl', 'map_block']
+           'ResidualControl', 'known_block', 'map_block']
 
 # %% ../nbs/03_blocks.ipynb #d74c6c2c
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused
-from .self_attention import SelfAttention, attention_widths
+from .self_attention import FORMS, SelfAttention, attention_widths
 from .spectral_norm import spectral_norm
 
 # %% ../nbs/03_blocks.ipynb #80ef0a9a
@@ -38,11 +38,12 @@ class ConditionalBatchNorm2d(nn.Module):
         self.register_buffer('var', torch.ones(channels))
         self.standing = None          # (sum of means, sum of variances, batches) while standing statistics are taken
 
-    def forward(self, x:Tensor, y:Tensor)->Tensor:      # x (B, C, H, W), y (B,) -> (B, C, H, W)
+    def forward(self, x:Tensor, y:Tensor=None)->Tensor: # x (B, C, H, W), y (B,) -> (B, C, H, W)
         "Normalise, then scale and shift by class."
         if self.training: x = self.normalise(x)
         else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
-        y = y if self.n_classes else torch.zeros_like(y)
+        if not self.n_classes: y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
         gain, offset = (F.embedding(y, t).to(x.dtype)[:, :, None, None] for t in (self.gain, self.offset))
         return x*gain + offset
 
@@ -170,6 +171,14 @@ class ResidualControl(nn.Module):
 
 BLOCKS = ('attention', 'residual', 'residual3x3', 'none')
 
+def known_block(
+    block:str,                # asked for
+    form:str,                 # asked for
+):
+    "Raises Refused for a block or a form that does not exist."
+    if block not in BLOCKS: raise Refused(f'block {block!r} is not known; choose one of {", ".join(BLOCKS)}')
+    if form not in FORMS: raise Refused(f'attention form {form!r} is not known; choose one of {", ".join(FORMS)}')
+
 def map_block(
     block:str,                # 'attention', 'residual', 'residual3x3' or 'none'
     channels:int,             # C of the map it sits on
@@ -178,7 +187,7 @@ def map_block(
     sn=True,                  # spectral norm: True, False or a dict of options
 )->nn.Module:                 # (B, C, H, W) -> (B, C, H, W)
     "The block that a row of Table 1 puts on a map. Raises Refused for an unknown name."
-    if block not in BLOCKS: raise Refused(f'block {block!r} is not known; choose one of {", ".join(BLOCKS)}')
+    known_block(block, form)
     if block == 'none': return nn.Identity()
     if block == 'attention': return SelfAttention(channels, form, reduction, sn=sn)
     return ResidualControl(channels, form, reduction, size=3 if block == 'residual3x3' else 1, sn=sn)

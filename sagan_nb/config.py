@@ -121,6 +121,7 @@ def check(cfg:Config):
         if not 0 <= getattr(cfg, name) <= 1: raise Refused(f'{name} must lie in 0..1, got {getattr(cfg, name)}')
     for name in ('n_classes', 'bn_ghost', 'standing', 'ema_start', 'seed'):
         if getattr(cfg, name) < 0: raise Refused(f'{name} must be 0 or more, got {getattr(cfg, name)}')
+    if cfg.seed >= 2**63: raise Refused(f'seed must be below 2**63, got {cfg.seed}')
     if cfg.bn_ghost and cfg.batch % cfg.bn_ghost:
         raise Refused(f'batch {cfg.batch} does not split into chunks of bn_ghost={cfg.bn_ghost}')
     if cfg.n_classes == 0 and cfg.head != 'none':

@@ -26,7 +26,8 @@ def close(
     atol:float=None,      # absolute bound; give both or neither
 )->float:                 # the largest absolute difference
     "Assert that two values agree within the bounds. Raises AssertionError, with the place of the largest difference."
-    actual, expected = (torch.as_tensor(v).detach() for v in (actual, expected))
+    as_is = lambda v: torch.as_tensor(v, dtype=torch.float64 if isinstance(v, float) else None).detach()
+    actual, expected = as_is(actual), as_is(expected)
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False, check_device=False)
     return (actual.double() - expected.double().to(actual.device)).abs().max().item() if actual.numel() else 0.
 

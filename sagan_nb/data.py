@@ -617,7 +617,8 @@ def open_source(
     elif begins_packed(path := locate(spec)[0]):
         source = open_packed(path)
         if res not in (None, source.res):
-            raise Refused(f'{spec} was packed at {source.res} px, not {res}: pack again with --res {res}')
+            raise Refused(f'{spec} was packed at {source.res} px, not {res}: pack again with --res {res}, '
+                          f'or train with --set res={source.res}')
     else:
         check_res(res)
         source = load_pictures(list_pictures(spec, res, unlabelled), res, max_bad, stretch)

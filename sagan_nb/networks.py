@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, make_layer, map_block
+from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, make_layer, map_block
 from .core import Refused
 
 # %% ../nbs/04_networks.ipynb #584468c3
@@ -23,6 +23,7 @@ def g_widths(
 )->tuple:                     # channels of the 4x4 map and after each up block
     "Channels of G: 16w, 16w, 8w, 4w, 2w, w at 128 (released code). Raises Refused for another size."
     if res not in RESOLUTIONS: raise Refused(f'res is {res}; choose one of {", ".join(map(str, RESOLUTIONS))}')
+    if width < 1: raise Refused(f'width must be 1 or more, got {width}')
     if res == 256: return tuple(width*m for m in (16, 16, 8, 8, 4, 2, 1))
     return tuple(width*m for m in (16, 16, 8, 4, 2, 1))[:int(math.log2(res)) - 1]
 
@@ -41,7 +42,9 @@ def check_places(
     least:int=8,              # fewest channels a block can sit on
 )->tuple:                     # the sizes, sorted
     "The map sizes that get a block. Raises Refused, with a list, for one that does not exist or is too narrow."
-    places = tuple(sorted({attn_at} if isinstance(attn_at, int) else set(attn_at or ())))
+    asked = {attn_at} if isinstance(attn_at, int) else set(attn_at or ())
+    if not all(type(m) is int for m in asked): raise Refused(f'attn_at must be whole numbers, got {attn_at!r}')
+    places = tuple(sorted(asked))
     good = [m for m, c in sorted(maps.items()) if 8 <= m <= res // 2 and c >= least]
     for m in places:
         if m in good: continue
@@ -67,6 +70,7 @@ class Generator(nn.Module):
         bn_last:dict=None,        # keywords of the last, unconditional one
     ):
         super().__init__()
+        known_block(block, form)
         widths = tuple(channels or g_widths(res, width))
         if channels and 4 * 2**(len(widths) - 1) != res:
             raise Refused(f'G at res {res} takes {int(math.log2(res)) - 1} channels, got {len(widths)}')
@@ -81,7 +85,16 @@ class Generator(nn.Module):
         self.bn = ConditionalBatchNorm2d(widths[-1], **{'momentum': 1e-4, 'unbiased': True, **(bn_last or {})})
         self.conv = conv(widths[-1], 3, 3, sn)
 
-    def forward(self, z:Tensor, y:Tensor)->Tensor:      # z (B, Z) normal, y (B,) int64 -> (B, 3, res, res) in [-1, 1]
+    @classmethod
+    def from_pretrained(cls,
+        path,                     # what `save_pretrained` of chapter 13 wrote
+    ):
+        "Open a published network. Raises Refused for a file that is not ours."
+        import importlib
+        importlib.import_module('sagan_nb.interop')      # a higher room; it puts the real method here
+        return cls.from_pretrained(path)
+
+    def forward(self, z:Tensor, y:Tensor=None)->Tensor: # z (B, Z) normal, y (B,) int64 -> (B, 3, res, res) in [-1, 1]
         "Draw pictures."
         x = self.linear(z).unflatten(1, (-1, 4, 4))
         for m, up in self.blocks.items():                   # m: the map's size after the block
@@ -105,6 +118,7 @@ class Discriminator(nn.Module):
         down:tuple=None,          # which blocks halve the map, one bool per block; None: all until the map is 4x4
     ):
         super().__init__()
+        known_block(block, form)
         widths = tuple(channels or d_widths(res, width))
         down = tuple(down) if down is not None else tuple(res >> i > 4 for i in range(len(widths)))
         if len(down) != len(widths): raise Refused(f'D has {len(widths)} channels but {len(down)} entries in down')
@@ -124,8 +138,19 @@ class Discriminator(nn.Module):
         if head == 'projection': self.embed = make_layer(nn.Embedding(n_classes, widths[-1]), sn)
         if head == 'acgan': self.classify = make_layer(nn.Linear(widths[-1], n_classes), sn)
 
+    @classmethod
+    def from_pretrained(cls,
+        path,                     # what `save_pretrained` of chapter 13 wrote
+    ):
+        "Open a published network. Raises Refused for a file that is not ours."
+        import importlib
+        importlib.import_module('sagan_nb.interop')      # a higher room; it puts the real method here
+        return cls.from_pretrained(path)
+
     def features(self, x:Tensor)->Tensor:               # (B, 3, res, res) -> (B, 16w)
-        "h: the rectified sum over the positions of the last map."
+        "h: the rectified sum over the positions of the last map. Raises Refused for pictures of another size."
+        if x.shape[2:] != (self.res, self.res):
+            raise Refused(f'D judges {self.res}x{self.res}, got {tuple(x.shape[2:])}')
         for i, block in enumerate(self.blocks):
             x = block(x)
             if self.places.get(i) in self.extra: x = self.extra[self.places[i]](x)
@@ -135,5 +160,6 @@ class Discriminator(nn.Module):
         "Judge pictures."
         h = self.features(x)
         logit = self.linear(h)[:, 0]
+        if self.head == 'projection' and y is None: raise Refused("head 'projection' needs labels")
         if self.head == 'projection': logit = logit + (self.embed(y)*h).sum(1)
         return (logit, self.classify(h)) if self.head == 'acgan' else logit

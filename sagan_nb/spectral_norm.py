@@ -51,6 +51,7 @@ class SpectralNorm(nn.Module):
         steps:int=1,              # power steps per update, at least 1
         dim:int=0,                # the axis of the weight that becomes the rows
     ):
+        if steps < 1: raise Refused(f'spectral norm: steps must be 1 or more, got {steps}')
         super().__init__()
         options = (('update', update, ('forward', 'real', 'always')), ('eval_sigma', eval_sigma, ('step', 'stored')),
                    ('eps_rule', eps_rule, ('clamp', 'add')))
@@ -103,7 +104,7 @@ class SpectralNorm(nn.Module):
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61
 def _advance(module, args):
     "Forward pre-hook: move u where a forward moves it."
-    for p in module.parametrizations.values():
+    for p in getattr(module, 'parametrizations', {}).values():           # none are left after they were removed
         for sn in p:
             if isinstance(sn, SpectralNorm) and sn.moves(): sn.advance(p.original)
 

@@ -398,6 +398,7 @@ def open_run(
     out, stream = Path(out), Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)
     if resume:
         gan = load_checkpoint(newest_checkpoint(out), cfg, stream, device)
+        if cfg.steps < gan.t: raise Refused(f'{out} is at step {gan.t} already; ask for more --steps than that')
         lines = read_log(out/'log.jsonl', gan.t)                     # what came after the checkpoint is done again
         (out/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines), encoding='utf-8')
     else:

@@ -101,8 +101,17 @@ def make_fault(name, tmp, run):
     if name == 'resume nothing': return ['sagan_train', '--resume', '--out', out], 'no run to go on with'
     if name == 'resume with another rate': return ['sagan_train', '--resume', '--out', run, '--set', 'lr_g=1e-3'], 'lr_g was 0.0001, now 0.001'
     if name == 'resume with other data': return ['sagan_train', '--resume', '--out', run, '--data', 'toy:5'], 'n_classes was 4, now 5'
+    if name == 'resume to an earlier step': return ['sagan_train', '--resume', '--out', run, '--steps', 1], 'is at step 4 already'
+    if name == 'another number of classes': return [*smoke(out), '--data', 'toy:4', '--set', 'n_classes=10'], '10 are asked for'
+    if name == 'seed too large': return [*smoke(out), '--seed', 10**20], 'seed must be below'
+    if name == 'no such device': return [*smoke(out), '--device', 'meta'], 'say auto, cpu or cuda'
+    if name == 'sample to a strange ending': return ['sagan_sample', run, '--out', tmp/'a.xyz'], 'the name must end in one of .png'
+    if name == 'sample from a classifier':
+        torch.save(torch.nn.Linear(3, 4).state_dict(), tmp/'x.pt')
+        return ['sagan_sample', tmp/'x.pt', '--out', tmp/'a.png'], 'not a SAGAN generator'
+    if name == 'export to another format': return ['sagan_export', run, '--format', 'pickle'], "choose 'safetensors' or 'onnx'"
     if name == 'sample nothing': return ['sagan_sample', tmp/'nowhere'], 'there is no such run'
-    if name == 'sample no class': return ['sagan_sample', run, '--classes', 'whale', '--out', out], "there is no class 'whale'"
+    if name == 'sample no class': return ['sagan_sample', run, '--classes', 'whale', '--out', tmp/'a.png'], "there is no class 'whale'"
     if name == 'sample -1': return ['sagan_sample', run, '--n', '-1', '--out', out], 'n must be 1 or more'
     if name == 'pack nothing': return ['sagan_pack', tmp/'nowhere', '--out', out], 'no file or folder'
 
@@ -110,7 +119,8 @@ def make_fault(name, tmp, run):
 FAULTS = ['missing folder', 'corrupt zip', 'text named .jpg', 'one class', 'wrong res', 'attention where no map is', 'negative steps',
           'unknown preset', 'unknown scale', 'unknown setting', 'not key=value', 'unsplit batch', 'output is a file', 'output below a file',
           'read-only output', 'run in use', 'resume nothing', 'resume with another rate', 'resume with other data', 'sample nothing',
-          'sample no class', 'sample -1', 'pack nothing']
+          'sample no class', 'sample -1', 'pack nothing', 'resume to an earlier step', 'another number of classes',
+          'seed too large', 'no such device', 'sample to a strange ending', 'sample from a classifier', 'export to another format']
 
 
 @pytest.mark.parametrize('name', FAULTS)

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,8 +265,10 @@ def test_colours():
 
 # --- what cannot be read --------------------------------------------------------------------------------------------------------------
 
+HACKED = Path(tempfile.gettempdir())/'sagan_nb_was_hacked'
+
 class Evil:
-    def __reduce__(self): return os.system, ('touch /tmp/sagan_nb_was_hacked',)
+    def __reduce__(self): return os.system, (f'touch {HACKED}',)
 
 
 def biggan(): return renamed(released.planted('G', **SIZES[0]), 'biggan', 2)
@@ -305,7 +308,7 @@ def test_every_missing_tensor_is_noticed():
 
 @pytest.mark.parametrize('kind', ['pt', 'pth', 'npz', 'safetensors', 'ckpt', 'torch_zip'])
 def test_hostile_files(tmp_path, kind):
-    file, mark = tmp_path/f'evil.{"pt" if kind == "torch_zip" else kind}', Path('/tmp/sagan_nb_was_hacked')
+    file, mark = tmp_path/f'evil.{"pt" if kind == "torch_zip" else kind}', HACKED
     if kind in ('pt', 'pth', 'ckpt'): file.write_bytes(pickle.dumps({'state_dict': Evil()}))
     if kind == 'torch_zip': torch.save({'linear.bias': Evil()}, file)
     if kind == 'npz': np.savez(file, **{'linear.bias': np.array([Evil()], dtype=object)})
@@ -412,7 +415,6 @@ def run(tmp_path_factory):
     from sagan_nb.config import at_scale
     from sagan_nb.data import open_source
     from sagan_nb.train import train
-    os.environ['IN_TEST'] = '1'
     cfg = replace(at_scale(preset('t1_attn_16'), 'smoke'), ema=.9)
     source = open_source('toy', res=cfg.res)
     cfg, out = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), tmp_path_factory.mktemp('run')/'toy'

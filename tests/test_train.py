@@ -18,7 +18,7 @@ from sagan_nb import cli
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
-from sagan_nb.train import Log, fit, load_checkpoint, make_gan, networks, newest_checkpoint, read_checkpoint, read_log, sampler
+from sagan_nb.train import Diverged, Log, fit, load_checkpoint, make_gan, networks, newest_checkpoint, read_checkpoint, read_log, sampler, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -167,10 +167,21 @@ def test_hostile_checkpoint_is_not_run(tmp_path):
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'run', '--steps', 50, '--set', 'lr_factor=1e30', 'checkpoint_every=1'))
-    assert code == 1 and 'finite' in err and 'the last good checkpoint is' in err or 'no checkpoint was written' in err, err
+    assert code == 1 and 'finite' in err and len(err.strip().splitlines()) == 1, err
+    assert 'the last good checkpoint is' in err or 'no checkpoint was written yet' in err, err
     good = sorted((tmp_path/'run'/'checkpoints').glob('*.pt'))
     for p in good: assert all(v.isfinite().all() for n in ('G', 'D') for v in read_checkpoint(p)[n].values())
     assert not list((tmp_path/'run'/'checkpoints').glob('*.part'))
+
+
+def test_divergence_in_mid_run_names_the_last_good_checkpoint(tmp_path):
+    "A weight that turns into NaN after step 5: the run stops at step 6, and the checkpoint of step 5 is whole."
+    def poison(gan, log):
+        if gan.t == 5: gan.D.linear.bias.data.fill_(float('nan'))
+    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, steps=20, checkpoint_every=1)
+    with pytest.raises(Diverged, match=r'at step 6 .* is not a finite number; the last good checkpoint is .*step_0000005.pt'):
+        train(cfg, Toy(32, 4, n=50), tmp_path/'run', hooks=[(1, poison)])
+    assert all(v.isfinite().all() for n in ('G', 'D') for v in read_checkpoint(newest_checkpoint(tmp_path/'run'))[n].values())
 
 
 # restarts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'measure', 'tool', 'summarise',
            'fast_bf16', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sagan_sample', 'sagan_pack',
-           'sagan_export']
+           'sagan_export', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -286,3 +286,26 @@ def sagan_export(
 ):
     "Publish a trained generator."
     print(f'wrote {export(run, format, out)}')
+
+# %% ../nbs/16_cli.ipynb #d63e1fa0
+@command
+def sagan_bench(
+    nets:str='32,128',        # what to time: 32, 128 (two gigabytes of memory and minutes a round), small
+    rounds:int=5,             # timed steps of each variant
+    against:str=None,         # a Python file with make_step(res, batch, n_classes), another implementation to hold against
+    out:str='bench.json',     # file to write
+    device:str='auto',        # auto, cpu or cuda
+    no_sampling:bool=False,   # leave out sampling at 128 pixels
+    note:str='',              # what else should be known, for instance who shared the machine
+):
+    "Time a training step, plain and with each change, in turns (chapter 14)."
+    from sagan_nb.speed import NETS, bench_all, callable_from
+    names = [n for n in nets.split(',') if n]
+    unknown = [n for n in names if n not in NETS]
+    if unknown: raise Refused(f'there is no net {unknown[0]!r}; choose from {", ".join(NETS)}')
+    if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
+    make_step, path = callable_from(against) if against else None, Path(out)
+    if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
+    result = bench_all(names, rounds, None, make_step, pick_device(device), not no_sampling, note=note)
+    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    print(f'\nwritten to {path}')

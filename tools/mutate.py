@@ -32,6 +32,11 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('D trained in the step of G', '09', 'with frozen(gan.D), gan.precision(): logit', 'gan.opt_d.step()\n    with frozen(gan.D), gan.precision(): logit', '09'),
     ('u not copied with the averaged weights', '09', 'for a, b in zip(gan.ema.buffers(), gan.G.buffers()): a.copy_(b)', 'pass', '09'),
     ('the place in the data not restored', '09', "data.load_state_dict(state['data'])", 'pass', '09'),
+    ('fold without the quarter of its mean', '03', 'return F.conv2d(box(x), w, b, stride=2)', 'return F.conv2d(4*box(x), w, b, stride=2)', '03'),
+    ('transposed kernel not flipped', '03', 'w = 4*w.flip(2, 3).transpose(0, 1)', 'w = 4*w.transpose(0, 1)', '03'),
+    ('taps of a doubled map swapped', '03', 'torch.stack([before + middle + last, first + middle + after]', 'torch.stack([first + middle + after, before + middle + last]', '03'),
+    ("gradient of the divided weight without its second term", '01', 'torch.addr(G, u*(G.flatten() @ out.flatten()), v, alpha=-1) / s', 'G / s', '01'),
+    ('D not frozen in the step of G, in the bench', '14', 'with frozen(self.D) if self.v.frozen else', 'with contextlib.nullcontext() if self.v.frozen else', '14'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

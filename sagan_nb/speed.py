@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
-from .core import Refused
+from .core import Refused, progress
 from .interop import plain as divided_once
 from .losses import hinge_d, hinge_g
 from .networks import Discriminator, Generator
@@ -139,7 +139,7 @@ FLOOR = Variant(fold='kernel', frozen=True)
 def conv_rate(
     precision:str='fp32',         # 'fp32' or 'bf16'
     device='cpu',                 # where
-    seconds:float=.4,             # to spend on each shape
+    seconds:float=.2,             # to spend on each shape
 )->float:                         # operations per second
     "The best rate of a 3x3 convolution, forward, over a few shapes and both layouts."
     best, dtype = 0., torch.bfloat16 if precision == 'bf16' else torch.float32
@@ -162,33 +162,31 @@ def in_turns(
     steps:dict,                   # name -> callable without arguments
     rounds:int=5,                 # timed calls of each
     warm:int=1,                   # calls of each before
-)->dict:                          # name -> seconds of each round
+)->dict:                          # name -> (seconds, processor seconds of all threads) of each round
     "Call each in turn, again and again."
-    from sagan_nb.core import progress
     for f in steps.values():
         for _ in range(warm): f()
-    seconds = {name: [] for name in steps}
+    taken = {name: [] for name in steps}
     for _ in progress(range(rounds)):
         for name, f in steps.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             f()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            taken[name].append((time.perf_counter() - start, time.process_time() - cpu))
+    return taken
 
 def table(
-    seconds:dict,                 # from `in_turns`
+    taken:dict,                   # from `in_turns`
     batch:int,                    # pictures a call
-    floors:dict=None,             # name -> seconds of the floor
     base:str='plain',             # what the others are compared with
-)->dict:                          # name -> seconds (median), fastest, pictures_per_s, ratio, share and more
-    "Medians, the median ratio of each round's pair, and the ratio of the fastest calls, which a busy machine moves least."
+)->dict:                          # name -> seconds, fastest, cpu_seconds (medians) and ratios to the base
+    "Medians, and medians of each round's pair. Processor seconds hardly notice who else uses the machine."
     rows = {}
-    for name, t in seconds.items():
-        middle = statistics.median(t)
-        rows[name] = dict(seconds=middle, fastest=min(t), pictures_per_s=batch / middle, rounds=list(t),
-                          ratio=statistics.median(b / a for a, b in zip(t, seconds[base])),
-                          ratio_of_fastest=min(seconds[base]) / min(t))
-        if floors and name in floors: rows[name]['share'] = floors[name] / middle
+    for name, pairs in taken.items():
+        times, middle = list(zip(*pairs)), statistics.median
+        ratios = [middle(b[i] / a[i] for a, b in zip(pairs, taken[base])) for i in (0, 1)]
+        rows[name] = dict(seconds=middle(times[0]), fastest=min(times[0]), cpu_seconds=middle(times[1]),
+                          pictures_per_s=batch / middle(times[0]), ratio=ratios[0], ratio_of_cpu=ratios[1],
+                          rounds=[list(p) for p in pairs])
     return rows
 
 def callable_from(
@@ -289,7 +287,9 @@ def bench(
         rows |= table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
         for p in ('fp32', 'bf16'): rates[p] = max(rates.get(p, 0.), conv_rate(p, device))
     for n, r in rows.items():
-        if n in VARIANTS: r['share'] = floor / rates[VARIANTS[n].precision] / r['seconds']
+        if n not in VARIANTS: continue
+        at_best = floor / rates[VARIANTS[n].precision]
+        r['share'], r['share_of_cpu'] = at_best / r['seconds'], at_best / r['cpu_seconds'] * torch.get_num_threads()
     return dict(asdict(net), rounds=rounds, operations_per_s=rates, floor_operations=floor,
                 plain_operations=step_operations(net, PLAIN) * net.batch, rows=rows)
 
@@ -329,11 +329,11 @@ def show_table(
     rows:dict,                    # from `bench` or `bench_drawing`
 )->str:                           # to print
     "The table as text."
-    lines = [f'{"":24} s/step  fastest  pictures/s  against plain  (fastest)  share of the floor  peak']
+    lines = [f'{"":24} {"seconds":>8} {"processor":>9} {"pictures/s":>10}  against plain: seconds, processor  share of floor  '
+             'peak']
     for n, r in rows.items():
-        share = f'{r["share"]:.0%}' if 'share' in r else ''
+        share = f'{r["share"]:.0%}, {r["share_of_cpu"]:.0%}' if 'share' in r else ''
         peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else ''
-        lines.append(f'{n:24} {r["seconds"]:6.3f} {r["fastest"]:8.3f} {r["pictures_per_s"]:11.1f} {r["ratio"]:13.2f}x '
-                     f'{r["ratio_of_fastest"]:9.2f}x '
-                     f'{share:>19}  {peak}'.rstrip())
+        lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} {r["ratio"]:22.2f}x '
+                     f'{r["ratio_of_cpu"]:9.2f}x {share:>15}  {peak}'.rstrip())
     return '\n'.join(lines)

@@ -63,8 +63,8 @@ def main():
             out[f'compile_seconds_{precision}'] = time.perf_counter() - start
         seconds = in_turns(steps, o.rounds)
         out[precision] = table(seconds, net.batch, base='all')
-        out[f'power_share_{precision}'] = statistics.median(a / b for a, b in zip(seconds['power steps alone'], seconds['all']))
-        print(precision, json.dumps({k: round(r['ratio_of_fastest'], 3) for k, r in out[precision].items()}), flush=True)
+        out[f'power_share_{precision}'] = statistics.median(a[1] / b[1] for a, b in zip(seconds['power steps alone'], seconds['all']))
+        print(precision, json.dumps({k: round(r['ratio_of_cpu'], 3) for k, r in out[precision].items()}), flush=True)
     o.out.parent.mkdir(parents=True, exist_ok=True)
     o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 

@@ -688,7 +688,8 @@ def real_table(
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
-    return Table(labels_of(source)[index], make, features, folder and folder/f'real-{content_hash({}, key)[:16]}', **kwargs)
+    place = folder and folder/f'real-{content_hash({}, key)[:16]}'
+    return Table(labels_of(source)[index], make, features, place, **kwargs)
 
 def fake_table(
     G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
@@ -830,7 +831,7 @@ def evaluate(
     if folder: prune(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
     task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
-                real_table(source, n=n_real or 50_000, **how), real_table(source, n=n_real or len(source), **how), source, G)
+                *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
@@ -862,7 +863,8 @@ def check_task(
         raise Refused(f'the generator draws {G.res} px and {G.n_classes} classes, but {source.spec} has '
                       f'{source.res} px and {len(source.classes)} classes')
     real = len(source) if n_real is None else min(n_real, len(source))
-    if min(n_fake, real) < 2: raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
+    if min(n_fake, real) < 2:
+        raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
 
 # %% ../nbs/10_metrics.ipynb #26ef7478
 def as_table(

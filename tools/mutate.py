@@ -37,6 +37,11 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('taps of a doubled map swapped', '03', 'torch.stack([before + middle + last, first + middle + after]', 'torch.stack([first + middle + after, before + middle + last]', '03'),
     ("gradient of the divided weight without its second term", '01', 'torch.addr(G, u*(G.flatten() @ out.flatten()), v, alpha=-1) / s', 'G / s', '01'),
     ('D not frozen in the step of G, in the bench', '14', 'with frozen(self.D) if self.v.frozen else', 'with contextlib.nullcontext() if self.v.frozen else', '14'),
+    ('covariance divided by n', '10', 'return self.scatter / (self.n - 1)', 'return self.scatter / self.n', '10'),
+    ('splits of the score not shuffled', '10', 'if shuffle and splits > 1 else', 'if False else', '10'),
+    ('real and generated swapped in precision', '10', 'near, wide = squared_radii(real, (k, k_density)', 'real, fake = fake, real; near, wide = squared_radii(real, (k, k_density)', '10'),
+    ('resize with half-pixel centres', '10', 'at = torch.arange(size, dtype=torch.float32, device=x.device) *', 'at = (.5 + torch.arange(size, dtype=torch.float32, device=x.device)) *', '10'),
+    ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(A @ B.T).sum().item()', '2*torch.linalg.matrix_norm(A @ B.T).item()', '10'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

@@ -123,7 +123,8 @@ def tiny(
     resample:str=None,        # 'up', 'down' or None, as in `Conv2d`
 )->bool:                      # on a CPU with channels last, and few positions for so many channels (measured)
     "Is one matrix product faster here than a convolution?"
-    if x.device.type != 'cpu' or w.shape[-1] != 3 or not w.is_contiguous(memory_format=torch.channels_last): return False
+    if x.device.type != 'cpu' or w.shape[-1] != 3: return False
+    if not w.is_contiguous(memory_format=torch.channels_last): return False
     positions = len(x)*x.shape[2]*x.shape[3]
     return positions <= len(w)*{'up': 1, 'down': 1, None: 1/4}[resample]
 

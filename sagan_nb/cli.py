@@ -326,7 +326,7 @@ def sagan_export(
 def sagan_bench(
     nets:str='32,128',        # what to time: 32, 128 (two gigabytes of memory and minutes a round), small
     rounds:int=5,             # timed steps of each variant
-    against:str=None,         # a Python file with make_step(res, batch, n_classes), another implementation to hold against
+    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
     out:str='bench.json',     # file to write
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels

@@ -58,8 +58,8 @@ class Variant:
 
 PLAIN = Variant()
 FAST = Variant('own', 'box', True, True, True, True)
-VARIANTS = {'plain': PLAIN, 'D frozen in G\'s step': replace(PLAIN, frozen=True), 'own spectral norm': replace(PLAIN, sn='own'),
-            'fold: kernel': replace(PLAIN, fold='kernel'), 'fold: box': replace(PLAIN, fold='box'),
+VARIANTS = {'plain': PLAIN, "D frozen in G's step": replace(PLAIN, frozen=True),
+            'own spectral norm': replace(PLAIN, sn='own'), 'fold: kernel': replace(PLAIN, fold='kernel'), 'fold: box': replace(PLAIN, fold='box'),
             'fused attention': replace(PLAIN, fused_attention=True), 'fused Adam': replace(PLAIN, fused_adam=True),
             'channels last': replace(PLAIN, channels_last=True), 'bf16': replace(PLAIN, precision='bf16'),
             'all, fp32': FAST, 'all, bf16': replace(FAST, precision='bf16')}
@@ -248,7 +248,7 @@ def attention_bytes(
     side:int=64,                  # pixels per side of the map
     channels:int=128,             # C
     batch:int=8,                  # pictures
-)->int:                           # bytes that one forward and backward allocate beyond its input and weights, at the peak
+)->int:                           # bytes at the peak of one forward and backward, beyond input and weights
     "Peak memory of one attention layer on the CPU, from the profiler's record of every allocation."
     block, x = SelfAttention(channels, form, fast=fused), torch.randn(batch, channels, side, side, requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -329,11 +329,10 @@ def show_table(
     rows:dict,                    # from `bench` or `bench_drawing`
 )->str:                           # to print
     "The table as text."
-    lines = [f'{"":24} {"seconds":>8} {"processor":>9} {"pictures/s":>10}  against plain: seconds, processor  share of floor  '
-             'peak']
+    lines = [f'{"":24}  seconds processor pictures/s   against plain: seconds, processor   share of floor   peak']
     for n, r in rows.items():
         share = f'{r["share"]:.0%}, {r["share_of_cpu"]:.0%}' if 'share' in r else ''
         peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else ''
-        lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} {r["ratio"]:22.2f}x '
-                     f'{r["ratio_of_cpu"]:9.2f}x {share:>15}  {peak}'.rstrip())
+        lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} '
+                     f'{r["ratio"]:23.2f}x {r["ratio_of_cpu"]:10.2f}x {share:>15}  {peak}'.rstrip())
     return '\n'.join(lines)

@@ -18,16 +18,14 @@ extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode', 'sphinx.ext
 source_suffix = {'.ipynb': 'myst-nb', '.md': 'myst-nb'}
 nb_execution_mode = 'off'                       # what is shown is what the tests stored
 nb_merge_streams = True
-myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'fieldlist', 'attrs_inline']
+myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'fieldlist', 'attrs_inline', 'attrs_block']
 myst_heading_anchors = 3
 nitpicky = True
 nitpick_ignore_regex = [('py:class', r'(torch|nn|np|plt)\..*|Tensor|Path|Figure|optional')]    # other people's: no network here
-numfig = True
-numfig_format = {'figure': 'Figure %s.'}
+smartquotes = False                             # quotes and dashes are code as often as prose
 python_maximum_signature_line_length = 60
 toc_object_entries = False
 viewcode_line_numbers = True
-maximum_signature_line_length = 60
 
 mathjax_path = 'mathjax/tex-chtml-full.js'      # copied from the package sphinx-mathjax-offline by tools/docs.py
 mathjax3_config = dict(options=dict(enableMenu=False))
@@ -38,6 +36,7 @@ html_css_files = ['book.css']
 html_baseurl = facts['doc_host'] + facts['doc_baseurl'] if facts['doc_host'] else ''
 html_show_sourcelink = html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False                # a summary is fetched, which a browser refuses for files
 html_theme_options = dict(navigation_with_keys=True)
 if facts['git_url']: html_theme_options['footer_icons'] = [dict(name='Source', url=facts['git_url'], html='Source', class_='')]
 pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'

@@ -68,6 +68,7 @@ class Symbol:
     def signature(self):
         "As written, without annotations: they stand in the table below it."
         if self.kind in ('data', 'attribute'): return ''
+        if self.name == 'Config': return '(**settings)'                          # its fields follow, one by one
         if self.maker is None: return f'({", ".join(o[0] for o in self.params()[0])})'
         if 'command' in decorators(self.node): return '()'            # typed in a shell: the table below says it all
         a = copy.deepcopy(self.maker.args)

@@ -132,7 +132,7 @@ class Page:
         self.figures += 1
         caption = self.names.link(told['fig-cap'].strip('"').replace('\\"', '"'), self.module)
         short = told.get('fig-alt', '').strip('"') or re.split(r'(?<=[.:;]) ', told['fig-cap'].strip('"'))[0].replace('`', '').rstrip(':;')
-        cell.metadata['mystnb'] = dict(figure=dict(caption=caption, align='center', name=f'fig-{self.module.split(".")[-1]}-{self.figures}'),
+        cell.metadata['mystnb'] = dict(figure=dict(caption=f'**Figure {int(self.number)}.{self.figures}.** {caption}', align='center', name=f'fig-{self.module.split(".")[-1]}-{self.figures}'),
                                        image=dict(alt=short))
 
 

@@ -26,7 +26,7 @@ from tools.api import Names, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'extend', 'questions')
 PAPER = ('paper_map', 'paper_vs_code')
-PROJECT = ('contributing', 'changelog', 'licence')
+PROJECT = ('tests', 'contributing', 'changelog', 'licence')
 
 
 def settings():
@@ -55,7 +55,8 @@ class Page:
     "What one page needs to know while it is adapted."
     def __init__(self, cfg, names, dest, number=None, module=None):
         self.cfg, self.names, self.dest, self.number, self.module = cfg, names, dest, number, module
-        self.equations = self.figures = 0
+        self.equations = self.figures = self.differing = 0
+        self.checks = pages.anchors(number) if number else {}
 
     def prose(self, text, base=ROOT/'nbs'):
         "Markdown with its links turned, names linked and equations numbered."
@@ -91,7 +92,7 @@ class Page:
         nb = read_nb(path)
         NBProcessor(nb=nb, procs=[strip_ansi, hide_line, rm_header_dash, clean_magics], rm_directives=False).process()
         nb = nbformat.reads(path.read_text(encoding='utf-8') if nb is None else dumps(nb), 4)
-        cells = [c for cell in nb.cells if (c := self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
+        cells = [c for cell in nb.cells for c in (self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
         for i, c in enumerate(cells): c['id'] = f'c{i}'
         nb.cells, nb.metadata = cells, nbformat.from_dict(dict(
             kernelspec=dict(name='python3', display_name='Python 3', language='python'),
@@ -102,8 +103,13 @@ class Page:
         if m := re.match(r'# (\S[^\n]*)\n> (\S[^\n]*)\s*$', cell.source):
             title = f'# {self.number} {m[1]}' if self.number else f'# {m[1]}'
             cell.source = f'{title}\n\n{{.chapter-line}}\n{self.names.link(m[2], self.module)}' + self.colab()
-        else: cell.source = self.prose(cell.source)
-        return cell
+        else: cell.source = self.prose(re.sub(r'(?m)^(?=\*\*Paper vs code:\*\*)', self.differs, cell.source))
+        return [cell]
+
+    def differs(self, _):
+        "An anchor before a paragraph that says where paper and code differ."
+        self.differing += 1
+        return f'(differs-{self.number}-{self.differing})=\n'
 
     def colab(self):
         "A line that opens the chapter elsewhere, where the repository has an address."
@@ -119,13 +125,15 @@ class Page:
         while m := re.match(r'#\| *([\w-]+):? *([^\n]*)\n?', cell.source):
             told[m[1]] = m[2].strip()
             cell.source = cell.source[m.end():]
-        if {'hide', 'default_exp'} & told.keys(): return None
+        if {'hide', 'default_exp'} & told.keys(): return []
         tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
         if tags: cell.metadata['tags'] = tags
         if 'fig-cap' in told: self.figure(cell, told)
         for o in cell.get('outputs', []):
             if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(o.data['text/markdown'])
-        return cell if cell.source.strip() or cell.outputs else None
+        marks = [] if 'export' in told else [f'({name})=' for text, name in self.checks.items() if text in cell.source]
+        named = [new_markdown_cell('\n'.join(marks))] if marks else []
+        return [*named, cell] if cell.source.strip() or cell.outputs else []
 
     def figure(self, cell, told):
         "Caption, number and text alternative of the picture that the cell draws."

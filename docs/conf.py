@@ -28,7 +28,7 @@ toc_object_entries = False
 viewcode_line_numbers = True
 
 mathjax_path = 'mathjax/tex-chtml-full.js'      # copied from the package sphinx-mathjax-offline by tools/docs.py
-mathjax3_config = dict(options=dict(enableMenu=False))
+mathjax3_config = dict(options=dict(enableMenu=False), chtml=dict(displayAlign='left', displayIndent='1em'))
 
 html_theme, html_title = 'furo', facts['title']
 html_static_path = [os.environ.get('DOCS_STATIC', '_static')]

@@ -20,6 +20,18 @@ def plain(text):
     return ''.join(o if o.startswith('`') else re.sub(r'([\\*_<>\[\]$|{}^~])', r'\\\1', o) for o in parts)
 
 
+FENCED = r'^ *(?P<fence>`{3,}).*?^ *(?P=fence) *$'                   # a code block of markdown
+
+
+def around(pattern, f, text):
+    "Apply f to the text between the matches of a pattern."
+    out, at = [], 0
+    for m in re.finditer(pattern, text, flags=re.M | re.S):
+        out += [f(text[at:m.start()]), m[0]]
+        at = m.end()
+    return ''.join([*out, f(text[at:])])
+
+
 @dataclass
 class Symbol:
     "One public name: a function, a class with its members, or a value."
@@ -190,11 +202,8 @@ class Names:
 
     def link(self, text, module=None):
         "Markdown with its backticked names linked; code blocks, headings and what is a link already stay as they are."
-        out = []
-        for i, block in enumerate(re.split(r'(?ms)(^ *(?:```|~~~).*?^ *(?:```|~~~) *$|^#+ [^\n]*$|\[[^\]\n]*\]\([^)\n]*\)|\$\$.*?\$\$)', text)):
-            if i % 2 == 0: block = re.sub(r'(?<![`\[\\])`([^`\n]+)`(?!`)', lambda m: self._one(m, module), block)
-            out.append(block)
-        return ''.join(out)
+        one = lambda t: re.sub(r'(?<![`\[\\])`([^`\n]+)`(?!`)', lambda m: self._one(m, module), t)
+        return around(FENCED + r'|^#+ [^\n]*$|\[[^\]\n]*\]\([^)\n]*\)|\$\$.*?\$\$', one, text)
 
     def _one(self, m, module):
         to = self.target(m[1], module)

@@ -22,7 +22,7 @@ from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
 from tools import pages
-from tools.api import Names, book
+from tools.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'extend', 'questions')
 PAPER = ('paper_map', 'paper_vs_code')
@@ -51,10 +51,16 @@ def page_of(target):
     return page and page + (f'#{anchor}' if anchor else '')
 
 
+def site_pages():
+    "Files that a link between pages may name."
+    made = [*PAPER, *PROJECT, *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
+    return {f'{o}.md' for o in made} | {f'{name}.ipynb' for _, name, _ in chapters()} | {'index.ipynb'}
+
+
 class Page:
     "What one page needs to know while it is adapted."
     def __init__(self, cfg, names, dest, number=None, module=None):
-        self.cfg, self.names, self.dest, self.number, self.module = cfg, names, dest, number, module
+        self.cfg, self.names, self.dest, self.number, self.module, self.site = cfg, names, dest, number, module, site_pages()
         self.equations = self.figures = self.differing = 0
         self.checks = pages.anchors(number) if number else {}
 
@@ -71,8 +77,9 @@ class Page:
             if bang:
                 shutil.copy(path, self.dest/path.name) if not (self.dest/path.name).exists() else None
                 return f'![{words}]({path.name})'
+            if target.split('#')[0] in self.site: return m[0]
             if page := page_of(target): return f'[{words}]({page})'
-            if (self.dest/target.split('#')[0]).exists() or (ROOT/'docs'/target.split('#')[0]).exists(): return m[0]
+            if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
             inside = path.relative_to(ROOT)
             return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside})' if self.cfg['git_url'] else words
         return outside_code(lambda t: re.sub(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', turn, t), text)
@@ -146,8 +153,7 @@ class Page:
 
 def outside_code(f, text):
     "Apply f to markdown, leaving code blocks and inline code alone."
-    parts = re.split(r'(?ms)(^ *```.*?^ *``` *$|`[^`\n]+`)', text)
-    return ''.join(o if i % 2 else f(o) for i, o in enumerate(parts))
+    return around(FENCED + r'|`[^`\n]+`', f, text)
 
 
 def dumps(nb):

@@ -13,6 +13,9 @@ SCALES = ('paper', 'gpu', 'laptop', 'smoke')
 METRICS = ('FID', 'IS', 'intra-FID', 'long_range_mi')                # what is shown of a run, in this order
 
 
+BREAK = '_\u200b'                                                      # a line may end after the underscore
+
+
 class Missing(Exception):
     "The data names something that is not there."
 
@@ -50,10 +53,10 @@ def check(named, all_tests=None):
         number, text = m.groups()
         name, cells = notebook(number)
         if not any(text in source for source, code in cells if code): raise Missing(f'no check of chapter {number} holds {text!r}')
-        return f'[chapter {number}]({name}.ipynb#{anchor(number, text)})'
+        return f'[chapter\u00a0{number}]({name}.ipynb#{anchor(number, text)})'
     file, _, name = named.partition('.')
     if name not in (tests() if all_tests is None else all_tests).get(file, ()): raise Missing(f'there is no test {named}')
-    return f'[{name}]({file}.md#{slug(file, name)})'
+    return f'[{name.replace("_", BREAK)}]({file}.md#{slug(file, name)})'
 
 
 def slug(file, name): return f'{file}-{name}'.replace('_', '-')
@@ -102,7 +105,7 @@ def place(at):
     "A link to a place in the book."
     page, _, where = (o.strip() for o in at.partition(','))
     path = next((ROOT/'nbs').glob(f'[0-9][0-9]_{page}.ipynb'), None)
-    words = f'chapter {path.name[:2]}' if path else 'drawing'
+    words = f'chapter\u00a0{path.name[:2]}' if path else 'drawing'
     return f'[{words}]({page}.{"ipynb" if path else "md"}#{where})' if path else f'[{words}](#{where})'
 
 
@@ -112,17 +115,17 @@ def items(group, names, known):
         states = [ours(r)[0] for r in o.get('rows', ())]
         state = o.get('state') or (max(states, key=lambda s: s != 'not run') if states else 'checked')
         says = o['says'] + ('\\*' if o.get('memory') else '')
-        yield (o['paper'], says, place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{r}`' for r in o.get('rows', ()))]),
+        yield (f'**{o["paper"]}**: {says}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{r}`' for r in o.get('rows', ()))]),
                ', '.join(check(c, known) for c in o['check']), state)
 
 
 def paper_map(names):
     "The map of the paper."
     from sagan_nb.config import PRESETS, PUBLISHED, Config
-    known, head = tests(), ('in the paper', 'what', 'in the book', 'code', 'what checks it', 'state')
+    known, head = tests(), ('in the paper', 'here', 'code', 'what checks it', 'state')
     out = [MAP_HEAD, '## Equations', table(head, items('equations', names, known)),
            'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
-           '## The attention block', ATTENTION, '## Figures', table(head, items('figures', names, known))]
+           '## Figures', table(head, items('figures', names, known))]
     published = {m for row in PUBLISHED.values() for m in row}
     for o in DATA['tables']:
         out += [f'## {o["paper"].capitalize()}', f'{o["says"].capitalize()}. Checked by: {", ".join(check(c, known) for c in o["check"])}.']
@@ -159,9 +162,6 @@ wrong, and how far it has been reproduced. This page is made from one data file 
 | not run | the settings are there, no result is |
 
 A star (\\*) marks what is quoted from memory and was not checked against a source."""
-
-ATTENTION = """The order of the computation, with the paper's letters and the shapes of a map of $N = H \\cdot W$ locations
-([chapter 02](self_attention.ipynb) builds it, three times). Widths are those of the form `paper`."""
 
 SETTINGS = """The build compares the second column with the preset `paper` and stops where they differ."""
 

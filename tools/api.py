@@ -191,6 +191,10 @@ class Names:
             for m in o.members:
                 if '_' in (short := m.name.split('.')[1]): self.found.setdefault(short, []).append(m)
 
+    def also(self, words, name):
+        "Further words that lead to a name, such as the presets."
+        for o in words: self.found.setdefault(o, self.found[name])
+
     def target(self, text, module=None):
         "Where a backticked text leads, or None: the present chapter first, then the one place there is."
         name = re.sub(r'\(.*\)$', '', text, flags=re.S).removeprefix('nn.')
@@ -198,7 +202,7 @@ class Names:
         found = self.found.get(text) or self.found.get(name) or []
         if len(found) > 1: found = [o for o in found if o.module == module] or []
         if not found: return None
-        return f'module-{found[0].name}' if isinstance(found[0], Module) else found[0].full
+        return found[0].name if isinstance(found[0], Module) else found[0].full
 
     def link(self, text, module=None):
         "Markdown with its backticked names linked; code blocks, headings and what is a link already stay as they are."

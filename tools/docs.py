@@ -21,6 +21,7 @@ from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
+from sagan_nb.config import PRESETS
 from tools import pages
 from tools.api import FENCED, Names, around, book
 
@@ -181,6 +182,7 @@ def sources(dest, cfg=None):
     dest.mkdir(parents=True)
     modules = book()
     names, by_name = Names(modules), {m.name: m for m in modules}
+    names.also([o for o in PRESETS if '_' in o], 'PRESETS')
     for number, name, path in chapters():
         module = f'sagan_nb.{name}'
         page = Page(cfg, names, dest, number, module)

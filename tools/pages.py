@@ -10,7 +10,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
 SCALES = ('paper', 'gpu', 'laptop', 'smoke')
-METRICS = ('FID', 'IS', 'intra-FID', 'long_range_mi')                # what is shown of a run, in this order
+METRICS = {'FID': 'FID', 'IS': 'IS', 'Fréchet classifier distance': 'Fréchet classifier distance', 'classifier score': 'classifier score',
+           'long_range_mi': 'long-range information in bits'}        # what is shown of a run, in this order
 
 
 BREAK = '_\u200b'                                                      # a line may end after the underscore
@@ -79,7 +80,7 @@ def records():
 
 def ours(row):
     "(state, numbers) of a preset: the largest scale at which it was run."
-    mine = [o for o in records() if o['preset'] == row and o['value'] is not None]
+    mine = [o for o in records() if o['preset'] == row and isinstance(o['value'], (int, float))]
     scale = next((s for s in SCALES if any(o['scale'] == s for o in mine)), None)
     if scale is None: return 'not run', '-'
     here = [o for o in mine if o['scale'] == scale]
@@ -87,7 +88,7 @@ def ours(row):
     for metric in [m for m in METRICS if any(o['metric'] == m for o in here)][:2]:
         values = [o['value'] for o in here if o['metric'] == metric]
         real = next((o['real'] for o in here if o['metric'] == metric and o.get('real') is not None), None)
-        shown.append(f'{metric.replace("_", " ")} {sum(values)/len(values):.2f}' + (f' (real pictures {real:.2f})' if real is not None else ''))
+        shown.append(f'{METRICS[metric]} {sum(values)/len(values):.2f}' + (f' (real pictures {real:.2f})' if real is not None else ''))
     many = f'{len(seeds)} seed' + 's'*(len(seeds) != 1)
     return f'{"at paper scale" if scale == "paper" else f"smaller: {scale} scale"}, {many}', '; '.join(shown) or '-'
 
@@ -126,10 +127,9 @@ def paper_map(names):
     out = [MAP_HEAD, '## Equations', table(head, items('equations', names, known)),
            'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
            '## Figures', table(head, items('figures', names, known))]
-    published = {m for row in PUBLISHED.values() for m in row}
     for o in DATA['tables']:
-        out += [f'## {o["paper"].capitalize()}', f'{o["says"].capitalize()}. Checked by: {", ".join(check(c, known) for c in o["check"])}.']
-        metrics, rows = [m for m in ('fid', 'inception_score', 'intra_fid') if m in published], []
+        out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}. Checked by: {", ".join(check(c, known) for c in o["check"])}.']
+        metrics, rows = [m for m in ('fid', 'inception_score', 'intra_fid') if any(m in PUBLISHED.get(r, {}) for r in o['rows'])], []
         for r in o['rows']:
             if r not in PRESETS: raise Missing(f'there is no preset {r}')
             values = [number(*PUBLISHED[r][m][:2]) if m in PUBLISHED.get(r, {}) else '-' for m in metrics]

@@ -78,7 +78,8 @@ class Page:
             if bang:
                 shutil.copy(path, self.dest/path.name) if not (self.dest/path.name).exists() else None
                 return f'![{words}]({path.name})'
-            if target.split('#')[0] in self.site: return m[0]
+            name, _, anchor = target.rpartition('/')[2].partition('#')
+            if name in self.site: return f'[{words}]({name}' + (f'#{anchor})' if anchor else ')')
             if page := page_of(target): return f'[{words}]({page})'
             if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
             inside = path.relative_to(ROOT)

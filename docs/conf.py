@@ -18,6 +18,7 @@ extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode', 'sphinx.ext
 source_suffix = {'.ipynb': 'myst-nb', '.md': 'myst-nb'}
 nb_execution_mode = 'off'                       # what is shown is what the tests stored
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'               # tables in what a cell displays, too
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'fieldlist', 'attrs_inline', 'attrs_block']
 myst_heading_anchors = 3
 nitpicky = True
@@ -26,6 +27,7 @@ smartquotes = False                             # quotes and dashes are code as 
 python_maximum_signature_line_length = 60
 toc_object_entries = False
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False         # would import the package
 
 mathjax_path = 'mathjax/tex-chtml-full.js'      # copied from the package sphinx-mathjax-offline by tools/docs.py
 mathjax3_config = dict(options=dict(enableMenu=False), chtml=dict(displayAlign='left', displayIndent='1em'))

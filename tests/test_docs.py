@@ -174,6 +174,13 @@ def test_nothing_comes_from_elsewhere(site):
         assert not outside, (path.name, outside)
 
 
+def test_no_markdown_is_left(site):
+    "A table, a heading or a fence that was not understood would stand there as text."
+    for path in pages(site):
+        text = re.sub(r'(?s)<(script|style|pre|code)\b.*?</\1>', '', path.read_text(encoding='utf-8'))
+        assert not re.search(r'\|-{3}|>\s*#{1,4} |```|\]\(|\{\.', re.sub(r'(?s)<head>.*?</head>', '', text)), path.name
+
+
 def test_links_to_colab_need_an_address(tmp_path, site):
     from tools import docs
     assert not any('colab' in p.read_text(encoding='utf-8').lower() for p in site.glob('*.html'))

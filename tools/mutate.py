@@ -32,6 +32,11 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('D trained in the step of G', '09', 'with frozen(gan.D), gan.precision(): logit', 'gan.opt_d.step()\n    with frozen(gan.D), gan.precision(): logit', '09'),
     ('u not copied with the averaged weights', '09', 'for a, b in zip(gan.ema.buffers(), gan.G.buffers()): a.copy_(b)', 'pass', '09'),
     ('the place in the data not restored', '09', "data.load_state_dict(state['data'])", 'pass', '09'),
+    ('covariance divided by n', '10', 'return self.scatter / (self.n - 1)', 'return self.scatter / self.n', '10'),
+    ('splits of the score not shuffled', '10', 'if shuffle and splits > 1 else', 'if False else', '10'),
+    ('real and generated swapped in precision', '10', 'near, wide = squared_radii(real, (k, k_density)', 'real, fake = fake, real; near, wide = squared_radii(real, (k, k_density)', '10'),
+    ('resize with half-pixel centres', '10', 'at = torch.arange(size, dtype=torch.float32, device=x.device) *', 'at = (.5 + torch.arange(size, dtype=torch.float32, device=x.device)) *', '10'),
+    ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(A @ B.T).sum().item()', '2*torch.linalg.matrix_norm(A @ B.T).item()', '10'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

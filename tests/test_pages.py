@@ -36,8 +36,14 @@ def same(want, got):
     return doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 
 
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+    "Classifiers are trained once for all pages."
+    return tmp_path_factory.mktemp('cache')
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, cache):
     "An empty folder with the commands in reach, as in a fresh environment."
     config = ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini', encoding='utf-8')
@@ -47,7 +53,7 @@ def place(tmp_path, monkeypatch):
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "import sys; sys.argv[0] = {name!r}; from sagan_nb.cli import {to}; {to}()" "$@"\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     for k, v in dict(PATH=f'{tmp_path/"bin"}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=str(ROOT), IN_TEST='1', MPLBACKEND='agg',
-                     SAGAN_NB_CACHE=str(tmp_path/'cache')).items(): monkeypatch.setenv(k, v)
+                     SAGAN_NB_CACHE=str(cache)).items(): monkeypatch.setenv(k, v)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

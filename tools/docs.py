@@ -4,6 +4,7 @@ nbdev's processors read the notebooks; nothing is executed, and nothing is fetch
 """
 import argparse
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT/'_build'
 
 import nbformat
-from execnb.nbio import read_nb
+from execnb.nbio import nb2dict, read_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
@@ -76,8 +77,9 @@ class Page:
             if re.match(r'[a-z]+:|#', target): return m[0]
             path = (base/target.split('#')[0]).resolve()
             if bang:
-                shutil.copy(path, self.dest/path.name) if not (self.dest/path.name).exists() else None
-                return f'![{words}]({path.name})'
+                name = '-'.join(path.relative_to(ROOT).parts)
+                shutil.copy(path, self.dest/name)
+                return f'![{words}]({name})'
             name, _, anchor = target.rpartition('/')[2].partition('#')
             if name in self.site: return f'[{words}]({name}' + (f'#{anchor})' if anchor else ')')
             if page := page_of(target): return f'[{words}]({page})'
@@ -100,9 +102,8 @@ class Page:
         "The notebook at `path` as myst-nb reads it."
         nb = read_nb(path)
         NBProcessor(nb=nb, procs=[strip_ansi, hide_line, rm_header_dash, clean_magics], rm_directives=False).process()
-        nb = nbformat.reads(path.read_text(encoding='utf-8') if nb is None else dumps(nb), 4)
+        nb = nbformat.reads(json.dumps(nb2dict(nb)), 4)
         cells = [c for cell in nb.cells for c in (self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
-        for i, c in enumerate(cells): c['id'] = f'c{i}'
         nb.cells, nb.metadata = cells, nbformat.from_dict(dict(
             kernelspec=dict(name='python3', display_name='Python 3', language='python'),
             language_info=dict(name='python', pygments_lexer='ipython3', file_extension='.py', mimetype='text/x-python')))
@@ -147,21 +148,16 @@ class Page:
     def figure(self, cell, told):
         "Caption, number and text alternative of the picture that the cell draws."
         self.figures += 1
-        caption = self.names.link(told['fig-cap'].strip('"').replace('\\"', '"'), self.module)
-        short = told.get('fig-alt', '').strip('"') or re.split(r'(?<=[.:;]) ', told['fig-cap'].strip('"'))[0].replace('`', '').rstrip(':;')
-        cell.metadata['mystnb'] = dict(figure=dict(caption=f'**Figure {int(self.number)}.{self.figures}.** {caption}', align='center', name=f'fig-{self.module.split(".")[-1]}-{self.figures}'),
-                                       image=dict(alt=short))
+        text = lambda name: told.get(name, '').strip('"').replace('\\"', '"')
+        alt = text('fig-alt') or re.match(r'.{60}.*?[.;:](?= |$)|.*', text('fig-cap').replace('`', ''))[0]
+        number, name = f'{int(self.number or 0)}.{self.figures}', (self.module or 'index').split('.')[-1]
+        caption = f'**Figure {number}.** {self.names.link(text("fig-cap"), self.module)}'
+        cell.metadata['mystnb'] = dict(figure=dict(caption=caption, align='center', name=f'fig-{name}-{self.figures}'), image=dict(alt=alt))
 
 
 def outside_code(f, text):
     "Apply f to markdown, leaving code blocks and inline code alone."
     return around(FENCED + r'|`[^`\n]+`', f, text)
-
-
-def dumps(nb):
-    import json
-    from execnb.nbio import nb2dict
-    return json.dumps(nb2dict(nb))
 
 
 def toctree(caption, rows):

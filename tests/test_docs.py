@@ -185,7 +185,7 @@ def test_links_to_colab_need_an_address(tmp_path, site):
     from tools import docs
     assert not any(re.search(r'<a [^>]*href="https://colab', p.read_text(encoding='utf-8')) for p in site.glob('*.html'))
     docs.sources(tmp_path, dict(docs.settings(), git_url='https://github.com/somebody/sagan_nb'))
-    for number, name, path in docs.chapters():
+    for number, name, path in [*docs.chapters(), ('', 'index', ROOT/'nbs'/'index.ipynb')]:
         there = f'https://colab.research.google.com/github/somebody/sagan_nb/blob/main/nbs/{path.name}'
         assert there in (tmp_path/f'{name}.ipynb').read_text(encoding='utf-8')
     assert 'sagan_nb/blob/main/sagan_nb/networks.py#L' in (tmp_path/'networks.ipynb').read_text(encoding='utf-8')

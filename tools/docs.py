@@ -100,7 +100,7 @@ class Page:
 
     def notebook(self, path):
         "The notebook at `path` as myst-nb reads it."
-        nb = read_nb(path)
+        nb, self.file = read_nb(path), path.name
         NBProcessor(nb=nb, procs=[strip_ansi, hide_line, rm_header_dash, clean_magics], rm_directives=False).process()
         nb = nbformat.reads(json.dumps(nb2dict(nb)), 4)
         cells = [c for cell in nb.cells for c in (self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
@@ -124,10 +124,10 @@ class Page:
     def colab(self):
         "A line that opens the chapter elsewhere, where the repository has an address."
         git, host = self.cfg['git_url'].rstrip('/'), 'https://github.com/'
-        if not git or not self.number: return ''
-        where = f'blob/{self.cfg["branch"]}/nbs/{self.number}_{self.module.split(".")[-1]}.ipynb'
+        if not git: return ''
+        where = f'blob/{self.cfg["branch"]}/nbs/{self.file}'
         colab = f'[Open in Colab](https://colab.research.google.com/github/{git[len(host):]}/{where}) · ' if git.startswith(host) else ''
-        return f'\n\n{colab}[Source of this chapter]({git}/{where})'
+        return f'\n\n{colab}[Source of this page]({git}/{where})'
 
     def code_cell(self, cell):
         "Directives become tags and captions; a cell that only names its module, or hides, goes."

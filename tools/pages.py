@@ -128,7 +128,8 @@ def paper_map(names):
            'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
            '## Figures', table(head, items('figures', names, known))]
     for o in DATA['tables']:
-        out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}. Checked by: {", ".join(check(c, known) for c in o["check"])}.']
+        out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}: {place(o["at"])}, {", ".join(code(c, names) for c in o["code"])}. '
+                f'What checks the rows: {", ".join(check(c, known) for c in o["check"])}.']
         metrics, rows = [m for m in ('fid', 'inception_score', 'intra_fid') if any(m in PUBLISHED.get(r, {}) for r in o['rows'])], []
         for r in o['rows']:
             if r not in PRESETS: raise Missing(f'there is no preset {r}')

@@ -37,7 +37,7 @@ html_static_path = [os.environ.get('DOCS_STATIC', '_static')]
 html_css_files = ['book.css']
 html_baseurl = facts['doc_host'] + facts['doc_baseurl'] if facts['doc_host'] else ''
 html_show_sourcelink = html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_domain_indices = False
 html_show_search_summary = False                # a summary is fetched, which a browser refuses for files
 html_theme_options = dict(navigation_with_keys=True)
 if facts['git_url']: html_theme_options['footer_icons'] = [dict(name='Source', url=facts['git_url'], html='Source', class_='')]

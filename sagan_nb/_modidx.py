@@ -305,6 +305,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                           'sagan_nb/self_attention.py'),
                                          'sagan_nb.self_attention.attention_map': ( 'self_attention.html#attention_map',
                                                                                     'sagan_nb/self_attention.py'),
+                                         'sagan_nb.self_attention.attention_reach': ( 'self_attention.html#attention_reach',
+                                                                                      'sagan_nb/self_attention.py'),
                                          'sagan_nb.self_attention.attention_widths': ( 'self_attention.html#attention_widths',
                                                                                        'sagan_nb/self_attention.py'),
                                          'sagan_nb.self_attention.fused_attention': ( 'self_attention.html#fused_attention',

@@ -6,8 +6,8 @@
 __all__ = ['MIRROR', 'COLORS', 'HOW_TO_READ', 'WIDGET', 'doubled', 'plant', 'mirror_generator', 'mirror_discriminator',
            'mirror_picture', 'unmoved', 'attention_layers', 'watched', 'LayerMaps', 'AttentionMaps', 'watch_batch',
            'attention_maps', 'grid_queries', 'contrast_queries', 'find_queries', 'peaks', 'cell_middle', 'draw_picture',
-           'draw_map', 'show_attention', 'describe_attention', 'silenced', 'attention_use', 'evened', 'widget_data',
-           'figure_tag', 'widget_html', 'attention_widget']
+           'draw_map', 'asked_of', 'show_attention', 'describe_attention', 'silenced', 'attention_use', 'evened',
+           'widget_data', 'figure_tag', 'widget_html', 'page', 'attention_widget']
 
 # %% ../nbs/11_attention_maps.ipynb #1f0069a3
 import base64
@@ -49,8 +49,8 @@ def plant(
     scale:float,              # of keys and queries
 ):
     "Make each location of this layer attend to its mirror image, with gamma 0.3."
-    C = block.channels
-    for conv, w in ((block.f, torch.eye(C)*scale), (block.g, mirror*scale), (block.h, torch.eye(C)), (block.v, torch.eye(C))):
+    same = torch.eye(block.channels)
+    for conv, w in ((block.f, same*scale), (block.g, mirror*scale), (block.h, same), (block.v, same)):
         if isinstance(conv, nn.Conv2d): conv.weight.copy_(w[:conv.out_channels, :conv.in_channels, None, None])
     block.gamma.fill_(.3)
 
@@ -308,7 +308,7 @@ def draw_picture(
     ax.imshow(to_uint8(x).permute(1, 2, 0).numpy(), interpolation='nearest')
     for n, ((r, c), color) in enumerate(zip(queries, COLORS*len(queries)), 1):
         ax.plot(c, r, 'o', ms=11, color=color, mec='black', mew=1, clip_on=False, zorder=3)
-        ax.annotate(str(n), (c, r), ha='center', va='center_baseline', fontsize=7, color='black', weight='bold', zorder=4)
+        ax.text(c, r, n, ha='center', va='center_baseline', fontsize=7, color='black', weight='bold', zorder=4)
     ax.set(xticks=[0, x.shape[-1] - 1], yticks=[0, x.shape[-2] - 1])
     ax.tick_params(labelsize=6, length=2)
 
@@ -334,12 +334,22 @@ def draw_map(
     ax.set_title(f'{r},{c}: {beta.max()*beta.numel():.1f} x even', fontsize=7, pad=2)
     return image
 
-HOW_TO_READ = ('Left: queries. Then, for each query, how much weight each cell gets (bright: most) and arrows to the most attended cells.\n'
-               'Attention that is not used is even: no arrows, "1.0 x even". A transposed or shifted map would ignore what lies in the picture.')
+def asked_of(
+    queries,                  # as in show_attention
+    o:LayerMaps,              # of the layer
+    i:int,                    # picture
+    n:int,                    # how many, for 'auto' and 'grid'
+)->list:                      # (row, column) of pixels
+    "The queries of one picture."
+    own = not isinstance(queries, str) and queries and isinstance(queries[0], list)
+    return find_queries(o, i, queries[i] if own else queries, n)
+
+HOW_TO_READ = """Left: queries. Then, for each, how much weight each cell gets (bright: most), and arrows to the peaks.
+Even attention has no arrows and "1.0 x even". A transposed or shifted map would ignore what lies in the picture."""
 
 def show_attention(
     maps:AttentionMaps,       # from `attention_maps`
-    queries='auto',           # 'auto' (for contrast), 'grid', or a list of (row, column) of pixels
+    queries='auto',           # 'auto' (for contrast), 'grid', a list of (row, column), or such a list for each picture
     n:int=3,                  # how many, for 'auto' and 'grid'
     layers=None,              # names (map sizes); None: the largest map; 'all'
     pictures=None,            # which pictures; None: all
@@ -349,7 +359,7 @@ def show_attention(
     import matplotlib.pyplot as plt
     chosen = [maps.pick(m) for m in (maps.layers if layers == 'all' else layers or [None])]
     pictures = range(len(maps.pictures)) if pictures is None else pictures
-    asked = {i: find_queries(max(chosen, key=lambda o: o.shape[0]), i, queries, n) for i in pictures}
+    asked = {i: asked_of(queries, max(chosen, key=lambda o: o.shape[0]), i, n) for i in pictures}
     rows, columns = [(i, o) for i in pictures for o in chosen], 1 + max(map(len, asked.values()))
     size = 1.4*columns + .9, 1.45*len(rows) + .75
     fig, axes = plt.subplots(len(rows), columns, figsize=size, layout='constrained', squeeze=False)
@@ -377,7 +387,8 @@ def describe_attention(
         side = o.res // o.shape[0] * o.cell
         span = lambda v: f'{v*side}-{(v + 1)*side - 1}' if side > 1 else str(v)
         most = [f'rows {span(a)}, columns {span(b)} ({beta[a, b]:.1%})' for a, b in peaks(beta)]
-        lines.append(f'query {n} at {",".join(map(str, query))}: ' + ('most at ' + '; '.join(most) if most else 'spread evenly'))
+        where = f'most at {"; ".join(most)}' if most else 'spread evenly'
+        lines.append(f'query {n} at {",".join(map(str, query))}: {where}')
     return '\n'.join(lines)
 
 # %% ../nbs/11_attention_maps.ipynb #db92c3a7
@@ -397,7 +408,7 @@ def silenced(
 
 def attention_use(
     maps:AttentionMaps,       # from `attention_maps`
-)->dict:                      # name -> gamma, ratio, entropy and entropy_even (bits), distance and distance_even (pixels)
+)->dict:                      # name -> gamma, ratio, entropy (bits), distance (px), and the last two of even maps
     "Is attention used? Means over pictures and locations; the values `_even` are those of maps with equal weights."
     out = {}
     for name, o in maps.layers.items():
@@ -415,8 +426,9 @@ def evened(
 
 # %% ../nbs/11_attention_maps.ipynb #9c202a1a
 WIDGET = '''<div id="@ID" class="sagan-look"><style>
-#@ID .both {display: flex; flex-wrap: wrap; gap: 12px} #@ID canvas {width: min(320px, 45%); min-width: 150px; height: auto;
-image-rendering: pixelated; cursor: crosshair; border: 1px solid #8888} #@ID p {margin: 6px 0; font: 14px sans-serif}
+#@ID .both {display: flex; flex-wrap: wrap; gap: 12px}
+#@ID canvas {width: min(320px, 45%); min-width: 150px; height: auto; image-rendering: pixelated;
+cursor: crosshair; border: 1px solid #8888} #@ID p {margin: 6px 0; font: 14px sans-serif}
 #@ID img {max-width: 100%}</style><div class="static">@FALLBACK</div></div><script>(d => {
 const root = document.getElementById('@ID'), bytes = s => Uint8Array.from(atob(s), c => c.charCodeAt(0));
 const floats = s => new Float32Array(bytes(s).buffer), make = t => document.createElement(t);
@@ -430,25 +442,30 @@ text.setAttribute('aria-live', 'polite'); choose.setAttribute('aria-label', 'pic
 shown.forEach((p, i) => choose.add(new Option(p.name, i))); both.append(picture, heat);
 let at = [Math.floor(H/2), Math.floor(W/2)];
 const row = p => { const j = (at[0]*W + at[1])*n, s = new Float64Array(h*w); let top = -Infinity, sum = 0;
-  for (let i = 0; i < h*w; i++) { for (let c = 0; c < n; c++) s[i] += p.q[j + c]*p.k[i*n + c]; top = Math.max(top, s[i]); }
+  for (let i = 0; i < h*w; i++) {
+    for (let c = 0; c < n; c++) s[i] += p.q[j + c]*p.k[i*n + c];
+    top = Math.max(top, s[i]); }
   s.forEach((v, i) => sum += s[i] = Math.exp(v - top)); return s.map(v => v/sum); };
 const paint = (ctx, p, grey) => { for (let y = 0; y < d.res; y++) for (let x = 0; x < d.res; x++) {
   const o = 3*(y*d.res + x), c = p.rgb.slice(o, o + 3), g = .2*(c[0] + c[1] + c[2]);
   ctx.fillStyle = `rgb(${grey ? [g, g, g] : [...c]})`; ctx.fillRect(x*zoom, y*zoom, zoom, zoom); } };
-const draw = () => { const p = shown[choose.value || 0], beta = row(p), top = Math.max(...beta), best = beta.indexOf(top);
+const draw = () => {
+  const p = shown[choose.value || 0], beta = row(p), top = Math.max(...beta), best = beta.indexOf(top);
   const [a, b] = [picture, heat].map(c => c.getContext('2d')), sy = side/h, sx = side/w;
   paint(a, p, false); paint(b, p, true);
   beta.forEach((v, i) => { b.globalAlpha = .25 + .75*v/top; b.fillStyle = d.colors[Math.round(255*v/top)];
     b.fillRect(i % w*sx, Math.floor(i/w)*sy, sx, sy); }); b.globalAlpha = 1;
-  for (const c of [a, b]) { c.beginPath(); c.arc((at[1] + .5)*side/W, (at[0] + .5)*side/H, 7, 0, 7); c.fillStyle = '#E69F00';
-    c.fill(); c.lineWidth = 2; c.strokeStyle = '#fff'; c.stroke(); }
-  const px = d.res/H, pc = px*d.cell, r = Math.floor(best/w), s = best % w, span = (v, m) => m > 1 ? `${v}-${v + m - 1}` : v;
-  text.textContent = `pixel ${Math.floor((at[0] + .5)*px)},${Math.floor((at[1] + .5)*px)}: most at rows ${span(r*pc, pc)}, `
-    + `columns ${span(s*pc, pc)} (${(100*top).toFixed(1)}%, ${(top*h*w).toFixed(1)} x even)`; };
+  for (const c of [a, b]) {
+    c.beginPath(); c.arc((at[1] + .5)*side/W, (at[0] + .5)*side/H, 7, 0, 7); c.fillStyle = '#E69F00'; c.fill();
+    c.lineWidth = 2; c.strokeStyle = '#fff'; c.stroke(); }
+  const px = d.res/H, pc = px*d.cell, span = v => pc > 1 ? `${v*pc}-${v*pc + pc - 1}` : v;
+  text.textContent = `pixel ${at.map(v => Math.floor((v + .5)*px))}: most at rows ${span(Math.floor(best/w))}, `
+    + `columns ${span(best % w)} (${(100*top).toFixed(1)}%, ${(top*h*w).toFixed(1)} x even)`; };
 const go = (y, x) => { at = [Math.max(0, Math.min(H - 1, y)), Math.max(0, Math.min(W - 1, x))]; draw(); };
 picture.onclick = e => { const o = picture.getBoundingClientRect();
   go(Math.floor((e.clientY - o.top)/o.height*H), Math.floor((e.clientX - o.left)/o.width*W)); };
-picture.onkeydown = e => { const m = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key];
+const keys = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
+picture.onkeydown = e => { const m = keys[e.key];
   if (m) { e.preventDefault(); go(at[0] + m[0], at[1] + m[1]); } };
 choose.onchange = draw; root.querySelector('.static').hidden = true; root.append(choose, both, text); draw();
 })(@DATA)</script>'''
@@ -484,16 +501,28 @@ def widget_html(
     layer=None,               # name; None: the largest map
     names=(),                 # a name for each picture
     queries='auto',           # of the static figure that stands in where no script runs
-    n:int=3,                  # how many, for 'auto' and 'grid'
+    fallback:str=None,        # HTML to stand in instead of that figure
 )->str:                       # HTML with its script, to put into a page
     "Click a pixel, see its map: computed in the page from queries and keys."
     data = json.dumps(widget_data(maps, layer, names)).replace('</', '<\\/')
-    asked = [find_queries(maps.pick(layer), i, queries, n) for i in range(len(maps.pictures))]
-    alt = '. '.join(describe_attention(maps, i, q, layer).replace('\n', '. ') for i, q in enumerate(asked))
-    fig = show_attention(maps, queries, n, [layer] if layer else None, names=names)
+    if fallback is None:
+        asked = [asked_of(queries, maps.pick(layer), i, 3) for i in range(len(maps.pictures))]
+        alt = '. '.join(describe_attention(maps, i, q, layer).replace('\n', '. ') for i, q in enumerate(asked))
+        fallback = figure_tag(show_attention(maps, asked, layers=[layer] if layer else None, names=names), alt)
     name = f'look-{hashlib.sha256(data.encode()).hexdigest()[:12]}'
-    parts = dict(ID=name, FALLBACK=figure_tag(fig, alt), DATA=data)
+    parts = dict(ID=name, FALLBACK=fallback, DATA=data)
     return re.sub('@(ID|FALLBACK|DATA)', lambda m: parts[m[1]], WIDGET)
+
+def page(
+    title:str,                # of the page
+    body:str,                 # HTML
+    style:str='',             # more CSS
+)->str:                       # a whole page, without anything from elsewhere
+    "HTML around a body, for small and wide screens, light and dark."
+    head = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">')
+    style = f'<style>body {{font: 16px/1.5 sans-serif; margin: 1rem}} {style}</style>'
+    return f'{head}{style}</head><body>{body}</body></html>'
 
 def attention_widget(
     maps:AttentionMaps,       # from `attention_maps`

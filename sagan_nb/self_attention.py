@@ -121,12 +121,6 @@ def attention_reach(
         bits.append(torch.special.entr(beta).sum(-1) / math.log(2))
     return torch.cat(bits, 1), torch.cat(far, 1)
 
-#
-# ## The same checks on the exported form
-#
-# Every form against the loops (for the released form, the keys and values come from pooled maps), on a map that is not square, so
-# that a mix-up of height and width shows:
-
 # %% ../nbs/02_self_attention.ipynb #f52ee8ac
 def map_bytes(
     side:int,                 # pixels per side of the feature map

@@ -269,7 +269,7 @@ def load_checkpoint(
 def attention_usage(
     net:nn.Module,            # generator or discriminator
     *args,                    # its input
-)->dict:                      # map size -> (gamma, |gamma o| / |x|), for attention also (entropy in bits, distance in px)
+)->dict:                      # map size -> (gamma, |gamma o| / |x|, and of attention: entropy in bits, distance in px)
     "How much each block on a map adds to what passes through it, and how it looks. Leaves the network as it was."
     net, seen = copy.deepcopy(net).eval(), {}
     for size, block in net.extra.items():
@@ -286,7 +286,7 @@ def attention_usage(
 def true_norms(
     net:nn.Module,            # generator or discriminator
 )->tuple[dict,dict]:          # layer -> largest singular value: of the weight it computes with, of its raw weight
-    "True spectral norm of every layer, after and before division (without one, both are the same). Slow for wide layers."
+    "True spectral norm of every layer, after and before division; without one, twice the same. Slow for wide layers."
     raw = {name: exact_sigma(w) for name, _, w in normalised(net)}
     used = {name: (raw[name] / sn.sigma(w)).item() for name, sn, w in normalised(net)}
     kinds = nn.Linear, nn.Conv2d, nn.Embedding

@@ -1,12 +1,22 @@
 "Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
-import json
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from browser import Page, chromium
+from PIL import Image
 
-from sagan_nb.attention_maps import attention_maps, mirror_discriminator, mirror_generator, mirror_picture, widget_html
-from sagan_nb.networks import Generator
+from sagan_nb import cli
+from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
+from sagan_nb.interop import save_pretrained
+from sagan_nb.networks import Discriminator, Generator
 
 needs_browser = pytest.mark.skipif(chromium() is None, reason='there is no Chromium on this machine')
 
@@ -85,8 +95,111 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 def test_maps_of_64_pictures_take_less_than_2_GiB():
     "At a 64x64 map without pooling, where all maps together would take 4 GiB."
-    import subprocess
-    import sys
     done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert .1 < float(done.stdout) < 2, done.stdout
+
+
+def shell(monkeypatch, capsys, command, *args):
+    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
+    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
+    try:
+        getattr(cli, command)()
+        code = 0
+    except SystemExit as e: code = e.code
+    return (code, *capsys.readouterr())
+
+
+@pytest.fixture(scope='module')
+def runs():
+    "Smoke runs: with attention at two maps, and without; and a place for what is written."
+    folder = Path(tempfile.mkdtemp())
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.sagan_train('t1_attn_16', scale='smoke', out=str(folder/'run'), set=['attn_at=8,16', 'form=released', 'steps=6'])
+        cli.sagan_train('t1_none', scale='smoke', out=str(folder/'none'))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_attention_command(runs, monkeypatch, capsys):
+    "Both networks, several layers, every way to ask; a picture and words for it."
+    call = lambda *args: shell(monkeypatch, capsys, 'sagan_attention', runs/'run', *args)
+    for out, args in (('a.png', ()), ('b.png', ('--part', 'D', '--layers', 'all', '--n', '2')), ('c.svg', ('--queries', '12,31', '0,0')),
+                      ('d.png', ('--queries', 'grid', '--points', '5', '--classes', '1', '--layers', '8')), ('e.html', ('--n', '2'))):
+        code, said, fault = call('--out', runs/out, *args)
+        assert (code, fault) == (0, '') and (runs/out).stat().st_size > 10_000, (out, fault)
+        assert 'query 1 at' in said and 'entropy' in said
+    code, said, _ = call('--out', runs/'c.png', '--queries', '12,31', '0,0', '--n', '1', '--classes', '2_pillar')
+    assert said.startswith('picture 1 (2_pillar)\n  query 1 at 12,31: ') and 'query 2 at 0,0: ' in said
+    assert 'map 8:' in said and 'map 16:' in said and 'hardly used' in said                        # six steps
+
+
+def test_attention_refusals(runs, monkeypatch, capsys):
+    "One clear line for each."
+    shutil.copytree(runs/'run', runs/'bare', ignore=shutil.ignore_patterns('*.pt'))
+    save_pretrained(Generator(32, 4, 3, 8, attn_at=(16,)), runs/'G.safetensors')
+    save_pretrained(Discriminator(32, 4, 3, attn_at=(16,)), runs/'D.safetensors')
+    run, out = runs/'run', ('--out', runs/'x.png')
+    for args, words in (((runs/'none',), 'this generator has no attention layer'), ((run, '--queries', '12,40'), '12,40 is outside the picture'),
+                        ((run, '--queries', '4,-1'), 'outside'), ((run, '--queries', 'x'), 'queries are auto, grid, or pixels'),
+                        ((runs/'none', '--part', 'D'), 'this discriminator has no attention layer'), ((runs/'bare',), 'no checkpoints'),
+                        ((run, '--layers', '32'), 'no attention at 32 in this network; there is at 8, 16'), ((run, '--points', '0'), 'must lie in 1..'),
+                        ((runs/'nowhere',), 'no such run'), ((run, '--part', 'd'), 'choose G or D'), ((run, '--n', '0'), 'n must lie in'),
+                        ((runs/'D.safetensors', '--part', 'D'), 'with --data'), ((runs/'G.safetensors', '--part', 'D'), 'no discriminator'),
+                        ((run, '--out', runs/'x.txt'), 'must end in'), ((run, '--part', 'D', '--data', 'nowhere'), 'no file or folder')):
+        code, said, fault = shell(monkeypatch, capsys, 'sagan_attention', *args, *(() if '--out' in args else out))
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, said, fault)
+    assert not (runs/'x.png').exists()
+    assert shell(monkeypatch, capsys, 'sagan_attention', runs/'G.safetensors', *out)[0] == 0        # anybody's weights
+    assert shell(monkeypatch, capsys, 'sagan_attention', runs/'D.safetensors', '--part', 'D', '--data', 'toy:3', *out)[0] == 0
+
+
+def test_samples_of_every_kind(runs, monkeypatch, capsys):
+    "Grids, walks and films; the first and last picture of a walk are the generator's own."
+    call = lambda *args: shell(monkeypatch, capsys, 'sagan_sample', runs/'run', *args)
+    for out, args in (('g.png', ()), ('t.png', ('--truncation', '.3')), ('z.png', ('--kind', 'z')), ('c.png', ('--kind', 'classes', '--classes', '0,2')),
+                      ('z.gif', ('--kind', 'z')), ('c.gif', ('--kind', 'classes', '--n', '16')), ('f.gif', ('--kind', 'timelapse')), ('f.png', ('--kind', 'timelapse'))):
+        code, said, fault = call('--out', runs/'samples'/out, *args)
+        assert (code, fault) == (0, '') and str(runs/'samples'/out) in said, (out, fault)
+    assert Image.open(runs/'samples'/'z.gif').n_frames == 14 and Image.open(runs/'samples'/'f.gif').n_frames == 2
+    assert (runs/'samples'/'g.png').read_bytes() != (runs/'samples'/'t.png').read_bytes()
+    for args, words in ((('--kind', 'film'), 'choose one of grid, z'), (('--out', 'a.gif'), 'grid does not move'), (('--kind', 'classes', '--classes', '1'), 'two classes'),
+                        (('--truncation', '0'), 'greater than 0'), (('--steps', '1'), 'steps must be 2'), (('--out', 'a.txt'), 'must end in')):
+        code, said, fault = call(*args)
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, fault)
+
+
+@pytest.fixture(scope='module')
+def page(runs):
+    "The report of the run with attention, as a shell makes it; the domain classifier is trained for it."
+    code = 'import sys; from sagan_nb import cli; sys.argv[0] = "sagan_report"; cli.sagan_report()'
+    done = subprocess.run([sys.executable, '-c', code, str(runs/'run')], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == str(runs/'run'/'report.html'), done.stderr
+    return runs/'run'/'report.html'
+
+
+@needs_browser
+@pytest.mark.parametrize('dark', [False, True])
+@pytest.mark.parametrize('width', [400, 1600])
+def test_report_in_a_browser(page, width, dark):
+    "Every figure is there and has words, nothing is fetched, nothing complains, and the page is as wide as the window."
+    with Page() as browser:
+        browser.open(page, width, dark=dark)
+        assert browser.errors == [] and not [r for r in browser.requests if not r.startswith(('file:', 'data:'))]
+        images = browser.ask('[...document.images].map(i => [i.complete && i.naturalWidth > 0, i.alt, i.closest(".static") !== null])')
+        assert len(images) > 15 and all(o[0] and len(o[1]) > 10 for o in images), images
+        assert browser.ask('[...document.querySelectorAll("figcaption")].every(c => c.textContent.length > 10)')
+        assert browser.ask('document.documentElement.scrollWidth') <= width
+        small = browser.ask('[...document.querySelectorAll("p, td, th, figcaption, a")].map(e => parseFloat(getComputedStyle(e).fontSize)).reduce((a, b) => Math.min(a, b))')
+        assert small >= 14
+        light = browser.ask('getComputedStyle(document.body).color')
+        assert (sum(map(int, re.findall(r'\d+', light)[:3])) > 380) == dark                             # light letters on dark ground
+        titles = browser.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
+        assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
+        assert browser.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
+
+
+def test_report_refusals(runs, monkeypatch, capsys):
+    for run, words in ((runs/'nowhere', 'no such run'), (runs/'samples', 'no checkpoints'), (runs/'g.png', 'no such run')):
+        code, said, fault = shell(monkeypatch, capsys, 'sagan_report', run)
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, fault

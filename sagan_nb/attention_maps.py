@@ -77,7 +77,7 @@ def mirror_generator(
     G.blocks['32'].conv1.weight[:, :, 1, 1] = torch.rand(4, 32, generator=rng)
     G.bn.gain.fill_(1.)
     G.conv.weight[:, :3, 1, 1] = torch.eye(3)*2
-    G.conv.bias.fill_(-2.5)
+    G.conv.bias.fill_(-1.8)
     return G.eval()
 
 # %% ../nbs/11_attention_maps.ipynb #766bf84a

@@ -147,7 +147,7 @@ def summarise(
     save_fig(grid, out/'samples.png', dpi=150)
     curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
     save_fig(curves, out/'curves.png')
-    if cfg.scale != 'smoke': print(f'\nEverything on one page: {report(out, source=source)}')
+    if cfg.scale != 'smoke': print(f'\nEverything on one page: {report(out, source=source, device=gan.device)}')
     print(f'\n{"":28} generated     real')
     for o in records: print(f'{o["metric"]:28} {o["value"]:9.3f} {o["real"]:8.3f}')
     how = records[0]
@@ -477,7 +477,8 @@ def write_attention(
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
         print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(f'{say_use(attention_use(maps))}\nQueries are row,column from the top left. Pictures: {len(points)}, in {out}')
+    print(say_use(attention_use(maps)))
+    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}')
 
 # %% ../nbs/16_cli.ipynb #4758cc9f
 @command
@@ -485,6 +486,8 @@ def sagan_report(
     run:str,                  # run folder
     out:str=None,             # page to write (default: report.html in the run folder)
     data:str=None,            # its real pictures (default: where the run found them)
+    device:str='auto',        # auto, cpu or cuda
 ):
     "Put everything about a run on one page that needs no network."
-    print(f'wrote {report(run, out, pictures_of(open_model(run).cfg, data) if data else None)}')
+    source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
+    print(f'wrote {report(run, out, source, device=pick_device(device))}')

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from .attention_maps import (attention_layers, attention_maps, attention_use, describe_attention, figure_tag,
                                      find_queries, page, show_attention, silenced, widget_html)
 from .blocks import ConditionalBatchNorm2d
-from .config import PRESETS, Config, differences
+from .config import PRESETS, Config
 from .core import Refused, from_uint8, grid_image, progress, to_uint8
 from .data import open_source
 from .metrics import Features, domain, squared_distances
@@ -498,15 +498,16 @@ def report(
     out=None,                 # file to write; None: report.html in the run folder
     source=None,              # its real pictures; None: opened as its settings say, left out where they are not there
     features:Features=None,   # whose distances say what is near; None: the domain classifier (chapter 10)
+    device='cpu',             # where to draw
 )->Path:                      # the file
     "Write one page with everything about a run. Raises Refused for a folder without a run."
     run = Path(run)
     if not run.is_dir(): raise Refused(f'{run}: there is no such run folder')
-    path, gan, note = Path(out or run/'report.html'), load_checkpoint(newest_checkpoint(run)), ''
+    path, gan, note = Path(out or run/'report.html'), load_checkpoint(newest_checkpoint(run), device=device), ''
     cfg = gan.cfg
     try: source = source or pictures_of(cfg)
     except Refused as e: note = f' The real pictures are not here ({e}), so what needs them is left out.'
-    if source is not None: features = features or domain(source)
+    if source is not None: features = features or domain(source, device=device)
     title, body = f'{cfg.preset}, {cfg.scale} scale, step {gan.t}', sections(run, gan, source, features)
     anchor = lambda name: ''.join(c for c in name.lower() if c.isalpha())
     links = ''.join(f'<a href="#{anchor(k)}">{k}</a>' for k in body)

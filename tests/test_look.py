@@ -200,6 +200,6 @@ def test_report_in_a_browser(page, width, dark):
 
 
 def test_report_refusals(runs, monkeypatch, capsys):
-    for run, words in ((runs/'nowhere', 'no such run'), (runs/'samples', 'no checkpoints'), (runs/'g.png', 'no such run')):
+    for run, words in ((runs/'nowhere', 'no such run folder'), (runs/'samples', 'no checkpoints'), (runs/'G.safetensors', 'no such run folder')):
         code, said, fault = shell(monkeypatch, capsys, 'sagan_report', run)
         assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, fault

@@ -392,6 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'sagan_nb.report.sections': ('report.html#sections', 'sagan_nb/report.py'),
                                  'sagan_nb.report.series': ('report.html#series', 'sagan_nb/report.py'),
                                  'sagan_nb.report.silence_html': ('report.html#silence_html', 'sagan_nb/report.py'),
+                                 'sagan_nb.report.silenced_numbers': ('report.html#silenced_numbers', 'sagan_nb/report.py'),
                                  'sagan_nb.report.slerp': ('report.html#slerp', 'sagan_nb/report.py'),
                                  'sagan_nb.report.spectra': ('report.html#spectra', 'sagan_nb/report.py'),
                                  'sagan_nb.report.table_html': ('report.html#table_html', 'sagan_nb/report.py'),

@@ -276,6 +276,7 @@ def neighbours_of(
     data:str,                 # real pictures; None: those of the run
 )->tuple:                     # (rows, 8, 3, res, res), a sentence
     "Generated pictures and the seven nearest real ones. Raises Refused without data, and where they do not fit."
+    if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
     source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
     y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
     return beside_real(draw(model.G, z, y), source, domain(source))
@@ -315,19 +316,22 @@ def sagan_sample(
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
     model = open_model(run, pick_device(device))
-    wanted, words, rows = pick_classes(classes, model.classes), '', []
+    wanted, words, rows, at = pick_classes(classes, model.classes), '', [], [model.step]
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
-    elif kind == 'timelapse': x, words = timelapse(kept_samples(run), model.cfg.res)
+    elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     per_class = range(len(x) // len(wanted))
     if model.classes and kind in ('grid', 'z'): rows = [model.classes[k] for k in wanted for _ in per_class]
-    title = f'{model.cfg.preset}, step {model.step}' + (f', truncation {truncation:g}' if truncation else '')
+    about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'step {at[0]} to {at[-1]}',
+             'classes': ' > '.join(model.classes[k] for k in wanted)}
+    title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
+    if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
     path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
-    if kind == 'timelapse': words = f'steps from left to right: {", ".join(map(str, words))}'
     count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(wanted)} classes' if rows else '')
     print(f'{count} in {path}' + (f'\n{words}' if words else ''))
+    if kind == 'timelapse': print('steps from left to right:', *at)
 
 def write_gif(
     frames,                   # uint8, (3, H, W) each

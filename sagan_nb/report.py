@@ -6,8 +6,8 @@
 __all__ = ['LINES', 'STYLE', 'TRAINING', 'USAGE', 'USE', 'SPECTRA', 'NORMS', 'draw_z', 'slerp', 'mixed_classes', 'walk_z',
            'walk_classes', 'gif', 'there_and_back', 'nearest_real', 'beside_real', 'kept_samples', 'timelapse', 'film',
            'chart', 'in_words', 'series', 'spectra', 'figure_html', 'image_tag', 'pictures_html', 'table_html',
-           'config_html', 'curves_html', 'samples_html', 'film_html', 'maps_html', 'silence_html', 'metrics_html',
-           'sections', 'pictures_of', 'report']
+           'config_html', 'curves_html', 'samples_html', 'film_html', 'maps_html', 'silence_html', 'silenced_numbers',
+           'metrics_html', 'sections', 'pictures_of', 'report']
 
 # %% ../nbs/15_report.ipynb #dc058595
 import base64
@@ -30,7 +30,7 @@ from .blocks import ConditionalBatchNorm2d
 from .config import PRESETS, Config
 from .core import Refused, from_uint8, grid_image, progress, to_uint8
 from .data import open_source
-from .metrics import Features, domain, squared_distances
+from .metrics import Features, domain, evaluate, squared_distances
 from .networks import Generator
 from .spectral_norm import settle
 from .train import draw, fixed_noise, load_checkpoint, newest_checkpoint, read_log, sampler
@@ -445,6 +445,24 @@ def silence_html(
         f'As trained; with gamma set to 0; and the difference, {change.mean()*127.5:.1f} of 255 levels on average. '
         'An attention layer that is not used would leave the last row black.')
 
+
+def silenced_numbers(
+    G:Generator,              # from `sampler`
+    source,                   # real pictures
+    features:Features,        # whose numbers
+    n:int=1000,               # pictures of each kind, at most
+)->str:                       # HTML; empty without attention
+    "Metrics with attention and without it."
+    try: attention_layers(G)
+    except Refused: return ''
+    numbers = lambda: evaluate(G, source, ('distance', 'prdc'), features, n_fake=n, n_real=n, cache=None)
+    whole = numbers()
+    with silenced(G): without = numbers()
+    how = (f'{n} generated and {whole[0]["n_real"]} real pictures, {features.name}, seed {whole[0]["seed"]}. What these '
+           'weights do without their attention; a network trained without it may do better (Table 1 of the paper).')
+    rows = [(a['metric'], a['value'], b['value']) for a, b in zip(whole, without)]
+    return table_html(['metric', 'as trained', 'gamma = 0'], rows) + f'<p>{html.escape(how)}</p>'
+
 # %% ../nbs/15_report.ipynb #251553da
 def metrics_html(
     run:Path,                 # run folder
@@ -482,7 +500,8 @@ def sections(
         real, y = source.batch(order[:4])
         attention += maps_html(settle(gan.D).eval(), from_uint8(real), y, names, 'Discriminator, on real pictures')
     if attention:
-        out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg)}
+        used = silenced_numbers(G, source, features) if source is not None else ''
+        out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
     return out | {'Training': curves_html(log, TRAINING), 'Singular values': curves_html(log, NORMS),
                   'Metrics': metrics_html(run), 'Configuration': config_html(cfg, read('env.json'))}
 

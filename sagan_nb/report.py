@@ -459,7 +459,7 @@ def silenced_numbers(
     whole = numbers()
     with silenced(G): without = numbers()
     how = (f'{n} generated and {whole[0]["n_real"]} real pictures, {features.name}, seed {whole[0]["seed"]}. What '
-           'these weights do without their attention; a network trained without it may do better (Table 1 of the paper).')
+           'these weights do without their attention; a network trained without it may do better (Table 1).')
     rows = [(a['metric'], a['value'], b['value']) for a, b in zip(whole, without)]
     return table_html(['metric', 'as trained', 'gamma = 0'], rows) + f'<p>{html.escape(how)}</p>'
 

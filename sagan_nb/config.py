@@ -68,6 +68,7 @@ class Config:
     beta1:float = setting(0., "Adam's beta1", 'paper 4.2')
     beta2:float = setting(.9, "Adam's beta2", 'paper 4.2; the released code leaves 0.999')
     adam_eps:float = setting(1e-8, "Adam's epsilon", 'released code')
+    adam_eps_rule:str = setting('torch', "where it is added: 'torch' or 'tensorflow', see chapter 09", 'ours: torch')
     d_per_g:int = setting(1, 'updates of D per update of G', 'paper 5.1')
     order:str = setting('d_then_g', "'d_then_g' or 'g_then_d'", 'ours: the paper does not say')
     batch:int = setting(256, 'pictures per update over all ranks', 'released code: 4 x 64')
@@ -91,7 +92,8 @@ class Config:
 CHOICES = dict(scale=('smoke', 'laptop', 'gpu', 'paper'), block=('attention', 'residual', 'residual3x3', 'none'),
                form=('paper', 'v1', 'released'), head=('projection', 'acgan', 'none'),
                sn_update_g=('forward', 'real', 'always'), sn_update_d=('forward', 'real', 'always'),
-               sn_eval_sigma=('step', 'stored'), sn_eps_rule=('clamp', 'add'), bn_ghost_update=('mean', 'sequential'),
+               sn_eval_sigma=('step', 'stored'), sn_eps_rule=('clamp', 'add'), adam_eps_rule=('torch', 'tensorflow'),
+               bn_ghost_update=('mean', 'sequential'),
                order=('d_then_g', 'g_then_d'), precision=('fp32', 'bf16'))
 POSITIVE = ('res', 'width', 'z_dim', 'reduction', 'lr_g', 'lr_d', 'lr_factor', 'd_per_g', 'batch', 'steps',
             'checkpoint_every', 'sample_every', 'log_every', 'sigma_every', 'adam_eps', 'sn_eps')
@@ -185,7 +187,7 @@ def _presets()->dict:
     "Every row by its name."
     paper = Config()
     released = replace(paper, form='released', attn_at=(32,), beta2=.999, order='g_then_d', sn_update_g='always',
-                       sn_update_d='real', sn_detach=False, sn_eps_rule='add')
+                       sn_update_d='real', sn_detach=False, sn_eps_rule='add', adam_eps_rule='tensorflow')
     best = replace(paper, form='released', beta2=.999, sn_eps=1e-8, bn_momentum=.1, bn_last_momentum=.1,
                    bn_unbiased=True, bn_ghost=32, ema=.999, ema_start=2000, steps=826_000)
     plain = replace(paper, attn_at=(), block='none')

@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'SIGNS', 'SN', 'TORCH_BN', 'BN', 'OFFICIAL_LAST', 'HEADS', '
            'recognise', 'tensors', 'convert', 'notes', 'read_arrays', 'read_npz', 'read_safetensors', 'read_torch',
            'read_tf', 'ours_trained', 'load_weights', 'published', 'swap_colours', 'model_card', 'save_pretrained',
            'from_pretrained', 'opener', 'fits_biggan', 'lacking_one', 'biggan_name', 'biggan_layer', 'biggan_norm',
-           'to_biggan', 'plain', 'export_onnx', 'export', 'epsilon_hat']
+           'to_biggan', 'plain', 'export_onnx', 'export']
 
 # %% ../nbs/13_interop.ipynb #bb84915b
 import json
@@ -844,17 +844,3 @@ def export(
     if format == 'safetensors': return save_pretrained(run, path)
     export_onnx(load_weights(run, part='G'), path)
     return path
-
-# %% ../nbs/13_interop.ipynb #017accdd
-def epsilon_hat(
-    adam:torch.optim.Adam,        # changed in place
-)->torch.optim.Adam:              # the same optimiser; its `eps` is TensorFlow's from now on
-    "TensorFlow's place for epsilon in torch's Adam."
-    hats = [group['eps'] for group in adam.param_groups]
-    def set_eps(optimizer, args, kwargs):
-        for hat, group in zip(hats, optimizer.param_groups):
-            done = [optimizer.state[p]['step'] for p in group['params'] if 'step' in optimizer.state.get(p, {})]
-            t = 1 + int(max(done, default=0))
-            group['eps'] = hat / (1 - group['betas'][1]**t)**.5
-    adam.register_step_pre_hook(set_eps)
-    return adam

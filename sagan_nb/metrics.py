@@ -7,19 +7,21 @@ __all__ = ['INCEPTION', 'INCEPTION_SHA256', 'INCEPTION_URL', 'INCEPTION_LAYERS',
            'Stats', 'root', 'between_roots', 'check_sample', 'warn_of_rank', 'frechet_distance', 'inception_score',
            'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum', 'squared_mmd', 'kernel_distance',
            'squared_distances', 'squared_radii', 'prdc', 'tf1_resize', 'as_bytes', 'weights_hash', 'Features',
-           'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'content_hash', 'put', 'get',
-           'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain', 'open_features', 'Table',
-           'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'evaluate', 'check_task', 'as_table',
-           'one_line', 'save_records']
+           'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash', 'put',
+           'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain', 'open_features', 'Table',
+           'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'evaluate', 'noted', 'check_task',
+           'as_table', 'one_line', 'save_records']
 
 # %% ../nbs/10_metrics.ipynb #da40423d
 import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .core import Refused, from_uint8, progress, to_uint8
-from .data import Toy, is_toy, long_range, seed_of
+from .data import Toy, diversity, is_toy, long_range, seed_of
 
 # %% ../nbs/10_metrics.ipynb #1a534d5b
 def check_shape(
@@ -434,6 +436,16 @@ def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
     "Where classifiers and features are kept."
     return Path(os.environ.get('SAGAN_NB_CACHE') or Path.home()/'.cache'/'sagan_nb')
 
+def prune(
+    folder:Path,              # cache
+    days:float=14,            # since a table was last written to
+):
+    "Remove features of generated pictures that nobody has added to for a while: a checkpoint is seldom measured twice."
+    for old in folder.glob('fake-*'):
+        try:
+            if old.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(old)
+        except OSError: pass                     # another process was first
+
 def content_hash(
     tensors:dict,             # name -> tensor
     facts:dict,               # anything JSON can hold
@@ -586,19 +598,19 @@ def open_features(
 class Table:
     "Features, logits and labels of n pictures in shards, each made once, when it is first asked for."
     def __init__(self,
-        n:int,                    # pictures
-        make,                     # (a, b) -> (pictures, labels (b - a,)), pictures uint8 or float in [-1, 1]
+        y:Tensor,                 # labels, (n,)
+        make,                     # (a, b) -> pictures a to b, uint8 or float in [-1, 1]
         features:Features,        # the network
         folder:Path=None,         # where shards are kept; None: in memory
         shard:int=1000,           # pictures in one
         batch:int=100,            # pictures at a time through the network
     ):
-        self.n, self.make, self.features, self.folder, self.shard, self.batch = n, make, features, folder, shard, batch
-        self.held, self.recent = {}, None
+        self.n, self.y, self.make, self.features = len(y), y, make, features
+        self.folder, self.shard, self.batch, self.held, self.recent = folder, shard, batch, {}, None
 
     def __len__(self): return -(-self.n // self.shard)
 
-    def __getitem__(self, i:int)->dict:      # features (m, d), logits (m, K), y (m,)
+    def __getitem__(self, i:int)->dict:      # features (m, d), logits (m, K)
         "Shard i: from memory, from its file, or made now."
         if i in self.held: return self.held[i]
         if self.recent and self.recent[0] == i: return self.recent[1]
@@ -613,16 +625,21 @@ class Table:
         "Make shard i."
         a, rows = i*self.shard, []
         for a in range(a, min(a + self.shard, self.n), self.batch):
-            x, y = self.make(a, min(a + self.batch, (i + 1)*self.shard, self.n))
-            rows.append((*self.features(x), y.cpu()))
-        return dict(zip(('features', 'logits', 'y'), map(torch.cat, zip(*rows))))
+            rows.append(self.features(self.make(a, min(a + self.batch, (i + 1)*self.shard, self.n))))
+        return dict(zip(('features', 'logits'), map(torch.cat, zip(*rows))))
 
     def complete(self)->'Table':
         "Make what is missing, under a progress bar with the time left."
-        for i in progress(range(len(self)), leave=False): self[i]
+        for i in progress(range(len(self)), leave=False):
+            if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
         return self
 
-    def rows(self, what:str, a:int=0, b:int=None)->Tensor:       # 'features', 'logits' or 'y' -> (b - a, ...)
+    def by_class(self, K:int):               # classes; the table is sorted by class -> K matrices (m, d), one at a time
+        "Features class by class, each shard read once."
+        ends = [0, *self.y.bincount(minlength=K).cumsum(0).tolist()]
+        return (self.rows('features', a, b) for a, b in zip(ends, ends[1:]))
+
+    def rows(self, what:str, a:int=0, b:int=None)->Tensor:       # 'features' or 'logits' -> (b - a, ...)
         "Rows a to b; all by default."
         b, size = self.n if b is None else b, self.shard
         if a == b: return self[0][what][:0]
@@ -652,7 +669,7 @@ def key_of(
     batch:int=100,            # no part of it
 )->dict:                      # what every table's key holds
     "The part of a key that says how features are made."
-    return dict(features=features.hash, resize=features.resize, rounding=rounding, shard=shard, version=1)
+    return dict(features=features.hash, resize=features.resize, rounding=rounding, shard=shard, version=2)
 
 def real_table(
     source,                   # pictures, from `open_source`
@@ -669,9 +686,10 @@ def real_table(
     index = index[labels_of(source)[index].argsort(stable=True)]
     key = dict(key_of(features, rounding, **kwargs), real=source.fingerprint, index=content_hash(dict(index=index), {}))
     def make(a, b):
-        x, y = source.batch(index[a:b])
-        return (x if rounding else from_uint8(x)), y
-    return Table(len(index), make, features, folder and folder/f'real-{content_hash({}, key)[:16]}', **kwargs)
+        x, _ = source.batch(index[a:b])
+        return x if rounding else from_uint8(x)
+    place = folder and folder/f'real-{content_hash({}, key)[:16]}'
+    return Table(labels_of(source)[index], make, features, place, **kwargs)
 
 def fake_table(
     G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
@@ -692,14 +710,14 @@ def fake_table(
     @torch.no_grad()
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
-        return (to_uint8(x) if rounding else x), y[a:b]
+        return to_uint8(x) if rounding else x
     key = dict(key_of(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
-    return Table(n, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
+    return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
 # %% ../nbs/10_metrics.ipynb #91fb2531
 NAMES = dict(score=('IS', 'classifier score'), distance=('FID', 'Fréchet classifier distance'),
              intra=('intra-FID', 'intra distance'), kid=('KID', 'kernel classifier distance'))
-METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'long_range')
+METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'diversity', 'long_range')
 
 @dataclass
 class Task:
@@ -707,7 +725,7 @@ class Task:
     fake:Table                # labels as released: uniform
     balanced:Table            # the same number in each class
     real:Table                # pictures chosen at random
-    real_all:Table            # all of them: the reference of the intra distance
+    reference:Table           # as many as there are, or as are asked for: the reference of the intra distance
     source:object             # the real pictures
     G:nn.Module               # the generator
 
@@ -728,14 +746,11 @@ class Task:
         return [('distance', frechet_distance(a, b), dict(of_means=(a.mean - b.mean).square().sum().item()))]
 
     def intra(self):
-        "One distance per class, each class with all its real pictures."
-        K, n, table = len(self.source.classes), self.balanced.n, self.real_all
+        "One distance per class."
+        K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
         if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
-        ends = [0, *table.complete().rows('y').bincount(minlength=K).cumsum(0).tolist()]
-        made = [0, *self.balanced.complete().rows('y').bincount(minlength=K).cumsum(0).tolist()]
-        part = lambda t, at, k: t.rows('features', at[k], at[k + 1])
-        mean, values = intra_distances((k, part(self.balanced, made, k), part(table, ends, k)) for k in range(K))
-        names = self.source.classes
+        made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
+        mean, values = intra_distances((k, *pair) for k, pair in enumerate(zip(made, real)))
         more = dict(labels='balanced', n_fake=n, n_real=table.n, classes=len(values),
                     left_out={names[k]: why for k, why in values.left_out.items()},
                     per_class={names[k]: v for k, v in values.items()})
@@ -754,17 +769,32 @@ class Task:
         values = prdc(self.fake.complete().rows('features'), self.real.complete().rows('features'))
         return [(k, v, dict(neighbours=3 if k in ('precision', 'recall') else 5)) for k, v in values.items()]
 
+    @cached_property
+    def pixels(self):
+        "Up to 5,000 generated and as many real pictures, with their classes."
+        n = min(self.fake.n, 5000)
+        x = torch.cat([self.fake.make(a, min(a + 100, n)) for a in range(0, n, 100)]).cpu()
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:n]
+        real, y = self.source.batch(order)
+        x = from_uint8(x) if x.dtype == torch.uint8 else x
+        return (x, self.fake.y[:n]), (from_uint8(real), y)
+
+    def from_pixels(self, found, real):      # name -> value, of the generated and of the real pictures
+        "What is measured without features."
+        n_fake, n_real = (len(y) for _, y in self.pixels)
+        more = dict(features='pixels', features_hash='none', resize='none', n_fake=n_fake, n_real=n_real)
+        return [(name, value, dict(more, real=real[name])) for name, value in found.items()]
+
+    def diversity(self):
+        "Standard deviation of a pixel within a class."
+        return self.from_pixels(*(dict(diversity=diversity(*part)) for part in self.pixels))
+
     def long_range(self):
-        "For the toy pictures, from pixels: do the two parts agree?"
+        "For the toy pictures: do the two parts agree?"
         if not is_toy(self.source.spec): return [('long_range', None, dict(reason='it is for the toy pictures only'))]
-        n, chunks = min(self.fake.n, 5000), range(0, min(self.fake.n, 5000), 100)
-        x, y = (torch.cat(v) for v in zip(*(self.fake.make(a, min(a + 100, n)) for a in chunks)))
-        r, s = self.source.batch(torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:n])
-        x = (from_uint8(x) if x.dtype == torch.uint8 else x).cpu()
-        ours, theirs = long_range(x, y=y), long_range(from_uint8(r), y=s)
-        more = dict(features='pixels', features_hash='none', resize='none', n_fake=n, n_real=len(r))
         kept = 'mi', 'agreement', 'chance', 'entropy_left', 'entropy_right'
-        return [(f'long_range_{k}', ours[k], dict(more, real=theirs[k])) for k in kept]
+        both = [long_range(x, y=y) for x, y in self.pixels]
+        return self.from_pixels(*({f'long_range_{k}': o[k] for k in kept} for o in both))
 
 def record(
     name:str,                 # as a metric of Task calls it
@@ -784,7 +814,7 @@ def evaluate(
     metrics=('score', 'distance', 'intra'),   # any of METRICS
     features='domain',        # 'domain', 'inception', 'inception:PATH', or a Features object
     n_fake:int=10_000,        # generated pictures; 50,000: released protocol
-    n_real:int=50_000,        # real pictures, at most
+    n_real:int=None,          # real pictures, at most; None: 50,000, and all there are for the intra distance
     per_class:int=None,       # generated pictures of each class for the intra distance; None: n_fake over all
     seed:int=0,               # of noise, labels and the choice of real pictures
     rounding:bool=True,       # round generated pictures to 0..255; False: the released code's floats
@@ -798,22 +828,33 @@ def evaluate(
     net = features if isinstance(features, Features) else open_features(features, source, cache, device)
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
+    if folder: prune(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
     task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
-                real_table(source, n=n_real, **how), real_table(source, n=len(source), **how), source, G)
+                *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
                  seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
                  unreadable=len(getattr(source, 'unreadable', ())), version=__version__, **(about or {}))
-    return [record(*found, stamp, net) for m in metrics for found in getattr(task, m)()]
+    return [record(*found, stamp, net) for m in metrics for found in noted(getattr(task, m))]
+
+def noted(
+    metric,                   # a method of Task
+)->list:                      # what it found, each with `notes` where there were warnings
+    "A warning about a number belongs to the number."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning)
+        found = metric()
+    notes = list(dict.fromkeys(str(w.message) for w in said if w.category is UserWarning))
+    return [(name, value, dict(more, notes=notes) if notes else more) for name, value, more in found]
 
 def check_task(
     G:nn.Module,              # generator
     source,                   # real pictures
     metrics,                  # names
     n_fake:int,               # generated pictures
-    n_real:int,               # real pictures
+    n_real:int,               # real pictures, or None
 ):
     "Raises Refused for what `evaluate` cannot do."
     if unknown := [m for m in metrics if m not in METRICS]:
@@ -821,8 +862,9 @@ def check_task(
     if (G.res, G.n_classes) != (source.res, len(source.classes)):
         raise Refused(f'the generator draws {G.res} px and {G.n_classes} classes, but {source.spec} has '
                       f'{source.res} px and {len(source.classes)} classes')
-    if min(n_fake, n_real, len(source)) < 2:
-        raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {min(n_real, len(source))}')
+    real = len(source) if n_real is None else min(n_real, len(source))
+    if min(n_fake, real) < 2:
+        raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
 
 # %% ../nbs/10_metrics.ipynb #26ef7478
 def as_table(
@@ -841,7 +883,8 @@ def as_table(
     if 'features_accuracy' in o: held = f', {o["features_accuracy"]:.1%} right on {o["features_held_out"]} held out'
     known = [f'{o["features"]} ({o["features_hash"]}{held})', f'{o["n_fake"]} generated against {o["n_real"]} real',
              o['pictures'], f'seed {o["seed"]}', *[f'{k} {o[k]}' for k in ('step', 'batch_norm') if k in o]]
-    return '\n'.join([*lines, '; '.join(known)])
+    notes = dict.fromkeys(f'Note: {note}.' for o in records for note in o.get('notes', ()))
+    return '\n'.join([*lines, '; '.join(known), *notes])
 
 def one_line(
     records:list,             # from evaluate

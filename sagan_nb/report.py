@@ -492,15 +492,16 @@ def sections(
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg)}
     attention = maps_html(G, z, y, names, 'Generator')
-    if source is not None:
+    if features is not None:
         pairs, say = beside_real(draw(G, *fixed_noise(cfg, 2, 4)), source, features)
         out['Did it copy?'] = pictures_html(pairs, 'Generated pictures and their nearest real ones',
             f'First column: generated; then the nearest real pictures, nearest first. {say}')
+    if source is not None:
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(cfg.seed))
         real, y = source.batch(order[:4])
         attention += maps_html(settle(gan.D).eval(), from_uint8(real), y, names, 'Discriminator, on real pictures')
     if attention:
-        used = silenced_numbers(G, source, features) if source is not None else ''
+        used = '' if features is None else silenced_numbers(G, source, features)
         out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
     return out | {'Training': curves_html(log, TRAINING), 'Singular values': curves_html(log, NORMS),
                   'Metrics': metrics_html(run), 'Configuration': config_html(cfg, read('env.json'))}
@@ -526,7 +527,8 @@ def report(
     cfg = gan.cfg
     try: source = source or pictures_of(cfg)
     except Refused as e: note = f' The real pictures are not here ({e}), so what needs them is left out.'
-    if source is not None: features = features or domain(source, device=device)
+    try: features = None if source is None else features or domain(source, device=device)
+    except Refused as e: note = f' Distances are left out ({e}).'
     title, body = f'{cfg.preset}, {cfg.scale} scale, step {gan.t}', sections(run, gan, source, features)
     anchor = lambda name: ''.join(c for c in name.lower() if c.isalpha())
     links = ''.join(f'<a href="#{anchor(k)}">{k}</a>' for k in body)

@@ -1,11 +1,17 @@
 "Every skip is printed, and one that is not in allowed_skips.txt fails the run."
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported; child processes inherit it.
 os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault('MPLBACKEND', 'agg')
+if 'SAGAN_NB_CACHE' not in os.environ:                                          # nobody's own cache is read or filled
+    os.environ['SAGAN_NB_CACHE'] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ['SAGAN_NB_CACHE'], ignore_errors=True)
 
 HERE = Path(__file__).parent
 skips = {}                                                                      # id -> reason

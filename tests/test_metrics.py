@@ -1,7 +1,11 @@
 "Metrics against torch-fidelity's own code, planted mistakes, random small cases, and what needs files and faults."
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -11,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from sagan_nb import metrics
+from sagan_nb import cli, metrics
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
 from sagan_nb.metrics import (Features, Stats, as_table, between_roots, domain, evaluate, fake_table, file_sha256, frechet_distance, get, inception,
@@ -308,7 +312,7 @@ def test_records_say_how_they_were_made(toy, small, G):
         assert not {'FID', 'IS', 'KID', 'intra-FID'} & {o['metric']}
         assert o['value'] == 'n/a' or math.isfinite(o['value'])
     by = {(o['metric'], o.get('splits')): o for o in records}
-    assert by['intra distance', None]['n_real'] == 240 and by['intra distance', None]['labels'] == 'balanced' and len(by['intra distance', None]['per_class']) == 4
+    assert by['intra distance', None]['n_real'] == 100 and by['intra distance', None]['labels'] == 'balanced' and len(by['intra distance', None]['per_class']) == 4
     assert by['classifier score', 10]['spread'] > 0 and by['Fréchet classifier distance', None]['n_real'] == 100
     assert {'long_range_mi', 'precision', 'coverage', 'density', 'recall'} <= {o['metric'] for o in records}
     json.dumps(records)
@@ -336,11 +340,11 @@ def test_batch_and_shard_size_change_nothing(toy, small, G):
     whole = fake_table(G, small, 130)
     for batch, shard in ((1, 1000), (7, 20), (64, 64)):
         parts = fake_table(G, small, 130, batch=batch, shard=shard)
-        for what in ('features', 'logits', 'y'): torch.testing.assert_close(parts.rows(what), whole.rows(what), rtol=1e-5, atol=1e-5)
+        for what in ('features', 'logits'): torch.testing.assert_close(parts.rows(what), whole.rows(what), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(parts.rows('features', 19, 61), whole.rows('features')[19:61], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(parts.stats().covariance, whole.stats().covariance, rtol=1e-5, atol=1e-7)
-    assert whole.rows('y').bincount().min() < 130 // 4 < whole.rows('y').bincount().max()         # uniform, not balanced
-    assert fake_table(G, small, 130, labels='balanced').rows('y').bincount().tolist() == [33, 32, 33, 32]
+    assert whole.y.bincount().min() < 130 // 4 < whole.y.bincount().max()         # uniform, not balanced
+    assert fake_table(G, small, 130, labels='balanced').y.bincount().tolist() == [33, 32, 33, 32]
 
 
 def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypatch):
@@ -357,7 +361,7 @@ def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypat
     before = count(small)
     first = run()
     made = count(small) - before
-    assert made < 90 + 100 + 240 + 88 and made > 0           # the two finished shards were kept
+    assert made < 90 + 100 + 88 and made > 0           # the two finished shards were kept
     before = count(small)
     assert run() == first and count(small) == before         # nothing is made twice
     for other in (dict(seed=1), dict(rounding=False), dict(n_fake=91)):
@@ -429,6 +433,101 @@ def test_fifty_thousand_fit_into_memory():
         prdc(rows, rows.flip(0).clone(), chunk=1024)
     finally: metrics.squared_distances = distances
     assert max(a*b for a, b in blocks) <= 1024**2 and len(blocks) == 3*25
+
+
+@pytest.mark.long
+def test_fifty_thousand_of_width_2048_fit_into_four_gib():
+    code = ("import resource, torch\nfrom sagan_nb.metrics import prdc\nx, y = (torch.rand(50_000, 2048, generator=torch.Generator().manual_seed(s)) for s in (0, 1))\n"
+            "print(prdc(x, y), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)")
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    print(f'precision, recall, density, coverage of noise against noise, and the peak of the whole process in GiB: {out}')
+    assert float(out.split()[-1]) < 4
+
+
+# The command.
+
+def shell(*args):
+    "A process of its own: exit code, stdout, stderr."
+    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
+    return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A finished smoke run."
+    out = tmp_path_factory.mktemp('eval')/'run'
+    process = shell('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out)
+    assert process.communicate() and process.returncode == 0
+    return out
+
+
+EVAL = '--metrics', 'score,distance,intra,prdc,diversity,long_range', '--n_real', 1500
+
+
+def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
+    shards = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path/'cache').glob('*/0*.safetensors')}
+    args = 'sagan_eval', run, *EVAL, '--n_fake', 2000, '--out'
+    first = shell(*args, tmp_path/'a.json')
+    while first.poll() is None and not shards(): time.sleep(.02)
+    first.kill()
+    first.communicate()
+    before = shards()
+    assert 0 < len(before) and not (tmp_path/'a.json').exists()
+    second = shell(*args, tmp_path/'a.json')
+    out, err = second.communicate()
+    assert second.returncode == 0, err
+    after = shards()
+    assert {p: after[p] for p in before} == before and len(after) > len(before)             # nothing finished was made again
+    for name in ('classifier score', 'Fréchet classifier distance', 'intra distance', 'precision', 'diversity', 'long_range_mi', '2000 generated against 1500 real'):
+        assert name in out, name
+    records = json.loads((tmp_path/'a.json').read_text())
+    newest = run/'checkpoints'/records[0]['checkpoint']
+    assert all(o['checkpoint_sha256'] == file_sha256(newest) and o['step'] == 4 and o['train_seed'] == 0 and o['trained_commit'] for o in records)
+    shutil.rmtree(tmp_path/'cache')
+    third = shell(*args, tmp_path/'b.json')
+    third.communicate()
+    assert json.loads((tmp_path/'b.json').read_text()) == records                            # in one go, the same
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--metrics', 'score,fid'], "no metric 'fid'; choose from score"), (['--features', 'vgg'], "no features 'vgg'"),
+    (['--features', 'inception:nowhere.pth'], 'nowhere.pth: there is no such file'), (['--data', 'nowhere'], 'no file or folder'),
+    (['--data', 'toy:5'], '4 are asked for'), (['--n_fake', 1], 'at least 2 pictures'), (['--metrics', ''], "no metric ''"),
+    (['--device', 'tpu'], 'say auto, cpu or cuda')])
+def test_eval_refuses_in_one_line(run, args, words, monkeypatch, capsys):
+    before = (run/'metrics.json').read_bytes()
+    monkeypatch.setattr(sys, 'argv', ['sagan_eval', str(run), *map(str, args)])
+    with pytest.raises(SystemExit) as e: cli.sagan_eval()
+    err = capsys.readouterr().err
+    assert e.value.code == 1 and words in err and err.count('\n') == 1 and (run/'metrics.json').read_bytes() == before
+
+
+def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, capsys):
+    published = tmp_path/'toy.safetensors'
+    cli.sagan_export(str(run), out=str(published))
+    with pytest.raises(Refused, match='say --data'): cli.sagan_eval(str(published))
+    cli.sagan_eval(str(published), data='toy', metrics='diversity', n_fake=100, n_real=100)
+    o, = json.loads((tmp_path/'metrics.json').read_text())
+    assert o['metric'] == 'diversity' and o['checkpoint_sha256'] == file_sha256(published)
+
+
+def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
+    from PIL import Image
+    for k, name in enumerate(('a', 'a', 'b', 'b', 'b')):
+        (tmp_path/'zoo'/name).mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (40, 40), (50*k, 0, 99)).save(tmp_path/'zoo'/name/f'{k}.png')
+    cli.sagan_train('t1_attn_16', data=str(tmp_path/'zoo'), scale='smoke', out=str(tmp_path/'run'))
+    out = capsys.readouterr().out
+    assert 'not measured' in out and '5 pictures: too few for a classifier' in out and 'Try next' in out
+
+
+def test_old_features_of_fakes_are_cleaned_away(tmp_path):
+    old, new, real = (tmp_path/name for name in ('fake-old', 'fake-new', 'real-old'))
+    for path in (old, new, real): path.mkdir()
+    for path in (old, real): os.utime(path, (0, 0))
+    metrics.prune(tmp_path)
+    assert not old.exists() and new.exists() and real.exists()
 
 
 def test_weights_hash_sees_values_and_names():

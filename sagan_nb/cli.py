@@ -326,10 +326,10 @@ def sagan_sample(
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
-    per_class = range(len(x) // len(wanted))
-    if model.classes and kind in ('grid', 'z'): rows = [model.classes[k] for k in wanted for _ in per_class]
+    names = [model.classes[k] for k in wanted] if model.classes else []
+    if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'step {at[0]} to {at[-1]}',
-             'classes': ' > '.join(model.classes[k] for k in wanted)}
+             'classes': ' > '.join(names)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,13 @@ from PIL import Image
 
 from sagan_nb import cli
 from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
+from sagan_nb.config import PRESETS, at_scale, from_json, to_json
+from sagan_nb.data import open_source
 from sagan_nb.interop import save_pretrained
+from sagan_nb.metrics import Features
 from sagan_nb.networks import Discriminator, Generator
+from sagan_nb.report import report
+from sagan_nb.train import train
 
 needs_browser = pytest.mark.skipif(chromium() is None, reason='there is no Chromium on this machine')
 
@@ -197,6 +203,34 @@ def test_report_in_a_browser(page, width, dark):
         titles = browser.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
         assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
         assert browser.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
+
+
+class Means(torch.nn.Module):
+    "Features that need no training."
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x): return torch.nn.functional.avg_pool2d(x.float()*self.one, 8).flatten(1), x.float().flatten(1)[:, :4]
+
+
+def test_pictures_without_labels(runs, monkeypatch, capsys):
+    "No classes: no row names, no walk between classes, and a page all the same; without its pictures, too."
+    source = open_source('toy', res=32, unlabelled=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        cfg = replace(at_scale(PRESETS['t1_attn_8'], 'smoke'), n_classes=0, head='none', data='toy', data_id=source.fingerprint)
+        train(cfg, source, runs/'bare_labels')
+    for args in (('sagan_sample', '--kind', 'z'), ('sagan_sample',), ('sagan_attention',), ('sagan_attention', '--part', 'D')):
+        code, said, fault = shell(monkeypatch, capsys, args[0], runs/'bare_labels', '--out', runs/'u.png', *args[1:])
+        assert (code, fault) == (0, ''), (args, fault)
+    assert shell(monkeypatch, capsys, 'sagan_sample', runs/'bare_labels', '--kind', 'classes')[0] == 1
+    text = report(runs/'bare_labels', features=Features(Means(), 'means')).read_text()
+    assert 'Walks through' not in text and 'Did it copy?' in text and 'Discriminator, on real pictures' in text
+    gone = from_json((runs/'bare_labels'/'config.json').read_text())
+    state = torch.load(next((runs/'bare_labels'/'checkpoints').glob('*4.pt')), weights_only=True)
+    torch.save(dict(state, config=to_json(replace(gone, data='gone'))), runs/'bare_labels'/'checkpoints'/'step_0000004.pt')
+    text = report(runs/'bare_labels').read_text()
+    assert 'Did it copy?' not in text and 'The real pictures are not here' in text
 
 
 def test_report_refusals(runs, monkeypatch, capsys):

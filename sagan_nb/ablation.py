@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, override, preset, to_json
-from .core import Refused, from_uint8
+from .core import Refused
 from .data import diversity, is_toy
 from .metrics import (evaluate, fake_table, file_sha256, frechet_distance, open_features, real_table)
 from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from sagan_nb import ablation, cli
 from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows

@@ -7,7 +7,7 @@ __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model'
            'fast_bf16', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
            'check_sample', 'sagan_sample', 'write_gif', 'sagan_eval', 'slice_of', 'commands', 'write_table',
            'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
-           'say_use', 'sagan_attention', 'write_attention', 'sagan_report']
+           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -594,3 +594,26 @@ def sagan_report(
     "Put everything about a run on one page that needs no network."
     source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
     print(f'wrote {report(run, out, source, device=pick_device(device))}')
+
+# %% ../nbs/16_cli.ipynb #90c01088
+@command
+def sagan_bench(
+    nets:str='32,128',        # what to time: 32, 128 (two gigabytes of memory and minutes a round), small
+    rounds:int=5,             # timed steps of each variant
+    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
+    out:str='bench.json',     # file to write
+    device:str='auto',        # auto, cpu or cuda
+    no_sampling:bool=False,   # leave out sampling at 128 pixels
+    note:str='',              # what else should be known, for instance who shared the machine
+):
+    "Time a training step, plain and with each change, in turns (chapter 14)."
+    from sagan_nb.speed import NETS, bench_all, callable_from
+    names = [n for n in nets.split(',') if n]
+    unknown = [n for n in names if n not in NETS]
+    if unknown: raise Refused(f'there is no net {unknown[0]!r}; choose from {", ".join(NETS)}')
+    if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
+    make_step, path = callable_from(against) if against else None, Path(out)
+    if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
+    result = bench_all(names, rounds, None, make_step, pick_device(device), not no_sampling, note=note)
+    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    print(f'\nwritten to {path}')

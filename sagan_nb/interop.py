@@ -167,7 +167,8 @@ def shape_net(
     net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
     for block, inner in zip(net.blocks, r.get('inner') or ()):
         c_in, c_out = block.conv1.weight.shape[1], len(block.conv2.bias)
-        block.conv1, block.conv2 = conv(c_in, inner, 3, r['sn']), conv(inner, c_out, 3, r['sn'])
+        how = dict(resample=block.conv2.resample, fold=block.conv2.fold)
+        block.conv1, block.conv2 = conv(c_in, inner, 3, r['sn']), conv(inner, c_out, 3, r['sn'], **how)
     if r.get('rectified'): rectify_shortcuts(net)
     if r.get('late_u'): read_u_late(net)
     if r.get('tables'):

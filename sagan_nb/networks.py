@@ -79,6 +79,7 @@ class Generator(Published):
         channels:tuple=None,      # own widths: one for the 4x4 map and one per up block
         bn:dict=None,             # keywords of the conditional batch norms
         bn_last:dict=None,        # keywords of the last, unconditional one
+        fold:str='box',           # how the up blocks are computed (chapter 03): 'box', 'kernel', 'none'
     ):
         super().__init__()
         known_block(block, form)
@@ -89,7 +90,7 @@ class Generator(Published):
         maps = {8 * 2**i: c for i, c in enumerate(widths[1:])}
         self.attn_at = check_places(attn_at, maps, res)
         self.linear = make_layer(nn.Linear(z_dim, widths[0]*16), sn)
-        ups = {str(m): UpBlock(c_in, c, n_classes, sn, bn) for c_in, (m, c) in zip(widths, maps.items())}
+        ups = {str(m): UpBlock(c_in, c, n_classes, sn, bn, fold) for c_in, (m, c) in zip(widths, maps.items())}
         self.blocks = nn.ModuleDict(ups)
         put = () if block == 'none' else self.attn_at
         self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in put})
@@ -118,6 +119,7 @@ class Discriminator(Published):
         head:str='projection',    # 'projection'; 'acgan': also class logits; 'none': ignores y
         channels:tuple=None,      # own widths, one per block
         down:tuple=None,          # which blocks halve the map, one bool per block; None: all until the map is 4x4
+        fold:str='box',           # how the down blocks are computed (chapter 03): 'box', 'kernel', 'none'
     ):
         super().__init__()
         known_block(block, form)
@@ -132,7 +134,7 @@ class Discriminator(Published):
         maps = {m: c for m, c in zip(sizes[::-1], widths[::-1])}         # the first block that reaches a size wins
         self.attn_at = check_places(attn_at, maps, res)
         shapes = enumerate(zip((3, *widths), widths, down))
-        self.blocks = nn.ModuleList(DownBlock(a, b, d, first=i == 0, sn=sn) for i, (a, b, d) in shapes)
+        self.blocks = nn.ModuleList(DownBlock(a, b, d, i == 0, sn, fold) for i, (a, b, d) in shapes)
         self.places = {sizes.index(m): str(m) for m in self.attn_at}     # number of the block -> map size after it
         put = () if block == 'none' else self.attn_at
         self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in put})

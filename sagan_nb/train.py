@@ -16,12 +16,13 @@ import os
 import platform
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import __version__
 from .blocks import standing_statistics
@@ -105,7 +106,7 @@ def make_gan(
         torch.manual_seed(cfg.seed)
         G, D = networks(cfg)
     G, D = (net.to(device, memory_format=layout(cfg)) for net in (G, D))
-    options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps)
+    options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
     rule = epsilon_hat if cfg.adam_eps_rule == 'tensorflow' else lambda adam: adam
     adam = lambda net, lr: rule(torch.optim.Adam(net.parameters(), lr=lr*cfg.lr_factor, **options))
     return GAN(cfg, G, D, adam(G, cfg.lr_g), adam(D, cfg.lr_d), copy.deepcopy(G) if cfg.ema else None,
@@ -209,9 +210,11 @@ def draw(
     y:Tensor,                 # classes, (B,)
     batch:int=100,            # pictures at a time; does not change the result beyond rounding
 )->Tensor:                    # pictures in [-1, 1], on the CPU, (B, 3, res, res)
-    "Sample in evaluation mode."
-    device = next(G.parameters()).device
-    return torch.cat([G(a.to(device), b.to(device)).float().cpu() for a, b in zip(z.split(batch), y.split(batch))])
+    "Sample in evaluation mode. Weights are divided by their norms once, not per batch, unless drawing moves u."
+    device, parts = next(G.parameters()).device, list(zip(z.split(batch), y.split(batch)))
+    moves = any(sn.moves() for _, sn, _ in normalised(G))
+    with nullcontext() if moves else parametrize.cached():
+        return torch.cat([G(a.to(device), b.to(device)).float().cpu() for a, b in parts])
 
 def fixed_noise(
     cfg:Config,               # for Z and the classes

@@ -86,12 +86,13 @@ SIZES = [dict(width=4, K=3, Z=6, blocks=3, at=2), dict(width=3, K=2, Z=5, blocks
 def test_official_generator(size, train):
     size = dict(size, width=max(size['width'], 8)) if size['at'] > 2 else size
     p = released.planted('G', **size)
-    G = load_weights({f'model/{k}:0': v for k, v in p.items()} | {'global_step': np.array(7), 'model/g_bn/gamma/Adam': np.zeros(3)}).train(train)
+    G = load_weights({f'model/{k}:0': v for k, v in p.items()} | {'global_step': np.array(7), 'model/g_bn/gamma/Adam': np.zeros(3)}).train(train).double()
     assert (G.res, G.n_classes, G.z_dim) == (4 * 2**size['blocks'], size['K'], size['Z'])
     assert G.attn_at == ((4 * 2**size['at'],) if size['at'] else ())
     z, y = noise(G)
+    z = z.double()
     expected, ref = released.generator(p, z.numpy(), y.numpy(), size['at'], train)
-    close(nhwc(G(z, y)), expected, rtol=0, atol=1e-5)
+    close(nhwc(G(z, y)), expected, rtol=0, atol=1e-12)
     after = interop.convert(p | {k: v.astype(np.float32) for k, v in ref.after.items()})[1]
     for name, t in G.state_dict().items():
         if not name.endswith('.v'): close(t, after[name], rtol=1e-5, atol=1e-5)

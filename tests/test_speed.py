@@ -1,0 +1,296 @@
+"Chapter 14 and the folds of chapter 03: same function, faster; which kernel ran; memory; what `--against` times."
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagan_nb import speed
+from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
+from sagan_nb.cli import sagan_bench
+from sagan_nb.config import PRESETS, at_scale
+from sagan_nb.core import Refused, close
+from sagan_nb.networks import Discriminator, Generator
+from sagan_nb.self_attention import SelfAttention
+from sagan_nb.speed import FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table
+from sagan_nb.train import read_log, train
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYOUTS = dict(first=torch.contiguous_format, last=torch.channels_last)
+
+
+# --- the same function ---------------------------------------------------------------------------------------------------------------
+
+def traced(f, x, w, b):
+    args = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, w, b) if t is not None]
+    out = f(*args)
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return [out, *torch.autograd.grad((out*weight).mean(), args)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 3]), st.booleans(),
+       st.sampled_from(['first', 'last']), st.sampled_from(['up', 'down', None]), st.integers(0, 99))
+def test_folds(B, C, C2, H, W, size, bias, layout, resample, seed):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g)
+    x, w = (t.to(memory_format=LAYOUTS[layout]) for t in (draw(B, C, H, W), draw(C2, C, size, size)))
+    b = draw(C2) if bias else None
+    said = {'up': lambda *a: up_then_conv(*a, fold='none') if bias else up_then_conv(*a, None, 'none'),
+            'down': lambda *a: conv_then_pool(*a, fold='none') if bias else conv_then_pool(*a, None, 'none'),
+            None: lambda *a: F.conv2d(*a, padding=size // 2)}[resample]
+    others = [lambda *a: conv_by_matmul(*a, resample=resample)] if size == 3 else []
+    for fold in ('box', 'kernel') if resample else ():
+        f = up_then_conv if resample == 'up' else conv_then_pool
+        others.append(lambda *a, f=f, fold=fold: f(*a, fold=fold))
+    for f in others:
+        for ours, expected in zip(traced(f, x, w, b), traced(said, x, w, b)): close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('fold', ['box', 'kernel'])
+def test_networks_under_spectral_norm(fold, layout):
+    "Three training steps, then evaluation: values, gradients to 1e-5 of the largest, and every u alike."
+    def run(fold, layout):
+        torch.manual_seed(0)
+        shape = dict(res=32, width=8, n_classes=3, attn_at=16, fold=fold)
+        nets, seen = [Generator(**shape, z_dim=8), Discriminator(**shape)], []
+        for n in nets: n.to(memory_format=LAYOUTS[layout]).double()
+        G, D = nets
+        for step in range(3):
+            for n in nets: n.train(step < 2)
+            x = G(torch.randn(4, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+            s = D(x, torch.tensor([0, 1, 2, 0]))
+            seen += [x, s, *torch.autograd.grad(s.square().sum(), [*G.parameters(), *D.parameters()])]
+        return seen, [t for n in nets for k, t in n.named_buffers() if k.endswith(('.u', '.v'))]
+    (ours, u), (said, u_said) = run(fold, layout), run('none', 'first')
+    for a, b in zip(ours, said): close(a, b, rtol=1e-9, atol=1e-9*max(1., b.abs().max().item()))
+    for a, b in zip(u, u_said): close(a, b, rtol=0, atol=1e-12)
+
+
+def test_matrix_products_are_taken_where_the_map_is_tiny():
+    last = lambda *shape: torch.zeros(*shape, device='cpu').to(memory_format=torch.channels_last)
+    assert tiny(last(8, 16, 4, 4), last(1024, 16, 3, 3)) and tiny(last(8, 16, 8, 8), last(512, 16, 3, 3), 'up')
+    assert not tiny(last(8, 16, 8, 8), last(512, 16, 3, 3)) and not tiny(last(8, 16, 4, 4), last(1024, 16, 1, 1))
+    assert not tiny(last(8, 16, 4, 4), torch.zeros(1024, 16, 3, 3))                          # channels first: bits as they were
+    layer, seen = Conv2d(16, 128, resample='up').to(memory_format=torch.channels_last), []
+    with torch.profiler.profile() as prof: layer(last(2, 16, 4, 4))
+    seen = {e.key for e in prof.key_averages()}
+    assert not any('convolution' in k for k in seen), seen
+
+
+def test_a_folded_layer_moves_u_once_and_reads_its_weight_once():
+    for block, args in ((UpBlock(8, 8, 2), (torch.randn(2, 8, 4, 4), torch.tensor([0, 1]))), (DownBlock(8, 8), (torch.randn(2, 8, 4, 4),))):
+        calls = dict(advance=0, read=0)
+        for sn in (m for m in block.modules() if type(m).__name__ == 'SpectralNorm'):
+            def advance(w, sn=sn, f=sn.advance): calls['advance'] += 1; f(w)
+            sn.advance = advance
+            sn.register_forward_hook(lambda *_: calls.update(read=calls['read'] + 1))
+        block(*args)
+        assert calls == dict(advance=3, read=3), calls
+
+
+def test_state_is_the_same_for_every_fold():
+    keys = [list(Generator(32, 4, 2, attn_at=(), fold=fold).state_dict()) for fold in ('box', 'kernel', 'none')]
+    assert keys[0] == keys[1] == keys[2]
+
+
+# --- attention -----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('form', ['paper', 'v1', 'released'])
+@pytest.mark.parametrize('channels', [64, 128])                                              # D's and G's map of 64 in the released networks
+def test_which_operator_ran(form, channels, layout, precision):
+    block = SelfAttention(channels, form).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(1, channels, 64, 64).to(memory_format=LAYOUTS[layout]).requires_grad_()
+    with torch.profiler.profile() as prof, torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'): block(x).float().sum().backward()
+    ran = {e.key for e in prof.key_averages()}
+    assert any('flash_attention' in o and 'backward' not in o for o in ran) and any('flash_attention' in o and 'backward' in o for o in ran), ran
+    assert 'aten::_softmax' not in ran and 'aten::_scaled_dot_product_attention_math' not in ran
+
+
+def test_memory_of_attention():
+    assert attention_bytes('paper', fused=True, side=64, channels=128, batch=8) < .1*2**30
+    assert attention_bytes('paper', fused=True, side=64, channels=64, batch=8) < .1*2**30
+    assert attention_bytes('paper', fused=False, side=32, channels=64, batch=8) > 3*4*32**4*8*.9         # the map, softmax and gradient
+
+
+# --- the bench -----------------------------------------------------------------------------------------------------------------------
+
+def test_operations():
+    "The counts of issue and reference: billions for one picture, plain and floor."
+    expected = {('32', replace(PLAIN, frozen=True)): 7.87, ('32', FLOOR): 5.13, ('128', replace(PLAIN, frozen=True)): 154.1, ('128', FLOOR): 97.8}
+    for (name, v), n in expected.items(): close(step_operations(NETS[name], v) / 1e9, n, rtol=5e-3, atol=0)
+    assert step_operations(NETS['32'], FAST) < step_operations(NETS['32'], FLOOR)
+
+
+def test_optimised_is_faster_than_plain():
+    "Ratios within one run, never seconds; of processor time, because other programs may share the machine."
+    threads, net = torch.get_num_threads(), NETS['small']
+    torch.set_num_threads(1)
+    try: seconds = in_turns({n: Step(net, v) for n, v in (('plain', PLAIN), ('no fold', replace(FAST, fold='none')), ('all', FAST))}, 6)
+    finally: torch.set_num_threads(threads)
+    best = {n: min(cpu for _, cpu in t) for n, t in seconds.items()}
+    assert best['plain'] / best['all'] > 1.3 and best['no fold'] / best['all'] > 1.15, seconds
+
+
+STOCK = '''
+import torch, torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm as sn
+
+class Norm(nn.Module):
+    def __init__(self, c, k):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(c, affine=False)
+        self.gain, self.bias = nn.Embedding(k, c), nn.Embedding(k, c)
+    def forward(self, x, y): return self.bn(x)*self.gain(y)[:, :, None, None] + self.bias(y)[:, :, None, None]
+
+class Up(nn.Module):
+    def __init__(self, a, b, k):
+        super().__init__()
+        self.n1, self.n2 = Norm(a, k), Norm(b, k)
+        self.c1, self.c2, self.c0 = sn(nn.Conv2d(a, b, 3, padding=1)), sn(nn.Conv2d(b, b, 3, padding=1)), sn(nn.Conv2d(a, b, 1))
+    def forward(self, x, y):
+        h = self.c1(F.interpolate(F.relu(self.n1(x, y)), scale_factor=2))
+        return self.c2(F.relu(self.n2(h, y))) + self.c0(F.interpolate(x, scale_factor=2))
+
+class Down(nn.Module):
+    def __init__(self, a, b, down, first):
+        super().__init__()
+        self.c1, self.c2 = sn(nn.Conv2d(a, b, 3, padding=1)), sn(nn.Conv2d(b, b, 3, padding=1))
+        self.c0 = sn(nn.Conv2d(a, b, 1)) if down or a != b else None
+        self.down, self.first = down, first
+    def forward(self, x):
+        h = self.c2(F.relu(self.c1(x if self.first else F.relu(x))))
+        if self.first: return F.avg_pool2d(h, 2) + self.c0(F.avg_pool2d(x, 2))
+        if self.c0 is not None: x = self.c0(x)
+        return F.avg_pool2d(h, 2) + F.avg_pool2d(x, 2) if self.down else h + x
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        make = lambda a, b: sn(nn.Conv2d(a, b, 1, bias=False))
+        self.f, self.g, self.h, self.v = make(c, c // 8), make(c, c // 8), make(c, c // 2), make(c // 2, c)
+        self.gamma = nn.Parameter(torch.zeros(()))
+    def forward(self, x):
+        B, C, H, W = x.shape
+        key, query, value = F.max_pool2d(self.f(x), 2).flatten(2), self.g(x).flatten(2), F.max_pool2d(self.h(x), 2).flatten(2)
+        beta = torch.bmm(query.transpose(1, 2), key).softmax(-1)
+        return x + self.gamma*self.v(torch.bmm(value, beta.transpose(1, 2)).view(B, C // 2, H, W))
+
+class G(nn.Module):
+    def __init__(self, c, k):
+        super().__init__()
+        self.lin, self.ups, self.att = sn(nn.Linear(128, 16*c)), nn.ModuleList(Up(c, c, k) for _ in range(3)), Attention(c)
+        self.bn, self.out = nn.BatchNorm2d(c), sn(nn.Conv2d(c, 3, 3, padding=1))
+    def forward(self, z, y):
+        x = self.ups[1](self.ups[0](self.lin(z).view(len(z), -1, 4, 4), y), y)
+        return self.out(F.relu(self.bn(self.ups[2](self.att(x), y)))).tanh()
+
+class D(nn.Module):
+    def __init__(self, c, k):
+        super().__init__()
+        self.blocks, self.att = nn.ModuleList([Down(3, c, True, True), Down(c, c, True, False), Down(c, c, False, False), Down(c, c, False, False)]), Attention(c)
+        self.lin, self.emb = sn(nn.Linear(c, 1)), sn(nn.Embedding(k, c))
+    def forward(self, x, y):
+        for i, b in enumerate(self.blocks):
+            x = b(x)
+            if i == 0: x = self.att(x)
+        h = F.relu(x).sum((2, 3))
+        return self.lin(h)[:, 0] + (self.emb(y)*h).sum(1)
+
+def make_step(res, batch, n_classes):
+    assert res == 32
+    g, d = G(CHANNELS, n_classes), D(CHANNELS, n_classes)
+    og, od = torch.optim.Adam(g.parameters(), 1e-4, (0., .9)), torch.optim.Adam(d.parameters(), 4e-4, (0., .9))
+    x, y = torch.randn(batch, 3, 32, 32).tanh(), torch.arange(batch) % n_classes
+    def step():
+        with torch.no_grad(): fake = g(torch.randn(batch, 128), y)
+        loss = F.relu(1 - d(x, y)).mean() + F.relu(1 + d(fake, y)).mean()
+        od.zero_grad(); loss.backward(); od.step()
+        loss = -d(g(torch.randn(batch, 128), y), y).mean()
+        og.zero_grad(); loss.backward(); og.step()
+    step.parameters = [sum(p.numel() for p in n.parameters()) for n in (g, d)]
+    return step
+'''
+
+
+def stock(tmp_path, channels):
+    path = tmp_path/'stock.py'
+    path.write_text(STOCK.replace('CHANNELS', str(channels)), encoding='utf-8')
+    return path
+
+
+def test_the_stock_composition_has_the_same_weights(tmp_path):
+    step, ours = callable_from(stock(tmp_path, 64))(32, 4, 10), Step(replace(NETS['small'], batch=4), PLAIN)
+    assert step.parameters == [sum(p.numel() for p in n.parameters()) for n in (ours.G, ours.D)]
+    step(), ours()
+
+
+@pytest.mark.long
+def test_plain_is_no_slower_than_a_stock_composition(tmp_path):
+    "Within 10 %, in processor seconds, in turns."
+    result = bench('32', 10, ['plain'], callable_from(stock(tmp_path, 128)))
+    ratio = result['rows']['against']['ratio_of_cpu']
+    print('plain / stock', ratio)
+    assert .9 < ratio < 1.1, result['rows']
+
+
+def test_the_table_is_of_pairs():
+    rows = table(dict(plain=[(2., 3.), (4., 4.), (6., 3.)], fast=[(1., 1.), (1., 1.), (6., 1.)]), 8)
+    assert rows['fast']['ratio'] == 2 and rows['fast']['ratio_of_cpu'] == 3 and rows['fast']['fastest'] == 1
+    assert rows['plain']['pictures_per_s'] == 2
+    order = []
+    in_turns({n: lambda n=n: order.append(n) for n in 'ab'}, 2, warm=1)
+    assert ''.join(order) == 'ababab'
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, 'conv_rate', lambda *_: 1e12)
+    monkeypatch.setattr(speed, 'peak_bytes', lambda *_: 2**30)
+    monkeypatch.setitem(NETS, 'small', replace(NETS['small'], batch=4))
+    path = stock(tmp_path, 64)
+    sagan_bench(nets='small', rounds=1, against=str(path), out=str(tmp_path/'bench.json'), device='cpu', no_sampling=True, note='a test')
+    found = json.loads((tmp_path/'bench.json').read_text(encoding='utf-8'))
+    rows = found['nets']['small']['rows']
+    assert set(rows) == {*VARIANTS, 'against'} and found['note'] == 'a test' and {'commit', 'torch', 'threads', 'cpu'} <= set(found)
+    assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in VARIANTS)
+    assert 'against plain' in capsys.readouterr().out
+    broken = tmp_path/'broken.py'
+    broken.write_text('1/0', encoding='utf-8')
+    with pytest.raises(Refused, match='cannot be run as Python'): callable_from(broken)
+
+
+def test_peak_memory_and_rate():
+    assert 2**27 < speed.peak_bytes(replace(NETS['small'], batch=2), FAST) < 2**32
+    slow, fast = (2*9*4*32**2*8**2 / 1., speed.conv_rate('fp32', seconds=.02))
+    assert slow < fast < 1e15
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------------------------
+
+def test_import_is_quick():
+    "After torch, in seconds of this process alone."
+    code = 'import torch, time\nbegan = time.process_time()\nimport sagan_nb, sagan_nb.cli\nprint(time.process_time() - began)'
+    took = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True,
+                                 env={**os.environ, 'PYTHONPATH': str(ROOT)}).stdout) for _ in range(3)]
+    assert min(took) < .5, took
+
+
+def test_data_never_waits(tmp_path):
+    "At laptop scale, a run's own log: less than 2 % of the time is spent waiting for pictures."
+    from sagan_nb.data import Toy
+    toy = Toy(32, 10, n=500)
+    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'laptop'), steps=12, n_classes=10, log_every=4, standing=0, data_id=toy.fingerprint)
+    train(cfg, toy, tmp_path/'run')
+    shares = [o['wait_share'] for o in read_log(tmp_path/'run'/'log.jsonl')]
+    assert min(shares[1:]) < .02, shares

@@ -149,13 +149,14 @@ def conv_by_matmul(
     rows, x = w.permute(0, 2, 3, 1), (F.avg_pool2d(x, 2, stride=1, padding=1) if resample == 'down' else x)
     x = x.permute(0, 2, 3, 1)                                                        # (B, H, W, C)
     if resample == 'up':
-        taps = F.linear(x, rows.flatten(0, 2)).unflatten(-1, (len(w), 3, 3))         # (B, H, W, C', 3, 3)
+        taps = F.linear(x.flatten(0, 2), rows.flatten(0, 2)).view(*x.shape[:3], len(w), 3, 3)     # (B, H, W, C', 3, 3)
         out = doubled_taps(doubled_taps(taps.transpose(-1, -2), 1), 2)
         return (out if b is None else out + b.to(out.dtype)).permute(0, 3, 1, 2)
     if resample is None: x = F.pad(x, (0, 0, 1, 1, 1, 1))
     step = 2 if resample == 'down' else 1
     windows = x.unfold(1, 3, step).unfold(2, 3, step).permute(0, 1, 2, 4, 5, 3)      # (B, H', W', 3, 3, C)
-    return F.linear(windows.flatten(3), rows.flatten(1), b).permute(0, 3, 1, 2)
+    out = F.linear(windows.flatten(3).flatten(0, 2), rows.flatten(1), b)             # 2-d, or torch may copy the weight
+    return out.view(*windows.shape[:3], len(w)).permute(0, 3, 1, 2)
 
 # %% ../nbs/03_blocks.ipynb #309c5644
 def make_layer(

@@ -216,7 +216,8 @@ def peak_bytes(
     code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
             'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
             'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'
-            'cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
+            'try: cpu = int([o for o in open("/proc/self/status") if "VmHWM" in o][0].split()[1])*1024\n'
+            'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
             'print(torch.cuda.max_memory_allocated() if "cuda" in device else cpu)')
     args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
     out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)

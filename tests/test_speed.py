@@ -84,6 +84,8 @@ def test_matrix_products_are_taken_where_the_map_is_tiny():
     with torch.profiler.profile() as prof: layer(last(2, 16, 4, 4))
     seen = {e.key for e in prof.key_averages()}
     assert not any('convolution' in k for k in seen), seen
+    with torch.no_grad(), torch.profiler.profile() as prof: layer(last(2, 16, 4, 4))
+    assert 'aten::bmm' not in {e.key for e in prof.key_averages()}                          # torch would copy the weight for every row
 
 
 def test_a_folded_layer_moves_u_once_and_reads_its_weight_once():

@@ -1,6 +1,6 @@
-"""Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests.
+"""Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests, `python3 start.py docs` builds the site.
 
-Both make `.venv` here and install the package into it; a second call installs again only if the packaging changed.
+All make `.venv` here and install the package into it; a second call installs again only if the packaging changed.
 Further arguments of the first are passed to `sagan_train`: `python3 start.py --data FOLDER`.
 """
 # An old Python must still get as far as its one clear sentence: keep to syntax that Python 2.7 can read.
@@ -114,16 +114,16 @@ def main(args):
     if args in (['-h'], ['--help']):
         print(__doc__)
         return 0
-    test = args[:1] == ['test']
-    if args and not test and not args[0].startswith('-'):
-        print('start.py does not know %r: say nothing, `test`, or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
+    word = args[0] if args and args[0] in ('test', 'docs') else ''
+    if args and not word and not args[0].startswith('-'):
+        print('start.py does not know %r: say nothing, `test`, `docs`, or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
         return 1
     args = [os.path.abspath(a) if before == '--data' and os.path.exists(a) else a for before, a in zip([''] + args, args)]
-    code = install('[dev]' if test else '')
+    code = install({'test': '[dev]', 'docs': '[docs]', '': ''}[word])
     if code:
         return code
-    if test:
-        return call([tool('python'), '-m', 'tools.test'] + args[1:])
+    if word:
+        return call([tool('python'), '-m', 'tools.' + word] + args[1:])
     return call([tool('sagan_train')] + MAIN_JOB + out_folder(args) + args)
 
 

@@ -195,11 +195,17 @@ def _presets()->dict:
     rows = dict(paper=paper, released=released, best_known=best, t1_none=plain)
     rows |= {f't1_attn_{m}': replace(paper, attn_at=(m,)) for m in (8, 16, 32, 64)}
     rows |= {f't1_res_{m}': replace(paper, attn_at=(m,), block='residual') for m in (8, 16, 32, 64)}
+    rows |= {f't1_res3x3_{m}': replace(paper, attn_at=(m,), block='residual3x3') for m in (8, 16, 32, 64)}
     rows |= dict(t2_sagan=paper, t2_sngan_projection=sngan, t2_acgan=replace(sngan, head='acgan'))
     one_rate = replace(plain, lr_g=1e-4, lr_d=1e-4)
     rows |= dict(f3_sn_d=replace(one_rate, sn_g=False), f3_sn_gd=one_rate,
                  f3_sn_gd_2e4=replace(plain, lr_g=2e-4, lr_d=2e-4),
                  f3_sn_gd_ttur=plain, f3_sn_d_5to1=replace(one_rate, sn_g=False, d_per_g=5))
+    towards = dict(ema=dict(ema=.999, ema_start=2000), sn_eps=dict(sn_eps=1e-8, sn_eps_rule='clamp'),
+                   sn_rules=dict(sn_update_g='forward', sn_update_d='forward', sn_detach=True),
+                   bn=dict(bn_momentum=.1, bn_last_momentum=.1, bn_unbiased=True, bn_ghost=32),
+                   order=dict(order='d_then_g'), adam=dict(adam_eps_rule='torch'), flip=dict(flip=True))
+    rows |= {f'rb_{name}': replace(released, **change) for name, change in towards.items()}
     rows |= {f'k{k}': replace(paper, reduction=k) for k in (1, 2, 4, 8)}
     return {name: replace(cfg, preset=name) for name, cfg in rows.items()}
 

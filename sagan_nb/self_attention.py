@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'attention_widths', 'SelfAttention', 'softmax_map', 'worth_fusing', 'fused_attention', 'attention_map',
-           'map_bytes']
+           'attention_reach', 'map_bytes']
 
 # %% ../nbs/02_self_attention.ipynb #ad50061c
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,6 +100,26 @@ def attention_map(
     block.eval()
     try: return softmax_map(*block.heads(x)[:2])
     finally: block.train(was)
+
+# %% ../nbs/02_self_attention.ipynb #260ac7ec
+@torch.no_grad()
+def attention_reach(
+    q:Tensor,                 # queries of a map with row-major locations, (B, N, d)
+    k:Tensor,                 # keys, (B, M, d)
+    shape,                    # height and width of the queries' map
+    cell:int=1,               # map pixels per side of a key's cell: 2 where keys are pooled
+    most:int=None,            # take at most so many queries, evenly spaced; None: all
+)->tuple[Tensor,Tensor]:      # entropy in bits, mean distance in map pixels between centres; (B, queries) each
+    "How widely and how far locations look. In chunks: never holds more than 16 million weights."
+    centre = lambda h, w, side: torch.cartesian_prod(torch.arange(h) + .5, torch.arange(w) + .5).to(q.device)*side
+    here, there = centre(*shape, 1), centre(shape[0] // cell, shape[1] // cell, cell)
+    index = torch.arange(0, len(here), -(-len(here) // (most or len(here))), device=q.device)
+    bits, far = [], []
+    for part in index.split(max(1, 2**24 // (len(k)*len(there)))):
+        beta = softmax_map(q[:, part], k).float()
+        far.append((beta * torch.cdist(here[part], there)).sum(-1))
+        bits.append(torch.special.entr(beta).sum(-1) / math.log(2))
+    return torch.cat(bits, 1), torch.cat(far, 1)
 
 # %% ../nbs/02_self_attention.ipynb #f52ee8ac
 def map_bytes(

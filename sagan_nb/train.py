@@ -32,9 +32,10 @@ from .data import Stream
 from .distributed import Ranks
 from .losses import class_loss, hinge_d, hinge_g
 from .networks import Discriminator, Generator
+from .self_attention import SelfAttention, attention_reach
 from .spectral_norm import exact_sigma, normalised, real_pass, settle
 
-# %% ../nbs/09_train.ipynb #3e689770
+# %% ../nbs/09_train.ipynb #add7a245
 def epsilon_hat(
     adam:torch.optim.Adam,    # changed in place
 )->torch.optim.Adam:          # the same optimiser; its `eps` is TensorFlow's from now on
@@ -286,11 +287,15 @@ def load_checkpoint(
 def attention_usage(
     net:nn.Module,            # generator or discriminator
     *args,                    # its input
-)->dict:                      # map size -> (gamma, |gamma o| / |x|)
-    "How much each block on a map adds to what passes through it. Leaves the network as it was."
+)->dict:                      # map size -> (gamma, |gamma o| / |x|, and of attention: entropy in bits, distance in px)
+    "How much each block on a map adds to what passes through it, and how it looks. Leaves the network as it was."
     net, seen = copy.deepcopy(net).eval(), {}
     for size, block in net.extra.items():
-        def hook(m, i, o, size=size): seen[size] = m.gamma.item(), ((o - i[0]).norm() / i[0].norm()).item()
+        def hook(m, i, o, size=size):
+            seen[size] = m.gamma.item(), ((o - i[0]).norm() / i[0].norm()).item()
+            if not isinstance(m, SelfAttention): return
+            bits, far = attention_reach(*m.heads(i[0])[:2], i[0].shape[2:], 1 + m.pool, most=256)
+            seen[size] += bits.mean().item(), far.mean().item()*net.res/i[0].shape[-1]
         block.register_forward_hook(hook)
     net(*args)
     return seen
@@ -298,11 +303,14 @@ def attention_usage(
 @torch.no_grad()
 def true_norms(
     net:nn.Module,            # generator or discriminator
-)->dict:                      # layer -> largest singular value of the weight it computes with
-    "True spectral norm of every layer, after division where there is one. Exact, and slow for wide layers."
-    divided = {name: (exact_sigma(w) / sn.sigma(w)).item() for name, sn, w in normalised(net)}
+)->tuple[dict,dict]:          # layer -> largest singular value: of the weight it computes with, of its raw weight
+    "True spectral norm of every layer, after and before division; without one, twice the same. Slow for wide layers."
+    raw = {name: exact_sigma(w) for name, _, w in normalised(net)}
+    used = {name: (raw[name] / sn.sigma(w)).item() for name, sn, w in normalised(net)}
     kinds = nn.Linear, nn.Conv2d, nn.Embedding
-    return divided or {n: exact_sigma(m.weight).item() for n, m in net.named_modules() if isinstance(m, kinds)}
+    if raw: return used, {n: s.item() for n, s in raw.items()}
+    plain = {n: exact_sigma(m.weight).item() for n, m in net.named_modules() if isinstance(m, kinds)}
+    return plain, plain
 
 class Log:
     "Hook for every step: sums up; a line of JSON every `log_every` steps. Raises Diverged when a mean is not finite."
@@ -329,13 +337,14 @@ class Log:
         self.sums, self.n, self.steps_t, self.wait = {}, 0, time.perf_counter(), self.data.wait_s
 
     def look(self, gan:GAN)->dict:
-        "gamma and norm ratio per attention layer, and the true norms when they are due."
+        "What `attention_usage` finds, and the true norms when they are due."
         z, y = fixed_noise(gan.cfg, 4, 4)
         z, y = z.to(gan.device), y.to(gan.device)
         out, x = {}, draw(copy.deepcopy(gan.G).eval(), z, y).to(gan.device)
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
-            if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps: out |= {f'norms_{name}': true_norms(net)}
+            if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
+                out |= dict(zip((f'norms_{name}', f'raw_{name}'), true_norms(net)))
         return out
 
 def read_log(

@@ -84,7 +84,7 @@ def test_wheel_is_what_runs(clean):
 
 
 def test_commands_of_the_wheel(clean):
-    for name in ('sagan_train', 'sagan_sample', 'sagan_pack', 'sagan_export'): assert 'usage' in clean(name, '--help')
+    for name in ('sagan_train', 'sagan_sample', 'sagan_attention', 'sagan_report', 'sagan_pack', 'sagan_export'): assert 'usage' in clean(name, '--help')
     clean('sagan_train', 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '2', '--out', 'run')
 
 

@@ -42,6 +42,14 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('real and generated swapped in precision', '10', 'near, wide = squared_radii(real, (k, k_density)', 'real, fake = fake, real; near, wide = squared_radii(real, (k, k_density)', '10'),
     ('resize with half-pixel centres', '10', 'at = torch.arange(size, dtype=torch.float32, device=x.device) *', 'at = (.5 + torch.arange(size, dtype=torch.float32, device=x.device)) *', '10'),
     ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(A @ B.T).sum().item()', '2*torch.linalg.matrix_norm(A @ B.T).item()', '10'),
+    ('map drawn transposed', '11', 'self.shape[0] // self.cell, self.shape[1] // self.cell)', 'self.shape[0] // self.cell, self.shape[1] // self.cell).T', '11'),
+    ('row and column of a query exchanged', '11', 'query[0]*self.shape[0]//self.res*self.shape[1] + query[1]*', 'query[1]*self.shape[0]//self.res*self.shape[1] + query[0]*', '11'),
+    ('pooled keys drawn as small as locations', '11', 'o.look(i, query), o.res/o.shape[0]*o.cell, query', 'o.look(i, query), o.res/o.shape[0], query', '11'),
+    ('arrows end at the corner of a cell', '11', 'tuple((v + .5)*side - .5 for v in cell)', 'tuple(v*side for v in cell)', '11'),
+    ('map of a pooled layer from unpooled keys', '11', 'key = F.max_pool2d(key, 2) if block.pool else key', 'key = F.avg_pool2d(key, 2) if block.pool else key', '11'),
+    ('looking at a map moves u', '11', 'for b, was in buffers: b.copy_(was)', 'pass', '11'),
+    ('a walk between classes keeps the old offsets', '15', "for name in ('gain', 'offset'):", "for name in ('gain',):", '15'),
+    ('the line in place of the great circle', '15', '(((1 - t)*w).sin()*a[..., None, :] + (t*w).sin()*b[..., None, :]) / w.sin()', '(1 - t)*a[..., None, :] + t*b[..., None, :]', '15'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

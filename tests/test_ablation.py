@@ -1,0 +1,172 @@
+"Tables: interruption, failures, slices, and every preset at paper size for two steps."
+import json
+import math
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sagan_nb import ablation, cli
+from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows
+from sagan_nb.config import PRESETS
+from sagan_nb.core import Refused
+from sagan_nb.data import Stream, Toy, WithoutLabels
+from sagan_nb.train import fit, make_gan
+
+DATA = Path(__file__).parents[2]/'shared'/'data'
+SMOKE = '--scale', 'smoke', '--only', 't1_none,t1_attn_16,t1_res_16'
+
+
+def spawn(*args):
+    code = 'import sys; from sagan_nb import cli; sys.argv[0] = "sagan_table"; cli.sagan_table()'
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def numbers(out):
+    "A table without what belongs to the clock."
+    return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| [0-9a-f]{7}|unknown', r'| s/step | \2 | commit', (out/'table1.md').read_text())
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    "Three rows of Table 1, made in one go."
+    out = tmp_path_factory.mktemp('table')/'t1'
+    process = spawn('table1', *SMOKE, '--out', out)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    return out, text
+
+
+def test_table_says_what_it_is(table):
+    out, text = table
+    assert len(list(out.glob('*.json'))) == len(list(out.glob('t1_*.png'))) == 3
+    for words in ('Table 1', '`t1_attn_32`', 'not applicable: attention at 32', 'one seed: shows the machinery, decides nothing', 'not resolved (1 seed)',
+                  '22.14 (unchecked)', 'attention at 16 is better than the residual block of equal size at 16', 'about'):
+        assert words in text, words
+    o = json.loads(next(out.glob('t1_attn_16-*.json')).read_text())
+    assert o['status'] == 'finished' and len(o['curve']) == 4 and o['parameters'] == json.loads(next(out.glob('t1_res_16-*.json')).read_text())['parameters']
+    assert [p['seconds'] for p in o['curve']] == sorted(p['seconds'] for p in o['curve']) and o['curve'][0]['seconds'] > 0
+    assert markdown('table1', collect(out)) in text                                         # from the files alone, the same
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_restarted_gives_the_same_table(table, tmp_path, how):
+    out, wait = tmp_path/'t1', random.Random(int(how)).uniform(4, 12)
+    process = spawn('table1', *SMOKE, '--out', out)
+    while process.poll() is None and not (out/'runs').exists(): time.sleep(.05)
+    time.sleep(wait)
+    process.send_signal(how)
+    process.communicate()
+    before = {p: p.stat().st_mtime_ns for p in out.glob('*.json')}
+    process = spawn('table1', *SMOKE, '--out', out)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert {p: p.stat().st_mtime_ns for p in before} == before                              # finished rows are not retrained
+    assert numbers(out) == numbers(table[0])
+
+
+def test_only_what_is_missing_is_made(table):
+    out, _ = table
+    gone, = out.glob('t1_none-*.json')
+    kept = {p: p.stat().st_mtime_ns for p in out.glob('*.json') if p != gone}
+    value, before = json.loads(gone.read_text())['records'], numbers(out)
+    gone.unlink()
+    cli.sagan_table('table1', scale='smoke', only='t1_none,t1_attn_16,t1_res_16', out=str(out))
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept and json.loads(gone.read_text())['records'] == value and numbers(out) == before
+    age = gone.stat().st_mtime_ns
+    cli.sagan_table('table1', scale='smoke', only='t1_none,t1_attn_16,t1_res_16', retrain='t1_none', out=str(out))
+    assert gone.stat().st_mtime_ns > age and {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_one_failing_row_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
+    train = ablation.train
+    def sometimes(cfg, *args, **kw):
+        if cfg.block == 'residual': raise RuntimeError('planted')
+        return train(cfg, *args, **kw)
+    monkeypatch.setattr(ablation, 'train', sometimes)
+    with pytest.raises(Refused, match='1 of 2 runs failed'): cli.sagan_table('table1', scale='smoke', only='t1_res_16,t1_none', out=str(tmp_path/'t'))
+    text = (tmp_path/'t'/'table1.md').read_text()
+    assert 'failed: RuntimeError: planted' in text and len(list((tmp_path/'t').glob('*.json'))) == 1
+    monkeypatch.setattr(ablation, 'train', train)
+    cli.sagan_table('table1', scale='smoke', only='t1_res_16,t1_none', out=str(tmp_path/'t'))
+    assert 'planted' not in (tmp_path/'t'/'table1.md').read_text() and len(list((tmp_path/'t').glob('*.json'))) == 2
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
+    toy = Toy(32, 4, n=600)
+    cfg = replace(row_configs(['t1_none'], toy, 'smoke')[0]['t1_none'], steps=8, checkpoint_every=2)
+    def poison(gan, log):
+        if gan.t == 5: log['loss_g'].fill_(math.nan)
+    fit = ablation.train
+    monkeypatch.setattr(ablation, 'train', lambda cfg, source, run, resume, device, hooks: fit(cfg, source, run, resume, device, hooks))
+    from sagan_nb import train as module
+    log = module.Log.__call__
+    monkeypatch.setattr(module.Log, '__call__', lambda self, gan, o: (poison(gan, o), log(self, gan, o))[1])
+    assert run_rows([Job(cfg)], toy, tmp_path/'r', tmp_path/'runs', say=lambda *a, **k: None) == {}
+    o, = collect(tmp_path/'r')
+    assert o['status'].startswith('diverged: at step 5') and all(r['step'] == 4 for r in o['records'] if 'step' in r)
+    assert 'seed 0 diverged' in markdown('table1', [o])
+
+
+def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys):
+    cli.sagan_table('table1', scale='smoke', seeds='0,1', print_commands=True, out=str(tmp_path/'a b'), data='toy', set=['batch=4'])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2*len(TABLES['table1'].rows) and lines[1].endswith("--features domain --only t1_none --seeds 1 --set batch=4") and "'" in lines[0]
+    assert not (tmp_path/'a b').exists()
+    with pytest.raises(cli.Stopped, match='the time of this slice is over'):
+        cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'), minutes=1e-6)
+    assert list((tmp_path/'s').glob('*.json')) == [] and list((tmp_path/'s'/'runs').glob('*/checkpoints/*.pt'))
+    cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'))
+    ours, = (json.loads(p.read_text())['records'] for p in (tmp_path/'s').glob('*.json'))
+    theirs, = (json.loads(p.read_text())['records'] for p in table[0].glob('t1_none-*.json'))
+    assert [o['value'] for o in ours] == [o['value'] for o in theirs]
+
+
+@pytest.mark.parametrize('args, words', [
+    (['table9'], "no table 'table9'; choose one of table1"), (['table1', '--only', 't1_nine'], "no row 't1_nine'"), (['table1', '--seeds', 'a'], 'seeds are numbers'),
+    (['table1', '--set', 'attn_at=8'], 'tells the rows of this table apart'), (['table1', '--scale', 'huge'], 'choose one of smoke'),
+    (['table1', '--data', 'nowhere'], 'no file or folder'), (['table1', '--device', 'tpu'], 'say auto'), (['table1', '--features', 'vgg'], "no features 'vgg'")])
+def test_refused_in_one_line(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['sagan_table', '--scale', 'smoke', '--only', 't1_none', *args])
+    with pytest.raises(SystemExit) as e: cli.sagan_table()
+    err = capsys.readouterr().err
+    assert e.value.code == 1 and words in err and err.count('\n') == 1
+
+
+def test_rows_that_do_not_apply():
+    found, skipped = row_configs(TABLES['table2'].rows, WithoutLabels(Toy(32, 4)), 'smoke')
+    assert 'no classes' in skipped['t2_acgan'] and 'attention at 64' in skipped['t2_sagan'] and found['t2_sngan_projection'].head == 'none'
+    found, skipped = row_configs(TABLES['best'].rows, Toy(64, 4), 'gpu')
+    assert skipped['rb_ema'] == 'the same settings as released at this scale' and set(skipped) == {'rb_ema', 'best_known'}
+
+
+def test_other_code_is_used_and_said(table, monkeypatch):
+    out, _ = table
+    cfg, = row_configs(['t1_none'], Toy(32, 4), 'smoke')[0].values()
+    assert ablation.done(Job(cfg), out)
+    monkeypatch.setattr(ablation, 'code_version', lambda: '0123456789')
+    assert ablation.done(Job(cfg), out) and 'made by other code' in markdown('table1', collect(out))
+    assert ablation.done(Job(replace(cfg, lr_g=1e-3)), out) is None
+
+
+@pytest.mark.parametrize('row', PRESETS)
+def test_every_preset_takes_two_steps_at_128(row):
+    cfg = replace(PRESETS[row], res=128, width=8, batch=2, n_classes=4, bn_ghost=0, steps=2, d_per_g=min(PRESETS[row].d_per_g, 2))
+    gan, losses = make_gan(cfg), []
+    fit(gan, Stream(Toy(128, 4, n=40), 2, 0), [(1, lambda gan, log: losses.append(log['loss_d'].item()))])
+    assert gan.t == 2 and all(map(math.isfinite, losses)) and all(p.isfinite().all() for p in gan.G.parameters())
+
+
+@pytest.mark.skipif(not DATA.exists(), reason='the shared data are not here')
+def test_the_paper_scale_commands_at_smoke_scale(tmp_path):
+    out = tmp_path/'imagenet'
+    cli.sagan_table('table1', data=str(DATA/'imagenet-sample.zip'), scale='smoke', only='t1_none,t1_attn_16', out=str(out))
+    assert '1000' not in (out/'table1.md').read_text().split('\n')[0] and len(list(out.glob('*.json'))) == 2
+    assert all(o['config']['n_classes'] == 1000 for o in collect(out))

@@ -1,0 +1,247 @@
+"""The site, built as `make docs` builds it and driven in a headless browser from files, without a server.
+
+What a check must find is planted first (`test_planted_*`), so that none of them can pass by seeing nothing.
+"""
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The folder of the built site; warnings are errors."
+    out, began = tmp_path_factory.mktemp('site'), time.perf_counter()
+    done = subprocess.run([sys.executable, '-m', 'tools.docs', '--out', out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.perf_counter() - began < 180, 'the build takes more than three minutes'
+    return out/'html'
+
+
+@pytest.fixture(scope='session')
+def context():
+    "A browser without a network."
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found: pytest.skip('no Chromium on this machine')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=FLAGS)
+        new = browser.new_context(viewport=dict(width=1400, height=1000), reduced_motion='reduce', offline=True)
+        new.set_default_timeout(30_000)
+        yield new
+        browser.close()
+
+
+class Tab:
+    "One tab, and what went wrong in it."
+    def __init__(self, context):
+        self.faults, self.page = [], context.new_page()
+        self.page.on('console', lambda m: m.type == 'error' and self.faults.append(f'console: {m.text}'))
+        self.page.on('pageerror', lambda e: self.faults.append(f'script: {e}'))
+        self.page.on('request', lambda r: re.match('file:|data:', r.url) or self.faults.append(f'network: {r.url}'))
+        self.page.on('requestfailed', lambda r: self.faults.append(f'not loaded: {r.url}'))
+
+    def open(self, path, query=''):
+        "Load a page and wait until its formulas are set."
+        del self.faults[:]
+        self.page.goto(path.resolve().as_uri() + query)
+        self.page.evaluate('() => window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 0) : 0')
+        return self
+
+
+@pytest.fixture
+def tab(context):
+    new = Tab(context)
+    yield new
+    new.page.close()
+
+
+def pages(site): return sorted(p for p in site.rglob('*.html') if p.name != 'planted.html')
+
+
+# What is looked at in the browser: each piece of script returns a list of faults.
+
+MATH = r"""() => [...document.querySelectorAll('.math')].filter(o => !o.parentElement.closest('.math')).flatMap(o => {
+    const set = o.querySelectorAll('mjx-container'), text = o.textContent.slice(0, 60)
+    if (!set.length) return ['left as text: ' + text]
+    if (o.querySelector('[data-mjx-error]')) return ['error: ' + o.querySelector('[data-mjx-error]').dataset.mjxError]
+    if ([...o.querySelectorAll('mjx-mtext')].some(t => /red/.test(t.getAttribute('style') || ''))) return ['unknown macro: ' + text]
+    return [] })"""
+
+PICTURES = """() => [...document.querySelectorAll('img, svg[role=img]')].filter(o => !(o.getAttribute('alt') || o.getAttribute('aria-label') || '').trim()
+    || (o.getAttribute('alt') || o.getAttribute('aria-label')).length < 20).map(o => o.outerHTML.slice(0, 120))"""
+
+WIDTH = """() => { const frames = [document.documentElement, ...document.querySelectorAll('body, .main, .content, .article-container, article')]
+    const boxed = e => { for (let p = e.parentElement; !frames.includes(p); p = p.parentElement) if (getComputedStyle(p).overflowX != 'visible') return true }
+    const wide = [...document.querySelectorAll('.article-container *')].filter(e => e.getBoundingClientRect().right > innerWidth - 15 && !boxed(e))
+    return frames.filter(o => o.scrollWidth > o.clientWidth + 1).map(o => `${o.tagName}.${o.className}: ${o.scrollWidth} px in ${o.clientWidth}`).concat(
+        wide.slice(-2).map(e => e.outerHTML.slice(0, 120))) }"""
+
+CONTRAST = """() => {
+    const rgba = s => { const v = s.match(/[\\d.]+/g).map(Number); return [v[0], v[1], v[2], v.length > 3 ? v[3] : 1] }
+    const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3])).concat(1)
+    const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b }
+    const ground = o => { const layers = []; for (; o; o = o.parentElement) layers.push(rgba(getComputedStyle(o).backgroundColor))
+                          return layers.reverse().reduce((b, a) => over(a, b), [255, 255, 255, 1]) }
+    const seen = new Map(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+    while (walk.nextNode()) {
+        const o = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim()
+        if (!text || o.closest('script, style, noscript, mjx-container, svg') || !o.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
+        const box = o.getBoundingClientRect(); if (box.width < 2 || box.height < 2) continue
+        const b = ground(o), ink = rgba(getComputedStyle(o).color); let alpha = 1
+        for (let p = o; p; p = p.parentElement) alpha *= +getComputedStyle(p).opacity
+        const [x, y] = [light(over([ink[0], ink[1], ink[2], ink[3]*alpha], b)), light(b)], ratio = (Math.max(x, y) + .05)/(Math.min(x, y) + .05)
+        const key = o.tagName + '.' + o.className; if (ratio < 4.5 && !seen.has(key)) seen.set(key, `${ratio.toFixed(2)} ${key}: ${text.slice(0, 40)}`) }
+    return [...seen.values()] }"""
+
+
+def look(tab):
+    "All faults of the page that is open, by kind."
+    page, found = tab.page, {}
+    page.emulate_media(color_scheme='light')
+    found['math'], found['pictures'], found['contrast, light'] = map(page.evaluate, (MATH, PICTURES, CONTRAST))
+    page.emulate_media(color_scheme='dark')
+    found['contrast, dark'] = page.evaluate(CONTRAST)
+    page.emulate_media(color_scheme='light')
+    page.set_viewport_size(dict(width=400, height=800))
+    found['width'] = page.evaluate(WIDTH)
+    page.set_viewport_size(dict(width=1400, height=1000))
+    found['browser'] = list(tab.faults)
+    return {k: v for k, v in found.items() if v}
+
+
+class Links(HTMLParser):
+    "Links and anchors of a page."
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors = [], {'', 'top'}
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.anchors |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
+        self.links += [attrs[k] for k in ('href', 'src') if attrs.get(k) and tag != 'base']
+
+
+def dead_links(folder):
+    "Links inside a site that lead nowhere, as (page, link)."
+    read = {p.resolve(): Links(p) for p in folder.rglob('*.html')}
+    for path, page in read.items():
+        for link in page.links:
+            if re.match(r'[a-z]+:|//', link): continue
+            name, _, anchor = link.partition('#')
+            target = (path.parent/unquote(name.split('?')[0])).resolve() if name else path
+            known = read[target].anchors if target in read else None
+            if not target.exists() or known is not None and unquote(anchor) not in known: yield path.name, link
+
+
+def test_links_lead_somewhere(site):
+    assert [*dead_links(site)] == []
+
+
+def test_every_notebook_is_a_page_in_order(site):
+    names = [p.stem[3:] for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
+    home = (site/'index.html').read_text(encoding='utf-8')
+    listed = re.findall(r'toctree-l1"><a class="reference internal" href="(\w+)\.html', home)
+    assert [o for o in listed if o in names] == names
+    for before, after in zip(names, names[1:]):
+        assert f'<a class="next-page" href="{after}.html">' in (site/f'{before}.html').read_text(encoding='utf-8')
+        assert f'<a class="prev-page" href="{before}.html">' in (site/f'{after}.html').read_text(encoding='utf-8')
+
+
+def test_names_and_sources_are_linked(site):
+    text = (site/'self_attention.html').read_text(encoding='utf-8')
+    assert 'href="_modules/sagan_nb/self_attention.html#SelfAttention"' in text                          # an entry, to its lines
+    assert re.search(r'href="#sagan_nb.self_attention.attention_map"[^>]*>(<span[^>]*>)?<code', text)     # a name, to its entry
+    assert 'C, channels of the map' in text and 'keys and queries have C/k channels' in text       # docments
+    assert re.search(r'href="spectral_norm.html#sagan_nb.spectral_norm.\w+"', (site/'train.html').read_text(encoding='utf-8'))
+
+
+def test_nothing_comes_from_elsewhere(site):
+    for path in pages(site):
+        outside = [o for o in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text(encoding='utf-8'))]
+        assert not outside, (path.name, outside)
+
+
+def test_no_markdown_is_left(site):
+    "A table, a heading or a fence that was not understood would stand there as text."
+    for path in pages(site):
+        text = re.sub(r'(?s)<(script|style|pre|code)\b.*?</\1>', '', path.read_text(encoding='utf-8'))
+        assert not re.search(r'\|-{3}|>\s*#{1,4} |```|\]\(|\{\.', re.sub(r'(?s)<head>.*?</head>', '', text)), path.name
+
+
+def test_links_to_colab_need_an_address(tmp_path, site):
+    from tools import docs
+    assert not any(re.search(r'<a [^>]*href="https://colab', p.read_text(encoding='utf-8')) for p in site.glob('*.html'))
+    docs.sources(tmp_path, dict(docs.settings(), git_url='https://github.com/somebody/sagan_nb'))
+    for number, name, path in [*docs.chapters(), ('', 'index', ROOT/'nbs'/'index.ipynb')]:
+        there = f'https://colab.research.google.com/github/somebody/sagan_nb/blob/main/nbs/{path.name}'
+        assert there in (tmp_path/f'{name}.ipynb').read_text(encoding='utf-8')
+    assert 'sagan_nb/blob/main/sagan_nb/networks.py#L' in (tmp_path/'networks.ipynb').read_text(encoding='utf-8')
+
+
+def test_every_page(site, context):
+    "No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px."
+    tab, faults = Tab(context), {}
+    for path in pages(site):
+        if found := look(tab.open(path)): faults[path.name] = found
+    tab.page.close()
+    assert not faults, json.dumps(faults, indent=1)
+
+
+def test_search_finds_a_class(site, tab):
+    tab.open(site/'search.html', '?q=SelfAttention')
+    tab.page.wait_for_selector('#search-results ul.search li a')
+    found = tab.page.eval_on_selector_all('#search-results ul.search li a', 'all => all.map(o => o.getAttribute("href"))')
+    assert any(o.startswith('self_attention.html#sagan_nb.self_attention.SelfAttention') for o in found), found
+    assert tab.faults == []
+    tab.open(site/'search.html', '?q=' + 'zq'*4)                       # the tests are pages, too: no page holds this word
+    tab.page.wait_for_function('document.querySelector("#search-results").textContent.includes("did not match")')
+
+
+# Planted faults.
+
+@pytest.fixture
+def plant(site, tab):
+    "Faults that a check finds in a page in which one piece was replaced."
+    def replaced(old, new, page='self_attention.html'):
+        text, path = (site/page).read_text(encoding='utf-8'), site/'planted.html'
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding='utf-8')
+        return look(tab.open(path))
+    yield replaced
+    (site/'planted.html').unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('tex, said', [(r'\begin{aligned} x', 'error'), (r'\nosuchmacro x', 'unknown macro'), (r'\frac{x}{y', 'left as text')],
+                         ids=['missing end', 'undefined macro', 'unbalanced brace'])
+def test_planted_formulas(plant, tex, said):
+    found = plant(r'<article role="main"', rf'<div class="math notranslate">\[{tex}\]</div><article role="main"')
+    assert any(o.startswith(said) for o in found['math']), found
+
+
+@pytest.mark.parametrize('kind, html', [
+    ('pictures', '<img src="_static/file.png">'), ('pictures', '<img src="_static/file.png" alt="file.png">'),
+    ('width', '<div style="width: 900px">wide</div>'), ('contrast, light', '<p style="color: #999; background: #fff">grey</p>'),
+    ('contrast, dark', '<p style="color: #555; background: none">grey</p>'), ('browser', '<script>console.error("no")</script>'),
+    ('browser', '<script>nosuchname()</script>'), ('browser', '<img alt="away" src="https://example.com/a.png">'),
+    ('browser', '<script src="_static/nosuchfile.js"></script>')])
+def test_planted_faults(plant, kind, html):
+    assert kind in plant('<article role="main"', f'{html}<article role="main"')
+
+
+def test_planted_links(tmp_path):
+    (tmp_path/'a.html').write_text('<p id="x"><a href="#x">1</a><a href="b.html#y">2</a><a href="#z">3</a><a href="c.html">4</a>')
+    (tmp_path/'b.html').write_text('<a href="a.html#x">5</a><a href="a.html#no">6</a>')
+    assert sorted(dead_links(tmp_path)) == [('a.html', '#z'), ('a.html', 'b.html#y'), ('a.html', 'c.html'), ('b.html', 'a.html#no')]

@@ -1,0 +1,239 @@
+"Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from browser import Page, chromium
+from PIL import Image
+
+from sagan_nb import cli
+from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
+from sagan_nb.config import PRESETS, at_scale, from_json, to_json
+from sagan_nb.data import open_source
+from sagan_nb.interop import save_pretrained
+from sagan_nb.metrics import Features
+from sagan_nb.networks import Discriminator, Generator
+from sagan_nb.report import report
+from sagan_nb.train import train
+
+needs_browser = pytest.mark.skipif(chromium() is None, reason='there is no Chromium on this machine')
+
+
+def text(page): return page.ask('document.querySelector("p[aria-live]").textContent')
+
+
+@needs_browser
+@pytest.mark.parametrize('form', ['paper', 'v1', 'released'])
+def test_clicking_a_pixel_shows_its_mirror_image(form, tmp_path):
+    "The page, at every place that is clicked, says what the planted network does."
+    path = tmp_path/'look.html'
+    path.write_text('<!doctype html><meta charset="utf-8"><body>' + widget_html(attention_maps(mirror_generator(form), torch.zeros(2, 4), torch.tensor([0, 1]))))
+    cell = 4 if form == 'released' else 2
+    with Page() as page:
+        for width in (400, 1600):
+            page.open(path, width)
+            box = page.ask('(({left, top, width, height}) => [left, top, width, height])(document.querySelector("canvas").getBoundingClientRect())')
+            for row, column in ((0, 0), (9, 20), (31, 31), (17, 3)):
+                page.click(box[0] + (column + .5)/32*box[2], box[1] + (row + .5)/32*box[3])
+                a, b = row//cell*cell, (31 - column)//cell*cell
+                assert f'most at rows {a}-{a + cell - 1}, columns {b}-{b + cell - 1} (100.0%' in text(page), (row, column, text(page))
+        page.ask('document.querySelector("canvas").focus()')
+        before = text(page)
+        page.press('ArrowDown')
+        assert text(page) != before and text(page).startswith('pixel 19,')
+        assert page.ask('document.querySelector(".static").hidden') is True
+        assert page.ask('document.documentElement.scrollWidth <= window.innerWidth')
+        assert page.errors == []
+
+
+@needs_browser
+def test_the_script_computes_the_rows_of_beta(tmp_path):
+    "Every weight that the script makes, against the tensor it stands for."
+    torch.manual_seed(0)
+    G = Generator(32, 8, 3, 8, attn_at=(16,), form='released')
+    maps = attention_maps(G, torch.randn(1, 8)*30)
+    page_text = widget_html(maps).replace('const draw =', 'window.rows = (y, x) => { at = [y, x]; return Array.from(row(shown[0])); }; const draw =')
+    path = tmp_path/'look.html'
+    path.write_text('<!doctype html><meta charset="utf-8"><body>' + page_text)
+    beta = maps.pick().beta(0)
+    assert beta.max() > 2/beta.shape[1]                                                     # not even
+    with Page() as page:
+        page.open(path)
+        for j in (0, 1, 17, 100, 255):
+            torch.testing.assert_close(torch.tensor(page.ask(f'rows({j//16}, {j%16})')), beta[j], rtol=1e-4, atol=1e-7)
+
+
+@needs_browser
+def test_the_browser_notices_faults(tmp_path):
+    "A page with a script error and a picture from the network is caught."
+    path = tmp_path/'bad.html'
+    path.write_text('<!doctype html><body><script>console.error("x"); nothing.there</script><img src="http://127.0.0.1:9/a.png"><div style="width:2000px">x</div>')
+    with Page() as page:
+        page.open(path, 400)
+        assert len(page.errors) >= 2 and any('nothing' in e for e in page.errors)
+        assert any(r.startswith('http') for r in page.requests)
+        assert page.ask('document.documentElement.scrollWidth > window.innerWidth')
+
+
+MEMORY = '''
+import resource, torch
+from sagan_nb.attention_maps import attention_maps, attention_use, find_queries
+from sagan_nb.networks import Generator
+torch.manual_seed(0)
+G = Generator(128, 8, 3, 16, attn_at=(64,), form='paper')
+maps = attention_maps(G, torch.randn(64, 16)*10, torch.arange(64) % 3)
+assert maps.pick().shape == (64, 64)
+for i in range(64): [maps.pick().look(i, q) for q in find_queries(maps.pick(), i, 'grid', 5)]
+find_queries(maps.pick(), 0, 'auto', 5)
+maps.pick().q, maps.pick().k = maps.pick().q[:8], maps.pick().k[:8]
+maps.pick().reach()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+'''
+
+
+def test_maps_of_64_pictures_take_less_than_2_GiB():
+    "At a 64x64 map without pooling, where all maps together would take 4 GiB."
+    done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert .1 < float(done.stdout) < 2, done.stdout
+
+
+def shell(monkeypatch, capsys, command, *args):
+    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
+    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
+    try:
+        getattr(cli, command)()
+        code = 0
+    except SystemExit as e: code = e.code
+    return (code, *capsys.readouterr())
+
+
+@pytest.fixture(scope='module')
+def runs():
+    "Smoke runs: with attention at two maps, and without; and a place for what is written."
+    folder = Path(tempfile.mkdtemp())
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.sagan_train('t1_attn_16', scale='smoke', out=str(folder/'run'), set=['attn_at=8,16', 'form=released', 'steps=6'])
+        cli.sagan_train('t1_none', scale='smoke', out=str(folder/'none'))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_attention_command(runs, monkeypatch, capsys):
+    "Both networks, several layers, every way to ask; a picture and words for it."
+    call = lambda *args: shell(monkeypatch, capsys, 'sagan_attention', runs/'run', *args)
+    for out, args in (('a.png', ()), ('b.png', ('--part', 'D', '--layers', 'all', '--n', '2')), ('c.svg', ('--queries', '12,31', '0,0')),
+                      ('d.png', ('--queries', 'grid', '--points', '5', '--classes', '1', '--layers', '8')), ('e.html', ('--n', '2'))):
+        code, said, fault = call('--out', runs/out, *args)
+        assert (code, fault) == (0, '') and (runs/out).stat().st_size > 10_000, (out, fault)
+        assert 'query 1 at' in said and 'entropy' in said
+    code, said, _ = call('--out', runs/'c.png', '--queries', '12,31', '0,0', '--n', '1', '--classes', '2_pillar')
+    assert said.startswith('picture 1 (2_pillar)\n  query 1 at 12,31: ') and 'query 2 at 0,0: ' in said
+    assert 'map 8:' in said and 'map 16:' in said and 'hardly used' in said                        # six steps
+
+
+def test_attention_refusals(runs, monkeypatch, capsys):
+    "One clear line for each."
+    shutil.copytree(runs/'run', runs/'bare', ignore=shutil.ignore_patterns('*.pt'))
+    save_pretrained(Generator(32, 4, 3, 8, attn_at=(16,)), runs/'G.safetensors')
+    save_pretrained(Discriminator(32, 4, 3, attn_at=(16,)), runs/'D.safetensors')
+    run, out = runs/'run', ('--out', runs/'x.png')
+    for args, words in (((runs/'none',), 'this generator has no attention layer'), ((run, '--queries', '12,40'), '12,40 is outside the picture'),
+                        ((run, '--queries', '4,-1'), 'outside'), ((run, '--queries', 'x'), 'queries are auto, grid, or pixels'),
+                        ((runs/'none', '--part', 'D'), 'this discriminator has no attention layer'), ((runs/'bare',), 'no checkpoints'),
+                        ((run, '--layers', '32'), 'no attention at 32 in this network; there is at 8, 16'), ((run, '--points', '0'), 'must lie in 1..'),
+                        ((runs/'nowhere',), 'no such run'), ((run, '--part', 'd'), 'choose G or D'), ((run, '--n', '0'), 'n must lie in'),
+                        ((runs/'D.safetensors', '--part', 'D'), 'with --data'), ((runs/'G.safetensors', '--part', 'D'), 'no discriminator'),
+                        ((run, '--out', runs/'x.txt'), 'must end in'), ((run, '--part', 'D', '--data', 'nowhere'), 'no file or folder')):
+        code, said, fault = shell(monkeypatch, capsys, 'sagan_attention', *args, *(() if '--out' in args else out))
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, said, fault)
+    assert not (runs/'x.png').exists()
+    assert shell(monkeypatch, capsys, 'sagan_attention', runs/'G.safetensors', *out)[0] == 0        # anybody's weights
+    assert shell(monkeypatch, capsys, 'sagan_attention', runs/'D.safetensors', '--part', 'D', '--data', 'toy:3', *out)[0] == 0
+
+
+def test_samples_of_every_kind(runs, monkeypatch, capsys):
+    "Grids, walks and films; the first and last picture of a walk are the generator's own."
+    call = lambda *args: shell(monkeypatch, capsys, 'sagan_sample', runs/'run', *args)
+    for out, args in (('g.png', ()), ('t.png', ('--truncation', '.3')), ('z.png', ('--kind', 'z')), ('c.png', ('--kind', 'classes', '--classes', '0,2')),
+                      ('z.gif', ('--kind', 'z')), ('c.gif', ('--kind', 'classes', '--n', '16')), ('f.gif', ('--kind', 'timelapse')), ('f.png', ('--kind', 'timelapse'))):
+        code, said, fault = call('--out', runs/'samples'/out, *args)
+        assert (code, fault) == (0, '') and str(runs/'samples'/out) in said, (out, fault)
+    assert Image.open(runs/'samples'/'z.gif').n_frames == 14 and Image.open(runs/'samples'/'f.gif').n_frames == 2
+    assert (runs/'samples'/'g.png').read_bytes() != (runs/'samples'/'t.png').read_bytes()
+    for args, words in ((('--kind', 'film'), 'choose one of grid, z'), (('--out', 'a.gif'), 'grid does not move'), (('--kind', 'classes', '--classes', '1'), 'two classes'),
+                        (('--truncation', '0'), 'greater than 0'), (('--steps', '1'), 'steps must be 2'), (('--out', 'a.txt'), 'must end in')):
+        code, said, fault = call(*args)
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, fault)
+
+
+@pytest.fixture(scope='module')
+def page(runs):
+    "The report of the run with attention, as a shell makes it; the domain classifier is trained for it."
+    code = 'import sys; from sagan_nb import cli; sys.argv[0] = "sagan_report"; cli.sagan_report()'
+    done = subprocess.run([sys.executable, '-c', code, str(runs/'run')], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == str(runs/'run'/'report.html'), done.stderr
+    return runs/'run'/'report.html'
+
+
+@needs_browser
+@pytest.mark.parametrize('dark', [False, True])
+@pytest.mark.parametrize('width', [400, 1600])
+def test_report_in_a_browser(page, width, dark):
+    "Every figure is there and has words, nothing is fetched, nothing complains, and the page is as wide as the window."
+    with Page() as browser:
+        browser.open(page, width, dark=dark)
+        assert browser.errors == [] and not [r for r in browser.requests if not r.startswith(('file:', 'data:'))]
+        images = browser.ask('[...document.images].map(i => [i.complete && i.naturalWidth > 0, i.alt, i.closest(".static") !== null])')
+        assert len(images) > 15 and all(o[0] and len(o[1]) > 10 for o in images), images
+        assert browser.ask('[...document.querySelectorAll("figcaption")].every(c => c.textContent.length > 10)')
+        assert browser.ask('document.documentElement.scrollWidth') <= width
+        small = browser.ask('[...document.querySelectorAll("p, td, th, figcaption, a")].map(e => parseFloat(getComputedStyle(e).fontSize)).reduce((a, b) => Math.min(a, b))')
+        assert small >= 14
+        light = browser.ask('getComputedStyle(document.body).color')
+        assert (sum(map(int, re.findall(r'\d+', light)[:3])) > 380) == dark                             # light letters on dark ground
+        titles = browser.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
+        assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
+        assert browser.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
+
+
+class Means(torch.nn.Module):
+    "Features that need no training."
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x): return torch.nn.functional.avg_pool2d(x.float()*self.one, 8).flatten(1), x.float().flatten(1)[:, :4]
+
+
+def test_pictures_without_labels(runs, monkeypatch, capsys):
+    "No classes: no row names, no walk between classes, and a page all the same; without its pictures, too."
+    source = open_source('toy', res=32, unlabelled=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        cfg = replace(at_scale(PRESETS['t1_attn_8'], 'smoke'), n_classes=0, head='none', data='toy', data_id=source.fingerprint)
+        train(cfg, source, runs/'bare_labels')
+    for args in (('sagan_sample', '--kind', 'z'), ('sagan_sample',), ('sagan_attention',), ('sagan_attention', '--part', 'D')):
+        code, said, fault = shell(monkeypatch, capsys, args[0], runs/'bare_labels', '--out', runs/'u.png', *args[1:])
+        assert (code, fault) == (0, ''), (args, fault)
+    assert shell(monkeypatch, capsys, 'sagan_sample', runs/'bare_labels', '--kind', 'classes')[0] == 1
+    text = report(runs/'bare_labels', features=Features(Means(), 'means')).read_text()
+    assert 'Walks through' not in text and 'Did it copy?' in text and 'Discriminator, on real pictures' in text
+    gone = from_json((runs/'bare_labels'/'config.json').read_text())
+    state = torch.load(next((runs/'bare_labels'/'checkpoints').glob('*4.pt')), weights_only=True)
+    torch.save(dict(state, config=to_json(replace(gone, data='gone'))), runs/'bare_labels'/'checkpoints'/'step_0000004.pt')
+    text = report(runs/'bare_labels').read_text()
+    assert 'Did it copy?' not in text and 'The real pictures are not here' in text
+
+
+def test_report_refusals(runs, monkeypatch, capsys):
+    for run, words in ((runs/'nowhere', 'no such run folder'), (runs/'samples', 'no checkpoints'), (runs/'G.safetensors', 'no such run folder')):
+        code, said, fault = shell(monkeypatch, capsys, 'sagan_report', run)
+        assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, fault

@@ -43,7 +43,7 @@ class ConditionalBatchNorm2d(nn.Module):
         "Normalise, then scale and shift by class."
         if self.training: x = self.normalise(x)
         else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
-        if not self.n_classes: y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
         gain, offset = (F.embedding(y, t).to(x.dtype)[:, :, None, None] for t in (self.gain, self.offset))
         return x*gain + offset

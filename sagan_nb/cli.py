@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
            'fast_bf16', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
-           'check_sample', 'sagan_sample', 'write_gif', 'sagan_eval', 'slice_of', 'commands', 'write_table',
+           'check_sample', 'sagan_sample', 'write_gif', 'named', 'sagan_eval', 'slice_of', 'commands', 'write_table',
            'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
            'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
@@ -330,6 +330,12 @@ def write_gif(
     Path(out).write_bytes(gif(frames, ms))
     print(f'{len(frames)} frames in {out}')
 
+def named(
+    model:Model,              # from `open_model`
+)->bool:                      # False: classes are known by their numbers only
+    "Does the model know the names of its classes?"
+    return list(model.classes) != [str(k) for k in range(len(model.classes))]
+
 @command
 def sagan_eval(
     run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights
@@ -346,12 +352,15 @@ def sagan_eval(
 ):
     "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
     model = open_model(run, pick_device(device))
-    spec = data or model.cfg.data
+    spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
+    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
     if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
-    records = evaluate(model.G, source, metrics.split(','), features, n_fake, n_real, per_class or None,
+    if named(model) and list(source.classes) != list(model.classes):
+        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
+    records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, about=model.about)
     folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
     folder = folder.parent if folder.name == 'checkpoints' else folder

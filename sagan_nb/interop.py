@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import __version__
-from .blocks import ConditionalBatchNorm2d, conv, map_block
+from .blocks import Conv2d, ConditionalBatchNorm2d, conv, map_block
 from .core import Refused
 from .networks import Discriminator, Generator
 from .self_attention import FORMS, SelfAttention, attention_widths
@@ -658,6 +658,8 @@ def load_weights(
     for name in ('bn', 'bn_last'):
         if bn and name in recipe: recipe[name] = dict(recipe[name], **bn)
     if inplace is not None and recipe['kind'] == 'Discriminator': recipe['rectified'] = inplace
+    if part and recipe['kind'] != dict(G='Generator', D='Discriminator')[part]:
+        raise Refused(f'this is a {recipe["kind"]}, and part {part!r} was asked for')
     net = build(recipe, {k: t.float() for k, t in state.items()})
     net.report = report
     return swap_colours(net) if bgr else net
@@ -710,7 +712,10 @@ def save_pretrained(
     "Publish a network: tensors, recipe and model card in one file. Raises Refused for a path without a run."
     from safetensors.torch import save_file
     net = what if isinstance(what, nn.Module) else load_weights(what)
-    if not about and what is not net and net.report.notes: about = f'Trained with sagan_nb: {net.report.notes[0]}.'
+    if not about and what is not net and net.report.notes:
+        peer = net.report.source
+        made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
+        about = f'{made}: {"; ".join(net.report.notes)}.'
     path, card = Path(path), model_card(net, about)
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -814,7 +819,7 @@ def plain(
 def export_onnx(
     G:Generator,                  # the generator, for instance from `load_weights(run)`
     path,                         # .onnx file to write
-    batch:int=2,                  # pictures in the check; the file takes any number
+    batch:int=2,                  # pictures in the trace; the file takes any number, and is tried with three
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
     try: import onnxruntime
@@ -822,6 +827,7 @@ def export_onnx(
     net = plain(G)
     for m in net.modules():
         if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has
+        if isinstance(m, Conv2d): m.fold = 'none'               # no choice that depends on the size of the batch
     rng = torch.Generator().manual_seed(0)
     z, y = torch.randn(batch, G.z_dim, generator=rng), torch.arange(batch) % max(G.n_classes, 1)
     used = dict(input_names=['z', 'y'] if G.n_classes else ['z'], output_names=['images'])
@@ -829,8 +835,11 @@ def export_onnx(
     torch.onnx.export(net, (z, y), str(path), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
                       **used)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    feed = {o.name: dict(z=z, y=y)[o.name].numpy() for o in session.get_inputs()}
-    with torch.no_grad(): off = (net(z, y) - torch.from_numpy(session.run(None, feed)[0])).abs().max().item()
+    names, off = [o.name for o in session.get_inputs()], 0.
+    for n in (1, batch, 2*batch + 1):                           # the file takes any number
+        z, y = torch.randn(n, G.z_dim, generator=rng), torch.arange(n) % max(G.n_classes, 1)
+        theirs = torch.from_numpy(session.run(None, {k: dict(z=z, y=y)[k].numpy() for k in names})[0])
+        with torch.no_grad(): off = max(off, (net(z, y) - theirs).abs().max().item())
     if off > 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
     return off
 

@@ -9,10 +9,11 @@ __all__ = ['INCEPTION', 'INCEPTION_SHA256', 'INCEPTION_URL', 'INCEPTION_LAYERS',
            'squared_distances', 'squared_radii', 'prdc', 'tf1_resize', 'as_bytes', 'weights_hash', 'Features',
            'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash', 'put',
            'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain', 'open_features', 'Table',
-           'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'evaluate', 'noted', 'check_task',
-           'as_table', 'one_line', 'save_records']
+           'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'still', 'evaluate', 'noted',
+           'check_task', 'protocol_of', 'as_table', 'one_line', 'save_records']
 
 # %% ../nbs/10_metrics.ipynb #da40423d
+import copy
 import hashlib
 import json
 import math
@@ -174,7 +175,8 @@ def inception_score(
     seed:int=2020,            # of the shuffle (NumPy's RandomState, as in torch-fidelity)
 )->tuple[float,float]:        # mean and standard deviation over the splits; between 1 and K
     "exp(H(mean p) - mean H(p)). Raises Refused for fewer rows than splits."
-    check_rows(logits, max(splits, 1), 'logits')
+    if splits < 1: raise Refused(f'splits must be 1 or more, got {splits}')
+    check_rows(logits, splits, 'logits')
     N, scores = len(logits), []
     order = torch.from_numpy(np.random.RandomState(seed).permutation(N)) if shuffle and splits > 1 else torch.arange(N)
     for i in range(splits):
@@ -249,8 +251,8 @@ def kernel_distance(
     seed:int=2020,            # of their choice (NumPy's RandomState, as in torch-fidelity)
 )->tuple[float,float]:        # mean and standard deviation over the subsets
     "Kernel distance (KID where the features are Inception's). Raises Refused for fewer than `size` rows."
-    for name, x in (('generated', fake), ('real', real)):
-        check_rows(x, max(size, 2), f'{name} features for subsets of {size}')
+    if min(subsets, size - 1) < 1: raise Refused(f'KID needs a subset of 2 rows or more; got {subsets} of {size}')
+    for name, x in (('generated', fake), ('real', real)): check_rows(x, size, f'{name} features for subsets of {size}')
     rng = np.random.RandomState(seed)
     pick = lambda x: x[torch.from_numpy(rng.choice(len(x), size, replace=False)).to(x.device)]
     values = [squared_mmd(pick(fake), pick(real)) for _ in range(subsets)]
@@ -294,9 +296,9 @@ def prdc(
     "Precision, recall, density, coverage in one pass; a point on the rim is inside. Raises Refused for too few rows."
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
-    slack = 1e-12 * max((p.double() - centre).square().sum(1).max() for x in (fake, real) for p in x.split(chunk))
-    near, wide = squared_radii(real, (k, k_density), centre, chunk) + slack
-    own, = squared_radii(fake, (k,), centre, chunk) + slack
+    slack = lambda x: torch.cat([1e-12 * (p.double() - centre).square().sum(1) for p in x.split(chunk)])
+    near, wide = squared_radii(real, (k, k_density), centre, chunk) + slack(real)
+    own, = squared_radii(fake, (k,), centre, chunk) + slack(fake)
     precise, balls = torch.zeros(m, dtype=torch.bool, device=real.device), 0
     recalled, covered = torch.zeros(2, n, dtype=torch.bool, device=real.device)
     for i in range(0, m, chunk):
@@ -338,9 +340,14 @@ def as_bytes(
 def weights_hash(
     net:nn.Module,            # network
 )->str:                       # 16 hex digits
-    "Hash of the names and values of all weights and buffers."
+    "Hash of all weights and buffers, and of the settings of our own layers: equal tensors may be another function."
     h = hashlib.sha256()
     for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
+    plain = lambda v: isinstance(v, (bool, int, float, str, tuple, type(None)))
+    for name, m in net.named_modules():
+        if type(m).__module__.startswith('torch.'): continue
+        own = {k: v for k, v in vars(m).items() if plain(v) and k != 'training' and not k.startswith('_')}
+        h.update(f'{name} {type(m).__name__} {sorted(own.items())}'.encode())
     return h.hexdigest()[:16]
 
 class Features:
@@ -703,6 +710,7 @@ def fake_table(
 )->Table:                     # in the order of drawing; balanced: sorted by class
     "Features of generated pictures."
     if G.training: raise Refused('the generator is in training mode: its pictures would depend on the batch size')
+    if labels not in ('uniform', 'balanced'): raise Refused(f"labels are 'uniform' or 'balanced', not {labels!r}")
     rng, K = torch.Generator().manual_seed(seed_of('evaluate', seed, labels)), max(G.n_classes, 1)
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=rng)
@@ -808,6 +816,16 @@ def record(
     more = {k: v for k, v in more.items() if v is not None}
     return dict(metric=printed, value='n/a' if value is None else value) | stamp | more
 
+def still(
+    G:nn.Module,              # generator
+)->nn.Module:                 # the same, or a copy
+    "A generator whose pictures do not depend on what was drawn before: released weights move u in evaluation, too."
+    if not any(getattr(m, 'update', None) == 'always' for m in G.modules()): return G
+    G = copy.deepcopy(G)
+    for m in G.modules():
+        if getattr(m, 'update', None) == 'always': m.update = 'forward'
+    return G
+
 def evaluate(
     G:nn.Module,              # generator in evaluation mode, with z_dim, n_classes and res
     source,                   # the real pictures, from `open_source`
@@ -824,6 +842,8 @@ def evaluate(
 )->list:                      # records
     "The numbers of a generator, each with its protocol. Raises Refused for unknown metrics and pictures that misfit."
     check_task(G, source, metrics, n_fake, n_real)
+    given, G = G, still(G)
+    held = {} if G is given else dict(spectral_norm='u held still')
     K, device = max(len(source.classes), 1), next(G.parameters()).device
     net = features if isinstance(features, Features) else open_features(features, source, cache, device)
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
@@ -836,7 +856,7 @@ def evaluate(
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
                  seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
-                 unreadable=len(getattr(source, 'unreadable', ())), version=__version__, **(about or {}))
+                 unreadable=len(getattr(source, 'unreadable', ())), version=__version__, **held, **(about or {}))
     return [record(*found, stamp, net) for m in metrics for found in noted(getattr(task, m))]
 
 def noted(
@@ -857,6 +877,7 @@ def check_task(
     n_real:int,               # real pictures, or None
 ):
     "Raises Refused for what `evaluate` cannot do."
+    if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
     if unknown := [m for m in metrics if m not in METRICS]:
         raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}')
     if (G.res, G.n_classes) != (source.res, len(source.classes)):
@@ -867,6 +888,17 @@ def check_task(
         raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
 
 # %% ../nbs/10_metrics.ipynb #26ef7478
+def protocol_of(
+    o:dict,                   # a record
+)->str:                       # one line
+    "What must stand beside a number when it is printed."
+    how, held = o['features'], ''
+    if how != 'pixels' and 'features_accuracy' in o:
+        held = f', {o["features_accuracy"]:.1%} right on {o["features_held_out"]} held out'
+    if how != 'pixels': how = f'{how} ({o["features_hash"]}{held})'
+    return '; '.join([how, f'{o["n_fake"]} generated against {o["n_real"]} real', o['pictures'], f'seed {o["seed"]}',
+                      *[f'{k} {o[k]}' for k in ('step', 'batch_norm') if k in o]])
+
 def as_table(
     records:list,             # from evaluate
 )->str:                       # one line per number, the protocol once below
@@ -878,13 +910,11 @@ def as_table(
         if 'spread' in o: notes.append(f'± {o["spread"]:.3g}')
         if o.get('left_out'): notes.append(f'{len(o["left_out"])} classes left out')
         lines.append(f'{o["metric"]:28}{show(o["value"])} {show(o.get("real"))}  {", ".join(notes)}'.rstrip())
-    o = records[0]
-    held = ''
-    if 'features_accuracy' in o: held = f', {o["features_accuracy"]:.1%} right on {o["features_held_out"]} held out'
-    known = [f'{o["features"]} ({o["features_hash"]}{held})', f'{o["n_fake"]} generated against {o["n_real"]} real',
-             o['pictures'], f'seed {o["seed"]}', *[f'{k} {o[k]}' for k in ('step', 'batch_norm') if k in o]]
+    said = {}
+    for o in records: said.setdefault(protocol_of(o), []).append(o['metric'])
+    known = [f'{", ".join(dict.fromkeys(names))}: {how}' for how, names in said.items()]
     notes = dict.fromkeys(f'Note: {note}.' for o in records for note in o.get('notes', ()))
-    return '\n'.join([*lines, '; '.join(known), *notes])
+    return '\n'.join([*lines, *known, *notes])
 
 def one_line(
     records:list,             # from evaluate
@@ -892,20 +922,23 @@ def one_line(
     "Records as one line of a table."
     value = lambda v: v if isinstance(v, str) else f'{v:.4g}'
     name = lambda o: o['metric'] + (f'/{o["splits"]}' if 'splits' in o else '')
-    o, cells = records[0], [f'{name(o)} {value(o["value"])}' for o in records]
-    return ' | '.join([*cells, f'{o["features"]} {o["features_hash"]}, n {o["n_fake"]}/{o["n_real"]}'])
+    cells = [f'{name(o)} {value(o["value"])}' for o in records]
+    hows = dict.fromkeys(f'{o["features"]} {o["features_hash"]}, n {o["n_fake"]}/{o["n_real"]}' for o in records)
+    return ' | '.join([*cells, *hows])
 
 def save_records(
     path,                     # metrics.json; replaced only when the new one is complete
     records:list,             # from evaluate
 )->list:                      # all records that are there now
     "Add records to a file; one of the same metric under the same protocol replaces the older one."
-    path, same = Path(path), 'metric features_hash splits n_fake n_real labels pictures seed generator step'.split()
+    path = Path(path)
+    same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
     identity = lambda o: tuple(o.get(k) for k in same)
     try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
     except ValueError: old = []
     new = {identity(o) for o in records}
-    out, part = [*[o for o in old if identity(o) not in new], *records], path.with_name(path.name + '.part')
+    out = [*[o for o in old if identity(o) not in new], *records]
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
     part.write_text(json.dumps(out, indent=1), encoding='utf-8')
     os.replace(part, path)
     return out

@@ -452,6 +452,12 @@ print(seconds)'''
     assert min(times) < 2, times
 
 
+def test_part_that_is_not_there(run, tmp_path):
+    D = load_weights(run, part='D')
+    file = save_pretrained(D, tmp_path/'d.safetensors')
+    with pytest.raises(Refused, match="this is a Discriminator, and part 'G'"): load_weights(file, part='G')
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_onnx(run, tmp_path):
     pytest.importorskip('onnxruntime', reason='the extra `export` is not installed')

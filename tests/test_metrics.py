@@ -522,6 +522,31 @@ def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
     assert 'not measured' in out and '5 pictures: too few for a classifier' in out and 'Try next' in out
 
 
+def test_what_a_second_reader_found(tmp_path, toy, small, run, capsys):
+    from sagan_nb.networks import Generator
+    from sagan_nb.train import load_checkpoint, newest_checkpoint
+    torch.manual_seed(0)
+    G = Generator(res=32, width=4, n_classes=4, attn_at=(16,), sn=dict(update='always')).eval()
+    other = Generator(res=32, width=4, n_classes=4, attn_at=(16,), sn=dict(update='always'), bn=dict(eps=.5)).eval()
+    other.load_state_dict(G.state_dict())
+    assert weights_hash(G) != weights_hash(other)                               # equal tensors, another function: another key
+    values = [[o['value'] for o in evaluate(G, toy, m, small, 60, 100, cache=None, batch=b)] for m, b in
+              ((('distance', 'intra'), 100), (('distance', 'intra'), 20), (('intra', 'distance'), 100))]
+    assert values[0] == pytest.approx(values[1], rel=1e-3) and values[0] == pytest.approx(values[2][::-1], rel=1e-6)     # u held still
+    a, b = ([dict(metric='FID', value=v, features_hash='a', n_fake=10, n_real=10, seed=0, step=1, data_id=v)] for v in 'xy')
+    assert len(save_records(tmp_path/'m.json', a)) == 1 and len(save_records(tmp_path/'m.json', b)) == 2
+    far, near = torch.randn(250, 8, dtype=D) + 100, torch.randn(300, 8, dtype=D)
+    near[0] = 1e7
+    found = prdc(near, far)
+    assert found['precision'] == found['density'] == found['coverage'] == 0                  # one far point does not blow up every ball
+    for f in (lambda: inception_score(near, 0), lambda: kernel_distance(near, far, 0, 10), lambda: kernel_distance(near, far, 3, 1),
+              lambda: fake_table(small.net, small, 10, labels='unifrom'), lambda: evaluate(G, toy, (), small)):
+        with pytest.raises(Refused): f()
+    cli.sagan_eval(str(run), metrics='diversity,score', n_fake=100, n_real=100, out=str(tmp_path/'e.json'))
+    out = capsys.readouterr().out
+    assert 'diversity: pixels; 100 generated' in out and 'classifier score: classifier of toy:4' in out
+
+
 def test_old_features_of_fakes_are_cleaned_away(tmp_path):
     old, new, real = (tmp_path/name for name in ('fake-old', 'fake-new', 'real-old'))
     for path in (old, new, real): path.mkdir()

@@ -524,7 +524,6 @@ def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
 
 def test_what_a_second_reader_found(tmp_path, toy, small, run, capsys):
     from sagan_nb.networks import Generator
-    from sagan_nb.train import load_checkpoint, newest_checkpoint
     torch.manual_seed(0)
     G = Generator(res=32, width=4, n_classes=4, attn_at=(16,), sn=dict(update='always')).eval()
     other = Generator(res=32, width=4, n_classes=4, attn_at=(16,), sn=dict(update='always'), bn=dict(eps=.5)).eval()

@@ -6,12 +6,12 @@
 __all__ = ['NAMES', 'SIGNS', 'SN', 'TORCH_BN', 'BN', 'OFFICIAL_LAST', 'HEADS', 'MMGEN', 'PREFIXES', 'SPARE', 'Report', 'PlusOne',
            'advance_tables', 'normalise_tables', 'rectified', 'rectify_shortcuts', 'LateU', 'read_u_late',
            'norm_options', 'sn_options', 'layer_options', 'map_options', 'control_options', 'recipe_of', 'shape_net',
-           'NoDraws', 'check_sizes', 'build', 'Conversion', 'find_blocks', 'place_by_width', 'spatial', 'convert_g',
-           'convert_d', 'first_weight', 'sn_of', 'peer_attention', 'convert_ours', 'own_map', 'spare', 'one_network',
-           'recognise', 'tensors', 'convert', 'notes', 'read_arrays', 'read_npz', 'read_safetensors', 'read_torch',
-           'read_tf', 'ours_trained', 'load_weights', 'published', 'swap_colours', 'model_card', 'save_pretrained',
-           'from_pretrained', 'opener', 'fits_biggan', 'lacking_one', 'biggan_name', 'biggan_layer', 'biggan_norm',
-           'to_biggan', 'plain', 'export_onnx', 'export']
+           'NoDraws', 'check_sizes', 'check_options', 'build', 'Conversion', 'find_blocks', 'place_by_width', 'spatial',
+           'convert_g', 'convert_d', 'first_weight', 'sn_of', 'peer_attention', 'convert_ours', 'own_map', 'spare',
+           'one_network', 'recognise', 'tensors', 'convert', 'notes', 'read_arrays', 'read_npz', 'read_safetensors',
+           'read_torch', 'read_tf', 'ours_trained', 'load_weights', 'published', 'swap_colours', 'model_card',
+           'save_pretrained', 'from_pretrained', 'opener', 'fits_biggan', 'lacking_one', 'biggan_name', 'biggan_layer',
+           'biggan_norm', 'to_biggan', 'plain', 'export_onnx', 'export']
 
 # %% ../nbs/13_interop.ipynb #bb84915b
 import json
@@ -196,6 +196,16 @@ def check_sizes(
     if len(recipe['channels']) > 10 or not all(type(n) is int and 0 <= n <= largest for n in sizes):
         raise Refused(f'the recipe asks for sizes {sizes}, but no tensor has an axis longer than {largest}')
 
+def check_options(
+    recipe:dict,                  # perhaps of a stranger
+):
+    "Raise Refused for an option of spectral or batch norm that is no small number."
+    for name in ('sn', 'bn', 'bn_last', 'tables'):
+        options = recipe.get(name)
+        for k, v in (options if isinstance(options, dict) else {}).items():
+            number = type(v) in (int, float) and 0 <= v <= (100 if k == 'steps' else 1)
+            if k in ('eps', 'momentum', 'steps') and not number: raise Refused(f'the recipe has {k} {v!r} in {name}')
+
 def build(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
@@ -203,16 +213,18 @@ def build(
     "A network with these tensors, made without drawing initial weights. Raises Refused, naming the first difference."
     try:
         check_sizes(recipe, state)
-        with NoDraws(): net = shape_net(recipe)
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        check_options(recipe)
+        with torch.device('meta'), NoDraws(): ours = shape_net(recipe).state_dict()      # takes no memory yet
+    except Refused: raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
-    ours = net.state_dict()
     for name, t in ours.items():
         if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {recipe["kind"]}')
         if state[name].shape != t.shape:
             raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {recipe["kind"]} takes {tuple(t.shape)}')
     for name in state:
         if name not in ours: raise Refused(f'{name} has no place in this {recipe["kind"]}')
+    with NoDraws(): net = shape_net(recipe)
     net.load_state_dict(state)
     for m in net.modules():                             # where a gradient through the power step starts from
         if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)
@@ -669,6 +681,7 @@ def published(arrays:dict, meta:dict)->tuple[dict,dict,Report]:
     try: recipe = json.loads(meta['sagan_nb'])['recipe']
     except (KeyError, TypeError, ValueError):
         raise Refused('the metadata of this safetensors file hold no recipe of ours') from None
+    if not isinstance(recipe, dict): raise Refused('the recipe in this safetensors file is none')
     return recipe, tensors(arrays), Report('sagan_nb', recipe.get('kind'), {k: k for k in arrays})
 
 @torch.no_grad()

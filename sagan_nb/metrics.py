@@ -7,10 +7,10 @@ __all__ = ['INCEPTION', 'INCEPTION_SHA256', 'INCEPTION_URL', 'INCEPTION_LAYERS',
            'Stats', 'root', 'between_roots', 'check_sample', 'warn_of_rank', 'frechet_distance', 'inception_score',
            'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum', 'squared_mmd', 'kernel_distance',
            'squared_distances', 'squared_radii', 'prdc', 'tf1_resize', 'as_bytes', 'weights_hash', 'Features',
-           'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash', 'put',
-           'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain', 'open_features', 'Table',
-           'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'still', 'evaluate', 'noted',
-           'check_task', 'protocol_of', 'as_table', 'one_line', 'save_records']
+           'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash',
+           'content_of', 'put', 'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain',
+           'open_features', 'Table', 'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'still',
+           'evaluate', 'noted', 'check_task', 'protocol_of', 'as_table', 'one_line', 'save_records']
 
 # %% ../nbs/10_metrics.ipynb #da40423d
 import copy
@@ -462,6 +462,15 @@ def content_hash(
     for name, v in sorted(tensors.items()): h.update(as_bytes(name, v))
     return h.hexdigest()
 
+def content_of(
+    source,                   # pictures
+)->str:                       # part of a cache key
+    "Their fingerprint; of a packed file, whose header says it, also the file's size and time of its last change."
+    pixels = getattr(getattr(source, 'source', source), 'pixels', None)
+    if not isinstance(pixels, np.memmap): return source.fingerprint
+    file = os.stat(pixels.filename)
+    return f'{source.fingerprint}-{file.st_size}-{file.st_mtime_ns}'
+
 def put(
     path:Path,                # file to write; replaced only when the new one is complete
     tensors:dict,             # name -> tensor, on the CPU
@@ -578,7 +587,7 @@ def domain(
 )->Features:                  # 128 wide, K logits
     "The features of a classifier trained on these pictures, once; kept under a key made from their content."
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
-    key = dict(version=Classifier.version, data_id=source.fingerprint, classes=len(source.classes), seed=seed)
+    key = dict(version=Classifier.version, data_id=content_of(source), classes=len(source.classes), seed=seed)
     path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
     kept = get(path) if path else None
     if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
@@ -691,7 +700,7 @@ def real_table(
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
     index = index[labels_of(source)[index].argsort(stable=True)]
-    key = dict(key_of(features, rounding, **kwargs), real=source.fingerprint, index=content_hash(dict(index=index), {}))
+    key = dict(key_of(features, rounding, **kwargs), real=content_of(source), index=content_hash(dict(index=index), {}))
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)

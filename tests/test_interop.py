@@ -567,3 +567,17 @@ def test_three_steps_of_the_released_recipe(hat):
         for k, p in ours.named_parameters(): close(p, ref.w[k], rtol=1e-6, atol=1e-7)
         for k, b in ours.named_buffers():
             if k.endswith(('.u', 'mean', 'var')): close(b, ref.b[k], rtol=1e-6, atol=1e-7)
+
+
+def test_a_shape_that_lies_costs_no_memory(tmp_path):
+    import resource
+    G = Generator(res=32, width=4, n_classes=3, attn_at=(16,))
+    state, recipe = G.state_dict(), recipe_of(G)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = dict(recipe, channels=[4_000_000]*4, n_classes=4_000_000)
+    big = dict(state, extra=torch.empty(4_000_000, device='meta'))                          # an axis that would allow it
+    for r in (wide, dict(recipe, bn=dict(eps='x')), dict(recipe, sn=dict(steps=10**9)), dict(recipe, channels=[0]*4)):
+        with pytest.raises(Refused): interop.build(r, big)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200*1024
+    for text in ('{"recipe": null}', '{"recipe": []}', '{"recipe": "x"}'):
+        with pytest.raises(Refused): interop.published(state, dict(sagan_nb=text))

@@ -522,6 +522,23 @@ def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
     assert 'not measured' in out and '5 pictures: too few for a classifier' in out and 'Try next' in out
 
 
+def test_a_pack_changed_in_place_is_not_taken_for_itself(tmp_path, small):
+    from PIL import Image
+
+    from sagan_nb.data import pack
+    x, y = Toy(n=60).batch(torch.arange(60))
+    for i, (p, k) in enumerate(zip(x, y)):
+        (tmp_path/'zoo'/f'{int(k)}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(p.permute(1, 2, 0).numpy()).save(tmp_path/'zoo'/f'{int(k)}'/f'{i}.png')
+    pack(tmp_path/'zoo', 32, tmp_path/'zoo.pack')
+    take = lambda: real_table(open_source(tmp_path/'zoo.pack'), small, 60, folder=tmp_path/'cache').complete().rows('features')
+    first, again = take(), take()
+    raw = bytearray((tmp_path/'zoo.pack').read_bytes())
+    raw[3000:90000] = bytes(87000)
+    (tmp_path/'zoo.pack').write_bytes(raw)
+    assert torch.equal(first, again) and not torch.equal(first, take())
+
+
 def test_what_a_second_reader_found(tmp_path, toy, small, run, capsys):
     from sagan_nb.networks import Generator
     torch.manual_seed(0)

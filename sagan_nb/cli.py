@@ -351,6 +351,10 @@ def sagan_eval(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
+    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
+    folder = folder.parent if folder.name == 'checkpoints' else folder
+    out = Path(out or folder/'metrics.json')
+    if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     model = open_model(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
@@ -362,9 +366,6 @@ def sagan_eval(
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, about=model.about)
-    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
-    folder = folder.parent if folder.name == 'checkpoints' else folder
-    out = Path(out or folder/'metrics.json')
     save_records(out, records)
     print(f'\n{as_table(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records

@@ -251,6 +251,7 @@ def kernel_distance(
     seed:int=2020,            # of their choice (NumPy's RandomState, as in torch-fidelity)
 )->tuple[float,float]:        # mean and standard deviation over the subsets
     "Kernel distance (KID where the features are Inception's). Raises Refused for fewer than `size` rows."
+    if fake.shape[1:] != real.shape[1:]: raise Refused(f'features of {tuple(fake.shape)} and {tuple(real.shape)}')
     if min(subsets, size - 1) < 1: raise Refused(f'KID needs a subset of 2 rows or more; got {subsets} of {size}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, size, f'{name} features for subsets of {size}')
     rng = np.random.RandomState(seed)
@@ -294,6 +295,7 @@ def prdc(
     chunk:int=2048,           # rows at a time: a few blocks of chunk x chunk distances are in memory
 )->dict:                      # precision, recall, coverage in 0..1; density 0 or more
     "Precision, recall, density, coverage in one pass; a point on the rim is inside. Raises Refused for too few rows."
+    if fake.shape[1:] != real.shape[1:]: raise Refused(f'features of {tuple(fake.shape)} and {tuple(real.shape)}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
     slack = lambda x: torch.cat([1e-12 * (p.double() - centre).square().sum(1) for p in x.split(chunk)])
@@ -944,7 +946,11 @@ def save_records(
     same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
     identity = lambda o: tuple(o.get(k) for k in same)
     try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
-    except ValueError: old = []
+    except ValueError: old = None
+    if not isinstance(old, list) or not all(isinstance(o, dict) for o in old):
+        os.replace(path, path.with_name(path.name + '.bad'))
+        warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=2)
+        old = []
     new = {identity(o) for o in records}
     out = [*[o for o in old if identity(o) not in new], *records]
     part = path.with_name(f'{path.name}.{os.getpid()}.part')

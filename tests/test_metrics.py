@@ -417,8 +417,10 @@ def test_records_are_kept_without_doubles(tmp_path):
     save_records(path, [one])
     save_records(path, [dict(one, value=4.), dict(one, step=2)])
     assert [o['value'] for o in json.loads(path.read_text())] == [4., 3.]
-    path.write_text('torn{')
-    assert save_records(path, [one]) == [one]
+    for damaged in ('torn{', '{"a": 1}', '[1]'):
+        path.write_text(damaged)
+        with pytest.warns(UserWarning, match='held no records'): assert save_records(path, [one]) == [one]
+        assert (tmp_path/'metrics.json.bad').read_text() == damaged
 
 
 def test_fifty_thousand_fit_into_memory():
@@ -494,7 +496,7 @@ def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     (['--metrics', 'score,fid'], "no metric 'fid'; choose from score"), (['--features', 'vgg'], "no features 'vgg'"),
     (['--features', 'inception:nowhere.pth'], 'nowhere.pth: there is no such file'), (['--data', 'nowhere'], 'no file or folder'),
     (['--data', 'toy:5'], '4 are asked for'), (['--n_fake', 1], 'at least 2 pictures'), (['--metrics', ''], "no metric ''"),
-    (['--device', 'tpu'], 'say auto, cpu or cuda')])
+    (['--device', 'tpu'], 'say auto, cpu or cuda'), (['--out', 'no/where.json'], 'no such folder'), (['--seed', -1], 'seed must lie')])
 def test_eval_refuses_in_one_line(run, args, words, monkeypatch, capsys):
     before = (run/'metrics.json').read_bytes()
     monkeypatch.setattr(sys, 'argv', ['sagan_eval', str(run), *map(str, args)])
@@ -556,7 +558,7 @@ def test_what_a_second_reader_found(tmp_path, toy, small, run, capsys):
     found = prdc(near, far)
     assert found['precision'] == found['density'] == found['coverage'] == 0                  # one far point does not blow up every ball
     for f in (lambda: inception_score(near, 0), lambda: kernel_distance(near, far, 0, 10), lambda: kernel_distance(near, far, 3, 1),
-              lambda: fake_table(small.net, small, 10, labels='unifrom'), lambda: evaluate(G, toy, (), small)):
+              lambda: fake_table(small.net, small, 10, labels='unifrom'), lambda: prdc(near, far[:, :5]), lambda: kernel_distance(near, far[:, :5], 3, 9), lambda: evaluate(G, toy, (), small)):
         with pytest.raises(Refused): f()
     cli.sagan_eval(str(run), metrics='diversity,score', n_fake=100, n_real=100, out=str(tmp_path/'e.json'))
     out = capsys.readouterr().out

@@ -151,7 +151,7 @@ def test_attention_refusals(runs, monkeypatch, capsys):
                         ((runs/'none', '--part', 'D'), 'this discriminator has no attention layer'), ((runs/'bare',), 'no checkpoints'),
                         ((run, '--layers', '32'), 'no attention at 32 in this network; there is at 8, 16'), ((run, '--points', '0'), 'must lie in 1..'),
                         ((runs/'nowhere',), 'no such run'), ((run, '--part', 'd'), 'choose G or D'), ((run, '--n', '0'), 'n must lie in'),
-                        ((runs/'D.safetensors', '--part', 'D'), 'with --data'), ((runs/'G.safetensors', '--part', 'D'), 'no discriminator'),
+                        ((runs/'D.safetensors', '--part', 'D'), 'with --data'), ((runs/'G.safetensors', '--part', 'D'), 'this is a Generator'),
                         ((run, '--out', runs/'x.txt'), 'must end in'), ((run, '--part', 'D', '--data', 'nowhere'), 'no file or folder')):
         code, said, fault = shell(monkeypatch, capsys, 'sagan_attention', *args, *(() if '--out' in args else out))
         assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, said, fault)

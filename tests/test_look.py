@@ -234,6 +234,7 @@ def test_pictures_without_labels(runs, monkeypatch, capsys):
 
 
 def test_report_refusals(runs, monkeypatch, capsys):
-    for run, words in ((runs/'nowhere', 'no such run folder'), (runs/'samples', 'no checkpoints'), (runs/'G.safetensors', 'no such run folder')):
+    (runs/'empty').mkdir()
+    for run, words in ((runs/'nowhere', 'no such run folder'), (runs/'empty', 'no checkpoints'), (runs/'G.safetensors', 'no such run folder')):
         code, said, fault = shell(monkeypatch, capsys, 'sagan_report', run)
         assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, fault

@@ -4,7 +4,6 @@ import math
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import spawn
 from sagan_nb import ablation, cli
 from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows
 from sagan_nb.config import PRESETS
@@ -23,11 +23,6 @@ DATA = Path(__file__).parents[2]/'shared'/'data'
 SMOKE = '--scale', 'smoke', '--only', 't1_none,t1_attn_16,t1_res_16'
 
 
-def spawn(*args):
-    code = 'import sys; from sagan_nb import cli; sys.argv[0] = "sagan_table"; cli.sagan_table()'
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def numbers(out):
     "A table without what belongs to the clock."
     return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| [0-9a-f]{7}|unknown', r'| s/step | \2 | commit', (out/'table1.md').read_text())
@@ -37,7 +32,7 @@ def numbers(out):
 def table(tmp_path_factory):
     "Three rows of Table 1, made in one go."
     out = tmp_path_factory.mktemp('table')/'t1'
-    process = spawn('table1', *SMOKE, '--out', out)
+    process = spawn('sagan_table', 'table1', *SMOKE, '--out', out)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     return out, text
@@ -58,13 +53,13 @@ def test_table_says_what_it_is(table):
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_restarted_gives_the_same_table(table, tmp_path, how):
     out, wait = tmp_path/'t1', random.Random(int(how)).uniform(4, 12)
-    process = spawn('table1', *SMOKE, '--out', out)
+    process = spawn('sagan_table', 'table1', *SMOKE, '--out', out)
     while process.poll() is None and not (out/'runs').exists(): time.sleep(.05)
     time.sleep(wait)
     process.send_signal(how)
     process.communicate()
     before = {p: p.stat().st_mtime_ns for p in out.glob('*.json')}
-    process = spawn('table1', *SMOKE, '--out', out)
+    process = spawn('sagan_table', 'table1', *SMOKE, '--out', out)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     assert {p: p.stat().st_mtime_ns for p in before} == before                              # finished rows are not retrained
@@ -164,7 +159,7 @@ def test_every_preset_takes_two_steps_at_128(row):
     assert gan.t == 2 and all(map(math.isfinite, losses)) and all(p.isfinite().all() for p in gan.G.parameters())
 
 
-@pytest.mark.skipif(not DATA.exists(), reason='the shared data are not here')
+@pytest.mark.skipif(not (DATA/'imagenet-sample.zip').exists(), reason='shared/data/imagenet-sample.zip is not on this machine')
 def test_the_paper_scale_commands_at_smoke_scale(tmp_path):
     out = tmp_path/'imagenet'
     cli.sagan_table('table1', data=str(DATA/'imagenet-sample.zip'), scale='smoke', only='t1_none,t1_attn_16', out=str(out))

@@ -4,7 +4,6 @@ What a check must find is planted first (`test_planted_*`), so that none of them
 """
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from browser import Tab
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 
 @pytest.fixture(scope='session')
@@ -27,44 +25,6 @@ def site(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.perf_counter() - began < 180, 'the build takes more than three minutes'
     return out/'html'
-
-
-@pytest.fixture(scope='session')
-def context():
-    "A browser without a network."
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found: pytest.skip('no Chromium on this machine')
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=found, args=FLAGS)
-        new = browser.new_context(viewport=dict(width=1400, height=1000), reduced_motion='reduce', offline=True)
-        new.set_default_timeout(30_000)
-        yield new
-        browser.close()
-
-
-class Tab:
-    "One tab, and what went wrong in it."
-    def __init__(self, context):
-        self.faults, self.page = [], context.new_page()
-        self.page.on('console', lambda m: m.type == 'error' and self.faults.append(f'console: {m.text}'))
-        self.page.on('pageerror', lambda e: self.faults.append(f'script: {e}'))
-        self.page.on('request', lambda r: re.match('file:|data:', r.url) or self.faults.append(f'network: {r.url}'))
-        self.page.on('requestfailed', lambda r: self.faults.append(f'not loaded: {r.url}'))
-
-    def open(self, path, query=''):
-        "Load a page and wait until its formulas are set."
-        del self.faults[:]
-        self.page.goto(path.resolve().as_uri() + query)
-        self.page.evaluate('() => window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 0) : 0')
-        return self
-
-
-@pytest.fixture
-def tab(context):
-    new = Tab(context)
-    yield new
-    new.page.close()
 
 
 def pages(site): return sorted(p for p in site.rglob('*.html') if p.name != 'planted.html')

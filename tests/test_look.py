@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import Page, chromium
+from commands import shell
 from PIL import Image
 
 from sagan_nb import cli
@@ -24,38 +24,32 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.report import report
 from sagan_nb.train import train
 
-needs_browser = pytest.mark.skipif(chromium() is None, reason='there is no Chromium on this machine')
+def text(tab): return tab.ask('document.querySelector("p[aria-live]").textContent')
 
 
-def text(page): return page.ask('document.querySelector("p[aria-live]").textContent')
-
-
-@needs_browser
 @pytest.mark.parametrize('form', ['paper', 'v1', 'released'])
-def test_clicking_a_pixel_shows_its_mirror_image(form, tmp_path):
+def test_clicking_a_pixel_shows_its_mirror_image(form, tmp_path, tab):
     "The page, at every place that is clicked, says what the planted network does."
     path = tmp_path/'look.html'
     path.write_text('<!doctype html><meta charset="utf-8"><body>' + widget_html(attention_maps(mirror_generator(form), torch.zeros(2, 4), torch.tensor([0, 1]))))
     cell = 4 if form == 'released' else 2
-    with Page() as page:
-        for width in (400, 1600):
-            page.open(path, width)
-            box = page.ask('(({left, top, width, height}) => [left, top, width, height])(document.querySelector("canvas").getBoundingClientRect())')
-            for row, column in ((0, 0), (9, 20), (31, 31), (17, 3)):
-                page.click(box[0] + (column + .5)/32*box[2], box[1] + (row + .5)/32*box[3])
-                a, b = row//cell*cell, (31 - column)//cell*cell
-                assert f'most at rows {a}-{a + cell - 1}, columns {b}-{b + cell - 1} (100.0%' in text(page), (row, column, text(page))
-        page.ask('document.querySelector("canvas").focus()')
-        before = text(page)
-        page.press('ArrowDown')
-        assert text(page) != before and text(page).startswith('pixel 19,')
-        assert page.ask('document.querySelector(".static").hidden') is True
-        assert page.ask('document.documentElement.scrollWidth <= window.innerWidth')
-        assert page.errors == []
+    for width in (400, 1600):
+        tab.open(path, width=width)
+        box = tab.ask('(({left, top, width, height}) => [left, top, width, height])(document.querySelector("canvas").getBoundingClientRect())')
+        for row, column in ((0, 0), (9, 20), (31, 31), (17, 3)):
+            tab.page.mouse.click(box[0] + (column + .5)/32*box[2], box[1] + (row + .5)/32*box[3])
+            a, b = row//cell*cell, (31 - column)//cell*cell
+            assert f'most at rows {a}-{a + cell - 1}, columns {b}-{b + cell - 1} (100.0%' in text(tab), (row, column, text(tab))
+    tab.ask('document.querySelector("canvas").focus()')
+    before = text(tab)
+    tab.page.keyboard.press('ArrowDown')
+    assert text(tab) != before and text(tab).startswith('pixel 19,')
+    assert tab.ask('document.querySelector(".static").hidden') is True
+    assert tab.ask('document.documentElement.scrollWidth <= window.innerWidth')
+    assert tab.faults == []
 
 
-@needs_browser
-def test_the_script_computes_the_rows_of_beta(tmp_path):
+def test_the_script_computes_the_rows_of_beta(tmp_path, tab):
     "Every weight that the script makes, against the tensor it stands for."
     torch.manual_seed(0)
     G = Generator(32, 8, 3, 8, attn_at=(16,), form='released')
@@ -65,22 +59,19 @@ def test_the_script_computes_the_rows_of_beta(tmp_path):
     path.write_text('<!doctype html><meta charset="utf-8"><body>' + page_text)
     beta = maps.pick().beta(0)
     assert beta.max() > 2/beta.shape[1]                                                     # not even
-    with Page() as page:
-        page.open(path)
-        for j in (0, 1, 17, 100, 255):
-            torch.testing.assert_close(torch.tensor(page.ask(f'rows({j//16}, {j%16})')), beta[j], rtol=1e-4, atol=1e-7)
+    tab.open(path)
+    for j in (0, 1, 17, 100, 255):
+        torch.testing.assert_close(torch.tensor(tab.ask(f'rows({j//16}, {j%16})')), beta[j], rtol=1e-4, atol=1e-7)
 
 
-@needs_browser
-def test_the_browser_notices_faults(tmp_path):
+def test_the_browser_notices_faults(tmp_path, tab):
     "A page with a script error and a picture from the network is caught."
     path = tmp_path/'bad.html'
     path.write_text('<!doctype html><body><script>console.error("x"); nothing.there</script><img src="http://127.0.0.1:9/a.png"><div style="width:2000px">x</div>')
-    with Page() as page:
-        page.open(path, 400)
-        assert len(page.errors) >= 2 and any('nothing' in e for e in page.errors)
-        assert any(r.startswith('http') for r in page.requests)
-        assert page.ask('document.documentElement.scrollWidth > window.innerWidth')
+    tab.open(path, width=400)
+    for kind, words in (('console', 'x'), ('script', 'nothing'), ('network', 'http')):
+        assert any(f.startswith(kind) and words in f for f in tab.faults), (kind, tab.faults)
+    assert tab.ask('document.documentElement.scrollWidth > window.innerWidth')
 
 
 MEMORY = '''
@@ -104,16 +95,6 @@ def test_maps_of_64_pictures_take_less_than_2_GiB():
     done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert .1 < float(done.stdout) < 2, done.stdout
-
-
-def shell(monkeypatch, capsys, command, *args):
-    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
-    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
-    try:
-        getattr(cli, command)()
-        code = 0
-    except SystemExit as e: code = e.code
-    return (code, *capsys.readouterr())
 
 
 @pytest.fixture(scope='module')
@@ -184,25 +165,23 @@ def page(runs):
     return runs/'run'/'report.html'
 
 
-@needs_browser
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [400, 1600])
-def test_report_in_a_browser(page, width, dark):
+def test_report_in_a_browser(page, width, dark, tab):
     "Every figure is there and has words, nothing is fetched, nothing complains, and the page is as wide as the window."
-    with Page() as browser:
-        browser.open(page, width, dark=dark)
-        assert browser.errors == [] and not [r for r in browser.requests if not r.startswith(('file:', 'data:'))]
-        images = browser.ask('[...document.images].map(i => [i.complete && i.naturalWidth > 0, i.alt, i.closest(".static") !== null])')
-        assert len(images) > 15 and all(o[0] and len(o[1]) > 10 for o in images), images
-        assert browser.ask('[...document.querySelectorAll("figcaption")].every(c => c.textContent.length > 10)')
-        assert browser.ask('document.documentElement.scrollWidth') <= width
-        small = browser.ask('[...document.querySelectorAll("p, td, th, figcaption, a")].map(e => parseFloat(getComputedStyle(e).fontSize)).reduce((a, b) => Math.min(a, b))')
-        assert small >= 14
-        light = browser.ask('getComputedStyle(document.body).color')
-        assert (sum(map(int, re.findall(r'\d+', light)[:3])) > 380) == dark                             # light letters on dark ground
-        titles = browser.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
-        assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
-        assert browser.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
+    tab.open(page, width=width, dark=dark)
+    assert tab.faults == []
+    images = tab.ask('[...document.images].map(i => [i.complete && i.naturalWidth > 0, i.alt, i.closest(".static") !== null])')
+    assert len(images) > 15 and all(o[0] and len(o[1]) > 10 for o in images), images
+    assert tab.ask('[...document.querySelectorAll("figcaption")].every(c => c.textContent.length > 10)')
+    assert tab.ask('document.documentElement.scrollWidth') <= width
+    small = tab.ask('[...document.querySelectorAll("p, td, th, figcaption, a")].map(e => parseFloat(getComputedStyle(e).fontSize)).reduce((a, b) => Math.min(a, b))')
+    assert small >= 14
+    light = tab.ask('getComputedStyle(document.body).color')
+    assert (sum(map(int, re.findall(r'\d+', light)[:3])) > 380) == dark                             # light letters on dark ground
+    titles = tab.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
+    assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
+    assert tab.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
 
 
 class Means(torch.nn.Module):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from commands import spawn
 from sagan_nb import cli, metrics
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
@@ -448,17 +449,11 @@ def test_fifty_thousand_of_width_2048_fit_into_four_gib():
 
 # The command.
 
-def shell(*args):
-    "A process of its own: exit code, stdout, stderr."
-    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
-    return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "A finished smoke run."
     out = tmp_path_factory.mktemp('eval')/'run'
-    process = shell('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out)
+    process = spawn('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out)
     assert process.communicate() and process.returncode == 0
     return out
 
@@ -470,13 +465,13 @@ def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
     shards = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path/'cache').glob('*/0*.safetensors')}
     args = 'sagan_eval', run, *EVAL, '--n_fake', 2000, '--out'
-    first = shell(*args, tmp_path/'a.json')
+    first = spawn(*args, tmp_path/'a.json')
     while first.poll() is None and not shards(): time.sleep(.02)
     first.kill()
     first.communicate()
     before = shards()
     assert 0 < len(before) and not (tmp_path/'a.json').exists()
-    second = shell(*args, tmp_path/'a.json')
+    second = spawn(*args, tmp_path/'a.json', stderr=subprocess.PIPE)
     out, err = second.communicate()
     assert second.returncode == 0, err
     after = shards()
@@ -487,7 +482,7 @@ def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     newest = run/'checkpoints'/records[0]['checkpoint']
     assert all(o['checkpoint_sha256'] == file_sha256(newest) and o['step'] == 4 and o['train_seed'] == 0 and o['trained_commit'] for o in records)
     shutil.rmtree(tmp_path/'cache')
-    third = shell(*args, tmp_path/'b.json')
+    third = spawn(*args, tmp_path/'b.json')
     third.communicate()
     assert json.loads((tmp_path/'b.json').read_text()) == records                            # in one go, the same
 

@@ -14,29 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sagan_nb import cli
+from commands import shell, spawn
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
 from sagan_nb.train import Diverged, Log, fit, load_checkpoint, make_gan, networks, newest_checkpoint, read_checkpoint, read_log, sampler, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
-
-
-def shell(monkeypatch, capsys, command, *args):
-    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
-    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
-    try:
-        getattr(cli, command)()
-        code = 0
-    except SystemExit as e: code = e.code
-    return (code, *capsys.readouterr())
-
-
-def spawn(*args):
-    "The real thing: a process of its own."
-    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
-    return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def smoke(out, *more): return ('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out, *more)

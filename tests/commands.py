@@ -1,0 +1,21 @@
+"Commands as a user runs them: in this process, or in one of their own."
+import subprocess
+import sys
+
+from sagan_nb import cli
+
+
+def shell(monkeypatch, capsys, command, *args):
+    "Run a command as a shell would, in this process: (exit code, stdout, stderr)."
+    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
+    try:
+        getattr(cli, command)()
+        code = 0
+    except SystemExit as e: code = e.code
+    return (code, *capsys.readouterr())
+
+
+def spawn(*args, stderr=subprocess.STDOUT):
+    "The real thing: a process of its own."
+    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
+    return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=stderr, text=True)

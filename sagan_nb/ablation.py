@@ -29,7 +29,7 @@ import torch
 
 from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, override, preset, to_json
 from .core import Refused
-from .data import diversity, is_toy
+from .data import diversity
 from .metrics import (evaluate, fake_table, file_sha256, frechet_distance, open_features, real_table)
 from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
                             read_log, sampler, train)
@@ -172,12 +172,12 @@ def measure(
     "The metrics that every run ends with, of its newest checkpoint."
     path = newest_checkpoint(run)
     gan = load_checkpoint(path, device=device)
-    metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * is_toy(source.spec)
+    metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * hasattr(source, 'long_range')
     n_fake, n_real = sizes or SIZES[gan.cfg.scale]
     return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about_run(gan, path))
 
 class Curve:
-    "Hook: Fréchet distance at a small size, and diversity of a fixed batch, as lines of curve.jsonl."
+    "Hook: Fréchet distance at a small size, diversity of a fixed batch and agreement, as lines of curve.jsonl."
     points = 8                # how often it looks in a run
     def __init__(self,
         run,                      # run folder
@@ -190,6 +190,7 @@ class Curve:
         self.every = max(cfg.steps // self.points, 1)
         self.features = open_features(features, source, device=device)
         self.real = real_table(source, self.features, 4*self.n).stats()
+        self.rule = getattr(source, 'long_range', None)      # of pictures drawn by code
 
     def __call__(self, gan:GAN, log:dict=None)->dict:    # the line
         "Look."
@@ -199,7 +200,12 @@ class Curve:
             warnings.simplefilter('ignore')              # more features than pictures: a curve compares at equal n
             distance = frechet_distance(fake_table(G, self.features, self.n).stats(), self.real)
         line = dict(t=gan.t, distance=distance, diversity=diversity(draw(G, z, y), y), n_fake=self.n,
-                    n_real=self.real.n, spent=time.perf_counter() - began)
+                    n_real=self.real.n)
+        if self.rule:
+            y = torch.arange(1000) % max(gan.cfg.n_classes, 1)
+            z = torch.randn(1000, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
+            line['mi'] = self.rule(draw(G, z, y), y)['mi']
+        line['spent'] = time.perf_counter() - began
         with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
         return line
 

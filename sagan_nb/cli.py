@@ -416,7 +416,7 @@ def write_table(
 @command
 def sagan_table(
     table:Param(f'which: {", ".join(TABLES)}', str),
-    data:str='toy',           # pictures
+    data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, separated by commas
     out:str=None,             # folder of results (default: runs/TABLE-SCALE)

@@ -8,9 +8,10 @@ __all__ = ['INCEPTION', 'INCEPTION_SHA256', 'INCEPTION_URL', 'INCEPTION_LAYERS',
            'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum', 'squared_mmd', 'kernel_distance',
            'squared_distances', 'squared_radii', 'prdc', 'tf1_resize', 'as_bytes', 'weights_hash', 'Features',
            'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash',
-           'content_of', 'put', 'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain',
-           'open_features', 'Table', 'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'still',
-           'evaluate', 'noted', 'check_task', 'protocol_of', 'as_table', 'one_line', 'save_records']
+           'content_of', 'CacheWarning', 'put', 'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier',
+           'domain', 'open_features', 'Table', 'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record',
+           'still', 'evaluate', 'noted', 'check_task', 'protocol_of', 'as_table', 'one_line', 'read_records',
+           'save_records']
 
 # %% ../nbs/10_metrics.ipynb #da40423d
 import copy
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .core import Refused, from_uint8, progress, to_uint8
-from .data import Toy, diversity, is_toy, long_range, seed_of
+from .data import Toy, diversity, seed_of
 
 # %% ../nbs/10_metrics.ipynb #1a534d5b
 def check_shape(
@@ -75,10 +76,16 @@ class Stats:
 
     @classmethod
     def from_moments(cls, mean:Tensor, covariance:Tensor, n:int)->'Stats':      # (d), (d, d), number of pictures
-        "Statistics that somebody else has gathered."
+        "Statistics that somebody else has gathered. Raises Refused where the matrix is no covariance."
         if n < 2: raise Refused(f'a covariance needs at least 2 pictures, got {n}')
+        mean, S = check_rows(mean[None].double())[0], check_rows(covariance.double())
+        if S.shape != 2*mean.shape: raise Refused(f'a mean of {len(mean)} features and a matrix {tuple(S.shape)}')
+        size = S.abs().max()
+        if (S - S.T).abs().max() > 1e-6*size: raise Refused('the matrix is not symmetric: it is no covariance')
+        if torch.linalg.eigvalsh(S)[0] < -1e-6*size:
+            raise Refused('the matrix has a negative eigenvalue: it is no covariance')
         out = cls(0)
-        out.n, out.mean, out.scatter = n, check_rows(mean[None].double())[0], check_rows(covariance.double()) * (n - 1)
+        out.n, out.mean, out.scatter = n, mean, S * (n - 1)
         return out
 
     def add(self, x:Tensor)->'Stats':                    # more rows (n, d)
@@ -318,10 +325,11 @@ def prdc(
 
 # %% ../nbs/10_metrics.ipynb #2f525f28
 def tf1_resize(
-    x:Tensor,                 # pictures, float, (B, C, H, W)
+    x:Tensor,                 # pictures, float or uint8, (B, C, H, W)
     size:int,                 # pixels per side of the result
-)->Tensor:                    # (B, C, size, size)
+)->Tensor:                    # float, (B, C, size, size)
     "TensorFlow 1's bilinear resize (align_corners off): corners aligned at 0, no half pixel, no antialias."
+    if not x.is_floating_point(): x = x.float()          # bytes would wrap around
     def axis(n):
         at = torch.arange(size, dtype=torch.float32, device=x.device) * torch.tensor(n / size, dtype=torch.float32)
         low = at.long()
@@ -473,6 +481,9 @@ def content_of(
     file = os.stat(pixels.filename)
     return f'{source.fingerprint}-{file.st_size}-{file.st_mtime_ns}'
 
+class CacheWarning(UserWarning):
+    "Something about a kept file, not about a number."
+
 def put(
     path:Path,                # file to write; replaced only when the new one is complete
     tensors:dict,             # name -> tensor, on the CPU
@@ -488,7 +499,8 @@ def put(
         os.replace(part, path)
         return True
     except OSError as e:
-        warnings.warn(f'cannot keep {path} ({e.strerror or e}): it will have to be made again', stacklevel=2)
+        warnings.warn(f'cannot keep {path} ({e.strerror or e}): it will have to be made again', CacheWarning,
+                      stacklevel=2)
         try: part.unlink(missing_ok=True)
         except OSError: pass
         return False
@@ -504,7 +516,7 @@ def get(
         facts = json.loads(about['facts'])
         if content_hash(tensors, facts) == about['sha256']: return tensors, facts
     except Exception: pass                       # whatever is wrong with it, it is made again
-    warnings.warn(f'{path} is damaged: making it again', stacklevel=2)
+    warnings.warn(f'{path} is damaged: making it again', CacheWarning, stacklevel=2)
     return None
 
 # %% ../nbs/10_metrics.ipynb #5189b60b
@@ -780,11 +792,15 @@ class Task:
         "Mean over 100 subsets of 1,000 (or of all there are), with their spread."
         fake, real = self.fake.complete().rows('features'), self.real.complete().rows('features')
         size = min(1000, len(fake), len(real))
-        value, spread = kernel_distance(fake, real, 100, size)
-        return [('kid', value, dict(spread=spread, subsets=100, subset_size=size))]
+        whole = size == len(fake) == len(real)
+        if whole: warnings.warn(f'KID over all {size} pictures, without a spread: any subset of {size} is all of them')
+        value, spread = kernel_distance(fake, real, 1 if whole else 100, size)
+        return [('kid', value, dict(spread=None if whole else spread, subsets=1 if whole else 100, subset_size=size))]
 
     def prdc(self):
         "Precision and recall with 3 neighbours, density and coverage with 5."
+        few = min(self.fake.n, self.real.n)
+        if few < 6: return [('precision and recall', None, dict(reason=f'5 neighbours need 6 pictures, got {few}'))]
         values = prdc(self.fake.complete().rows('features'), self.real.complete().rows('features'))
         return [(k, v, dict(neighbours=3 if k in ('precision', 'recall') else 5)) for k, v in values.items()]
 
@@ -809,10 +825,11 @@ class Task:
         return self.from_pixels(*(dict(diversity=diversity(*part)) for part in self.pixels))
 
     def long_range(self):
-        "For the toy pictures: do the two parts agree?"
-        if not is_toy(self.source.spec): return [('long_range', None, dict(reason='it is for the toy pictures only'))]
+        "For pictures drawn by code: do distant parts agree?"
+        rule = getattr(self.source, 'long_range', None)
+        if rule is None: return [('long_range', None, dict(reason='only pictures drawn by code have a rule'))]
         kept = 'mi', 'agreement', 'chance', 'entropy_left', 'entropy_right'
-        both = [long_range(x, y=y) for x, y in self.pixels]
+        both = [rule(x, y) for x, y in self.pixels]
         return self.from_pixels(*({f'long_range_{k}': o[k] for k in kept} for o in both))
 
 def record(
@@ -877,6 +894,8 @@ def noted(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
         found = metric()
+    for w in said:
+        if w.category is not UserWarning: warnings.warn(w.message, stacklevel=3)
     notes = list(dict.fromkeys(str(w.message) for w in said if w.category is UserWarning))
     return [(name, value, dict(more, notes=notes) if notes else more) for name, value, more in found]
 
@@ -937,23 +956,30 @@ def one_line(
     hows = dict.fromkeys(f'{o["features"]} {o["features_hash"]}, n {o["n_fake"]}/{o["n_real"]}' for o in records)
     return ' | '.join([*cells, *hows])
 
+def read_records(
+    path:Path,                # metrics.json, or where it will be
+)->list:                      # records
+    "What is there; a file that holds something else is kept aside."
+    try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
+    except ValueError: old = None
+    if isinstance(old, list) and all(isinstance(o, dict) for o in old): return old
+    os.replace(path, path.with_name(path.name + '.bad'))
+    warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=3)
+    return []
+
 def save_records(
     path,                     # metrics.json; replaced only when the new one is complete
     records:list,             # from evaluate
 )->list:                      # all records that are there now
     "Add records to a file; one of the same metric under the same protocol replaces the older one."
+    from filelock import FileLock
     path = Path(path)
     same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
     identity = lambda o: tuple(o.get(k) for k in same)
-    try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
-    except ValueError: old = None
-    if not isinstance(old, list) or not all(isinstance(o, dict) for o in old):
-        os.replace(path, path.with_name(path.name + '.bad'))
-        warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=2)
-        old = []
     new = {identity(o) for o in records}
-    out = [*[o for o in old if identity(o) not in new], *records]
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_text(json.dumps(out, indent=1), encoding='utf-8')
-    os.replace(part, path)
+    with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
+        out = [*[o for o in read_records(path) if identity(o) not in new], *records]
+        part = path.with_name(f'{path.name}.{os.getpid()}.part')
+        part.write_text(json.dumps(out, indent=1), encoding='utf-8')
+        os.replace(part, path)
     return out

@@ -16,7 +16,7 @@ from sagan_nb import ablation, cli
 from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows
 from sagan_nb.config import PRESETS
 from sagan_nb.core import Refused
-from sagan_nb.data import Stream, Toy, WithoutLabels
+from sagan_nb.data import Pairs, Stream, Toy, WithoutLabels
 from sagan_nb.train import fit, make_gan
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
@@ -144,7 +144,7 @@ def test_rows_that_do_not_apply():
 
 def test_other_code_is_used_and_said(table, monkeypatch):
     out, _ = table
-    cfg, = row_configs(['t1_none'], Toy(32, 4), 'smoke')[0].values()
+    cfg, = row_configs(['t1_none'], Pairs(32, 4), 'smoke')[0].values()
     assert ablation.done(Job(cfg), out)
     monkeypatch.setattr(ablation, 'code_version', lambda: '0123456789')
     assert ablation.done(Job(cfg), out) and 'made by other code' in markdown('table1', collect(out))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sagan_nb import data
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Stream, Toy, describe, diversity, long_range, open_source, pack
+from sagan_nb.data import Pairs, Stream, Toy, describe, diversity, long_range, open_source, pack
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
 
@@ -278,7 +278,7 @@ def test_packed_equals_folder(tree, tmp_path):
 
 
 def test_packed_toy(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'Toy', lambda res, k: Toy(res, k, n=60))
+    monkeypatch.setitem(data.WORLDS, 'toy', lambda res, k: Toy(res, k, n=60))
     assert same(pack('toy:3', 16, tmp_path/'toy.pack'), Toy(16, 3, n=60))
 
 
@@ -381,10 +381,22 @@ def test_memory_limit_names_pack(tree, monkeypatch):
 # the toy world
 
 @pytest.mark.parametrize('res', [16, 24, 64, 128])
-def test_toy_at_every_size(res):
-    x, y = Toy(res, n=400).batch(range(400))
-    scores = long_range(from_uint8(x), y=y)
-    assert x.shape == (400, 3, res, res) and scores['mi'] > 2.5 and .32 < diversity(from_uint8(x), y) < .37
+@pytest.mark.parametrize('world', [Toy, Pairs])
+def test_worlds_at_every_size(world, res):
+    source = world(res, n=400)
+    x, y = source.batch(range(400))
+    scores = source.long_range(from_uint8(x), y)
+    assert x.shape == (400, 3, res, res) and scores['mi'] > 2.4 and .32 < diversity(from_uint8(x), y) < .37
+    assert source.long_range(from_uint8(x.flip(0)), y)['mi'] > 2.2                   # of other pictures, the same
+    assert source.long_range(torch.cat([from_uint8(x)[..., :res//2], from_uint8(x.flip(0))[..., res//2:]], -1), y)['mi'] < .3
+
+
+def test_pairs_is_a_source_like_any_other():
+    source = open_source('pairs:5', 16)
+    assert (source.spec, len(source.classes)) == ('pairs:5', 5) and source.fingerprint != open_source('toy:5', 16).fingerprint
+    bare = open_source('pairs', 16, unlabelled=True)
+    assert bare.classes == [] and bare.long_range(from_uint8(bare.batch(range(500))[0]), torch.zeros(500))['mi'] > 2.4
+    refused('say pairs, or pairs:K', 'pairs:many')
 
 
 def test_toy_classes_differ():

@@ -447,6 +447,49 @@ def test_fifty_thousand_of_width_2048_fit_into_four_gib():
     assert float(out.split()[-1]) < 4
 
 
+def test_what_is_no_covariance_is_refused():
+    rng = torch.Generator().manual_seed(0)
+    S = torch.randn(5, 5, generator=rng).double()
+    for bad, words in ((S, 'not symmetric'), (S + S.T - 9*torch.eye(5), 'negative eigenvalue'), ((S @ S.T)[:4, :4], 'a mean of 5')):
+        with pytest.raises(Refused, match=words): Stats.from_moments(torch.zeros(5), bad, 10)
+    assert Stats.from_moments(torch.zeros(5), S @ S.T, 10).n == 10
+
+
+def test_bytes_do_not_wrap_around_when_resized():
+    x = torch.tensor([[250, 4], [4, 250]], dtype=torch.uint8)[None, None]
+    assert torch.equal(metrics.tf1_resize(x, 7), metrics.tf1_resize(x.float(), 7))
+
+
+def test_what_a_few_pictures_cannot_say(toy, small, G):
+    "A metric that needs more pictures costs no other one, and a spread that means nothing is not printed."
+    records = evaluate(G, toy, ('diversity', 'prdc', 'kid'), small, n_fake=4, n_real=4, cache=None)
+    found = {o['metric']: o for o in records}
+    assert found['precision and recall']['value'] == 'n/a' and '6 pictures' in found['precision and recall']['reason']
+    kid = found['kernel classifier distance']
+    assert 'spread' not in kid and kid['subsets'] == 1 and 'without a spread' in kid['notes'][0] and 'diversity' in found
+
+
+SAVE = '''
+import sys
+from sagan_nb.metrics import save_records
+for i in range(40): save_records(sys.argv[1], [dict(metric=f"{sys.argv[2]}-{i}", value=1.)])
+'''
+
+
+def test_processes_add_to_one_file(tmp_path):
+    children = [subprocess.Popen([sys.executable, '-c', SAVE, str(tmp_path/'metrics.json'), name]) for name in 'abc']
+    assert [c.wait() for c in children] == [0, 0, 0]
+    assert len({o['metric'] for o in json.loads((tmp_path/'metrics.json').read_text())}) == 120
+
+
+def test_a_damaged_cache_is_no_note_on_a_number(toy, small, G, tmp_path):
+    how = dict(metrics=('distance',), features=small, n_fake=40, n_real=40, cache=tmp_path)
+    first = evaluate(G, toy, **how)
+    for path in tmp_path.glob('*/*.safetensors'): path.write_bytes(b'x')
+    with pytest.warns(metrics.CacheWarning, match='damaged'): again = evaluate(G, toy, **how)
+    assert again == first
+
+
 # The command.
 
 @pytest.fixture(scope='module')

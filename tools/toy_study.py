@@ -18,7 +18,7 @@ from sagan_nb.ablation import code_version
 from sagan_nb.cli import fast_bf16
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import from_uint8
-from sagan_nb.data import Toy, diversity, long_range, shape_distance, tint
+from sagan_nb.data import Pairs, Toy, diversity
 from sagan_nb.train import draw, environment, sampler, train
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'toy_study'
@@ -32,40 +32,13 @@ class Near(Toy):
         return f | dict(size=size, x=(size + .02 + .08*r) * torch.tensor([-1., 1.]))
 
 
-class Pairs(Toy):
-    "Four parts, one in each quadrant; partners on a diagonal share a hue, the two diagonals do not know of each other."
-    def draw_factors(self):
-        r = torch.rand(self.n, 16, generator=torch.Generator().manual_seed(self.seed + 9)).unbind(1)
-        size = torch.stack([.26 + .12*r[1 + i] for i in range(4)], 1)
-        place = lambda first, centre: torch.stack([2*r[first + i] - 1 for i in range(4)], 1) * (.47 - size) + torch.tensor(centre)
-        x, y = place(5, [-.5, .5, -.5, .5]), place(9, [-.5, .5, .5, -.5])          # parts 0 and 1: one diagonal; 2 and 3: the other
-        return super().draw_factors() | dict(size=size, x=x, y=y, other=tint(r[0]))
-
-    def batch(self, indices):
-        i = torch.as_tensor(indices, dtype=torch.int64)
-        kind, f = i % len(self.classes), {name: value[i] for name, value in self.factors.items()}
-        at = lambda v: v[:, None, None]
-        ramp = (at(f['east'])*self.xx + at(f['south'])*self.yy).mul(.3536).add(.5)[:, None]
-        x = f['tone0'][:, :, None, None] * (1 - ramp) + f['tone1'][:, :, None, None] * ramp
-        for part in range(4):
-            size, colour = at(f['size'][:, part]), f['colour' if part < 2 else 'other'][:, :, None, None]
-            u, v = (self.xx - at(f['x'][:, part])) / size, (self.yy - at(f['y'][:, part])) / size
-            alpha = (.5 - shape_distance(u, v, kind) * size / max(.16, 2.5 / self.res)).clamp(0, 1)[:, None]
-            x = x * (1 - alpha) + colour * alpha
-        return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8), kind
-
-
 VARIANTS = dict(now=Toy, near=Near, pairs=Pairs)
 
 
-def measure(variant, x, y):
-    "Mutual information in bits, agreement and its chance level; of `pairs`, the mean over both diagonals."
-    if variant != 'pairs': found = [long_range(x, y=y)]
-    else:
-        h = x.shape[-1] // 2
-        quadrant = lambda down, right: x[:, :, down*h:(down + 1)*h, right*h:(right + 1)*h]
-        found = [long_range(torch.cat([quadrant(0, k), quadrant(1, 1 - k)], -1), y=y) for k in (0, 1)]
-    return {k: sum(o[k] for o in found) / len(found) for k in ('mi', 'agreement', 'chance')} | dict(diversity=diversity(x, y))
+def measure(source, x, y):
+    "Mutual information in bits, agreement and its chance level, diversity."
+    found = source.long_range(x, y)
+    return {k: found[k] for k in ('mi', 'agreement', 'chance')} | dict(diversity=diversity(x, y))
 
 
 def main(variant, seed, steps):
@@ -76,12 +49,12 @@ def main(variant, seed, steps):
     pictures, labels = source.batch(torch.arange(3000))
     curve, began, folder = [], time.time(), Path(tempfile.mkdtemp())
     z, y = torch.randn(2000, cfg.z_dim, generator=torch.Generator().manual_seed(5)), torch.arange(2000) % 4
-    look = lambda gan, log: curve.append(dict(t=gan.t, **measure(variant, draw(sampler(gan), z, y), y)))
+    look = lambda gan, log: curve.append(dict(t=gan.t, **measure(source, draw(sampler(gan), z, y), y)))
     train(cfg, source, folder/'run', hooks=[(max(steps // 8, 1), look)])
     shutil.rmtree(folder)
     OUT.mkdir(exist_ok=True)
     result = dict(variant=variant, words=VARIANTS[variant].__doc__, row='t1_none', seed=seed, steps=steps, width=cfg.width, precision=cfg.precision,
-                  code=code_version(), env=environment('cpu'), n_fake=2000, real=measure(variant, from_uint8(pictures), labels), curve=curve,
+                  code=code_version(), env=environment('cpu'), n_fake=2000, real=measure(source, from_uint8(pictures), labels), curve=curve,
                   seconds=round(time.time() - began))
     (OUT/f'{variant}-s{seed}-{steps}.json').write_text(json.dumps(result, indent=1))
 

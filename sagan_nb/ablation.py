@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, override, preset, to_json
-from .core import Refused
+from .core import Refused, whole
 from .data import diversity
 from .metrics import (evaluate, fake_table, file_sha256, frechet_distance, open_features, real_table)
 from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
@@ -287,9 +287,7 @@ def write_json(
     value,                    # JSON values
 ):
     "Write atomically."
-    part = Path(path).with_name(Path(path).name + '.part')
-    part.write_text(json.dumps(value, indent=1), encoding='utf-8')
-    os.replace(part, path)
+    with whole(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
 
 def prepare(
     run,                      # run folder of a job, perhaps of an earlier try

@@ -35,7 +35,7 @@ from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
 from .core import Refused, from_uint8, save_fig, show_grid
 from .data import describe, open_source, pack
-from .interop import export, load_weights
+from .interop import checkpoint_of, export, load_weights
 from .metrics import (as_table, domain, evaluate, file_sha256, labels_of, one_line, open_features,
                               save_records)
 from .networks import Discriminator, Generator
@@ -90,8 +90,8 @@ def open_model(
     "Open what was trained, here or elsewhere. Raises Refused for a folder without a run and for files of another kind."
     run = Path(run)
     if not run.exists(): raise Refused(f'{run}: there is no such run or file')
-    path = newest_checkpoint(run) if run.is_dir() else run
-    if not (path.parent.name == 'checkpoints' and path.suffix == '.pt'): return open_weights(path, device)
+    path = checkpoint_of(run)
+    if not path: return open_weights(run, device)
     gan, facts = load_checkpoint(path, device=device), path.parent.parent/'data.json'
     if facts.exists(): names = json.loads(facts.read_text(encoding='utf-8'))['classes']
     else: names = [str(k) for k in range(gan.cfg.n_classes)]
@@ -481,11 +481,10 @@ def open_judge(
     "Open a discriminator. Raises Refused where there is none; without a run, the data is ''."
     run = Path(run)
     if not run.exists(): raise Refused(f'{run}: there is no such run or file')
-    path = newest_checkpoint(run) if run.is_dir() else run
-    if path.parent.name == 'checkpoints' and path.suffix == '.pt':
+    if path := checkpoint_of(run):
         gan = load_checkpoint(path, device=device)
         return settle(gan.D).eval(), gan.cfg.data
-    D = load_weights(path, part='D').to(device)
+    D = load_weights(run, part='D').to(device)
     if not isinstance(D, Discriminator): raise Refused(f'{run}: there is no discriminator in it')
     return D, ''
 

@@ -8,12 +8,15 @@ __all__ = ['NAMES', 'SIGNS', 'SN', 'TORCH_BN', 'BN', 'OFFICIAL_LAST', 'HEADS', '
            'norm_options', 'sn_options', 'layer_options', 'map_options', 'control_options', 'recipe_of', 'shape_net',
            'NoDraws', 'check_sizes', 'check_options', 'build', 'Conversion', 'find_blocks', 'place_by_width', 'spatial',
            'convert_g', 'convert_d', 'first_weight', 'sn_of', 'peer_attention', 'convert_ours', 'own_map', 'spare',
-           'one_network', 'recognise', 'tensors', 'convert', 'notes', 'read_arrays', 'read_npz', 'read_safetensors',
-           'read_torch', 'read_tf', 'ours_trained', 'load_weights', 'published', 'swap_colours', 'model_card',
-           'save_pretrained', 'from_pretrained', 'opener', 'fits_biggan', 'lacking_one', 'biggan_name', 'biggan_layer',
-           'biggan_norm', 'to_biggan', 'plain', 'export_onnx', 'export']
+           'one_network', 'recognise', 'tensors', 'convert', 'notes', 'read_arrays', 'read_npz', 'body_sha256',
+           'read_safetensors', 'read_torch', 'read_tf', 'checkpoint_of', 'ours_trained', 'load_weights', 'published',
+           'swap_colours', 'model_card', 'save_pretrained', 'from_pretrained', 'opener', 'fits_biggan', 'lacking_one',
+           'biggan_name', 'biggan_layer', 'biggan_norm', 'to_biggan', 'plain', 'onnx_difference', 'export_onnx',
+           'export']
 
 # %% ../nbs/13_interop.ipynb #bb84915b
+import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -28,7 +31,7 @@ from torch.nn.utils import parametrize
 
 from . import __version__
 from .blocks import Conv2d, ConditionalBatchNorm2d, conv, map_block
-from .core import Refused
+from .core import Refused, whole
 from .networks import Discriminator, Generator
 from .self_attention import FORMS, SelfAttention, attention_widths
 from .spectral_norm import SpectralNorm, normalised, unit
@@ -177,13 +180,16 @@ def shape_net(
     return net
 
 class NoDraws(torch.overrides.TorchFunctionMode):
-    "Within it, random initial values are left out: they would be overwritten, and take longer than all the rest."
-    skipped = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
-               Tensor.uniform_, Tensor.normal_)
+    "Initial values, and the u and v made of them, are left out: they would be overwritten, and take longest of all."
+    kept = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
+            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min, Tensor.div)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        "Return the tensor as it is."
-        if func in self.skipped: return args[0] if args else kwargs['tensor']
+        "Tensors of the right shape, without values."
+        if func in self.kept: return args[0] if args else kwargs['tensor']
+        if func is torch.randn: return torch.empty(*args)
+        if func is Tensor.norm: return args[0].new_empty(())
+        if func is Tensor.matmul: return args[0].new_empty(len(args[0]))
         return func(*args, **(kwargs or {}))
 
 def check_sizes(
@@ -614,10 +620,17 @@ def read_npz(path:Path)->tuple[dict,dict]:
     import numpy as np
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}, {}
 
+def body_sha256(content:bytes)->str:
+    "Hash of the tensors in a safetensors file: of all that follows its header."
+    return hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], 'little'):]).hexdigest()
+
 def read_safetensors(path:Path)->tuple[dict,dict]:
-    "Tensors and metadata."
+    "Tensors and metadata. Raises Refused where a file of ours holds other weights than were written."
     from safetensors import safe_open
-    with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    with safe_open(path, 'pt') as f: arrays, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    if 'sagan_nb_sha256' in meta and meta['sagan_nb_sha256'] != body_sha256(path.read_bytes()):
+        raise Refused(f'{path}: the weights are not those that were written: the file is damaged')
+    return arrays, meta
 
 def read_torch(path:Path)->tuple[dict,dict]:
     "A state dict, alone or inside a checkpoint."
@@ -637,12 +650,23 @@ def read_tf(path:Path)->dict:
     reader = tf.train.load_checkpoint(str(path.with_suffix('') if path.suffix == '.index' else path))
     return {k: reader.get_tensor(k) for k in reader.get_variable_to_shape_map()}
 
+def checkpoint_of(
+    path:Path,                    # a run folder, its folder `checkpoints`, or any file
+)->Path:                          # None where it is something else
+    "The checkpoint of ours that is meant, of a folder the newest one. Raises Refused for a folder without any."
+    if path.is_dir() and not (path/'model.safetensors').exists():
+        from sagan_nb.train import newest_checkpoint
+        return newest_checkpoint(path.parent if path.name == 'checkpoints' else path)
+    if path.suffix != '.pt' or not path.is_file(): return None
+    try: state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception: return path if path.parent.name == 'checkpoints' else None          # damaged: its reader says how
+    return path if isinstance(state, Mapping) and {'config', 'G', 'D', 't'} <= state.keys() else None
+
 def ours_trained(path:Path, part:str):       # a network of ours, or None
-    "From a run folder or one of its checkpoints; the trainer is imported only here."
-    checkpoint = path.parent.name == 'checkpoints' and path.suffix == '.pt'
-    if checkpoint or path.is_dir() and not (path/'model.safetensors').exists():
-        from sagan_nb.train import load_checkpoint, newest_checkpoint, sampler
-        gan = load_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
+    "From a run folder or a checkpoint; the trainer is imported only here."
+    if checkpoint := checkpoint_of(path):
+        from sagan_nb.train import load_checkpoint, sampler
+        gan = load_checkpoint(checkpoint)
         net = gan.D.eval() if part == 'D' else sampler(gan)
         net.report = Report('sagan_nb', type(net).__name__, {k: k for k in net.state_dict()},
                             notes=[f'{gan.cfg.preset}, step {gan.t}'])
@@ -723,7 +747,7 @@ def save_pretrained(
     about:str='',                 # for the model card
 )->Path:                          # the safetensors file
     "Publish a network: tensors, recipe and model card in one file. Raises Refused for a path without a run."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     net = what if isinstance(what, nn.Module) else load_weights(what)
     if not about and what is not net and net.report.notes:
         peer = net.report.source
@@ -732,8 +756,10 @@ def save_pretrained(
     path, card = Path(path), model_card(net, about)
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
     file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
-    save_file({k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}, file, meta)
+    content = save(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
+    with whole(file) as part: part.write_bytes(content)
     if file != path: (path/'README.md').write_text(card, encoding='utf-8')
     return file
 
@@ -741,6 +767,8 @@ def from_pretrained(
     path,                         # what `save_pretrained` wrote: the file or the folder
 )->nn.Module:                     # Generator or Discriminator in evaluation mode, bit for bit as it was saved
     "Open a published network. Raises Refused for a file that is damaged, hostile or not ours."
+    if checkpoint_of(Path(path)):
+        raise Refused(f'{path} is a run, not a published network: load_weights opens it, sagan_export publishes it')
     arrays, meta = read_arrays(path)
     recipe, state, report = published(arrays, meta)
     net = build(recipe, state)
@@ -829,31 +857,39 @@ def plain(
             sn.training, sn.update = was
     return build(dict(r, sn=False, **{k: None for k in ('tables',) if k in r}), state)
 
+def onnx_difference(
+    path,                         # .onnx file
+    net:Generator,                # what it was made of
+)->float:                         # largest difference of a pixel, over three sizes of batch
+    "Hold an ONNX file in onnxruntime against the network."
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    names, off, rng = [o.name for o in session.get_inputs()], 0., torch.Generator().manual_seed(0)
+    for n in (1, 2, 5):                                         # the file takes any number
+        z, y = torch.randn(n, net.z_dim, generator=rng), torch.arange(n) % max(net.n_classes, 1)
+        theirs = torch.from_numpy(session.run(None, {k: dict(z=z, y=y)[k].numpy() for k in names})[0])
+        with torch.no_grad(): off = max(off, (net(z, y) - theirs).abs().max().item())
+    return off
+
 def export_onnx(
     G:Generator,                  # the generator, for instance from `load_weights(run)`
     path,                         # .onnx file to write
-    batch:int=2,                  # pictures in the trace; the file takes any number, and is tried with three
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
-    try: import onnxruntime
-    except ImportError: raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]') from None
+    if not importlib.util.find_spec('onnxruntime'):
+        raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]')
     net = plain(G)
     for m in net.modules():
         if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has
         if isinstance(m, Conv2d): m.fold = 'none'               # no choice that depends on the size of the batch
-    rng = torch.Generator().manual_seed(0)
-    z, y = torch.randn(batch, G.z_dim, generator=rng), torch.arange(batch) % max(G.n_classes, 1)
+    z, y = torch.zeros(2, G.z_dim), torch.zeros(2, dtype=torch.int64)
     used = dict(input_names=['z', 'y'] if G.n_classes else ['z'], output_names=['images'])
     axes = {name: {0: torch.export.Dim('batch')} for name in ('z', 'y')}
-    torch.onnx.export(net, (z, y), str(path), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
-                      **used)
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    names, off = [o.name for o in session.get_inputs()], 0.
-    for n in (1, batch, 2*batch + 1):                           # the file takes any number
-        z, y = torch.randn(n, G.z_dim, generator=rng), torch.arange(n) % max(G.n_classes, 1)
-        theirs = torch.from_numpy(session.run(None, {k: dict(z=z, y=y)[k].numpy() for k in names})[0])
-        with torch.no_grad(): off = max(off, (net(z, y) - theirs).abs().max().item())
-    if off > 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
+    with whole(path) as part:
+        torch.onnx.export(net, (z, y), str(part), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
+                          **used)
+        off = onnx_difference(part, net)
+        if off > 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
     return off
 
 def export(

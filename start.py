@@ -1,7 +1,8 @@
 """Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests, `python3 start.py docs` builds the site.
 
 All make `.venv` here and install the package into it; a second call installs again only if the packaging changed.
-Further arguments of the first are passed to `sagan_train`: `python3 start.py --data FOLDER`.
+The main job ends with an excerpt of Table 1. Further arguments are passed to `sagan_train`, and the excerpt is left out:
+`python3 start.py --data FOLDER`.
 """
 # An old Python must still get as far as its one clear sentence: keep to syntax that Python 2.7 can read.
 from __future__ import print_function
@@ -16,6 +17,7 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
+EXCERPT = ['table1', '--data', 'toy', '--scale', 'laptop', '--only', 't1_none,t1_attn_16,t1_res_16']
 
 
 def read(name):
@@ -124,7 +126,12 @@ def main(args):
         return code
     if word:
         return call([tool('python'), '-m', 'tools.' + word] + args[1:])
-    return call([tool('sagan_train')] + MAIN_JOB + out_folder(args) + args)
+    out = out_folder(args)
+    code = call([tool('sagan_train')] + MAIN_JOB + out + args)
+    if code or args:
+        return code
+    print('\nAn excerpt of Table 1: the run above beside one without attention and one with the control of equal size', flush=True)
+    return call([tool('sagan_table')] + EXCERPT + ['--adopt', out[1], '--out', out[1] + '-table1'])
 
 
 if __name__ == '__main__':

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version', 'Job', 'row_configs',
            'about_run', 'measure', 'Curve', 'clock', 'collapse', 'strip', 'result_of', 'write_json', 'prepare',
-           'run_job', 'done', 'until', 'forget', 'run_rows', 'collect', 'value_of', 'name_of', 'by_seed',
-           'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'row_cells', 'table_lines',
-           'protocol', 'sentences', 'not_applicable', 'markdown', 'show_rows', 'show_training', 'table1', 'table2',
-           'fig3']
+           'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect', 'value_of', 'name_of',
+           'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'row_cells',
+           'table_lines', 'protocol', 'sentences', 'not_applicable', 'markdown', 'show_rows', 'show_training',
+           'show_samples', 'table1', 'table2', 'fig3', 'fig4']
 
 # %% ../nbs/12_ablation.ipynb #1ca5093d
 import ast
@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
@@ -27,12 +26,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, override, preset, to_json
+from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, from_json, override, preset, to_json
 from .core import Refused, whole
 from .data import diversity
 from .metrics import (evaluate, fake_table, file_sha256, frechet_distance, open_features, real_table)
-from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
-                            read_log, sampler, train)
+from .train import (Diverged, GAN, Stopped, draw, environment, fixed_noise, load_checkpoint, networks,
+                            newest_checkpoint, read_log, sampler, train)
 
 # %% ../nbs/12_ablation.ipynb #c5feaf4b
 @dataclass(frozen=True)
@@ -323,11 +322,36 @@ def run_job(
     except Refused:
         if status == 'finished': raise
         records = []                                     # it diverged before its first checkpoint
-    result = result_of(job, run, records, status)
+    return keep(job, run, records, status, out)
+
+def keep(
+    job:Job,                  # what was trained
+    run,                      # its run folder
+    records:list,             # from `measure`
+    status:str,               # as of `result_of`
+    out,                      # folder of results
+)->dict:                      # the result, as written
+    "Write what a table needs of a run: one picture, one JSON."
+    run, out, result = Path(run), Path(out), result_of(job, run, records, status)
     out.mkdir(parents=True, exist_ok=True)
     if any((run/'samples').glob('step_*.png')): strip(run).save(out/f'{job.name}.png', optimize=True)
     write_json(out/f'{job.name}.json', result)
     return result
+
+def adopt(
+    run,                      # folder of a run that `sagan_train` has finished
+    jobs:list,                # what a table asks for
+    out,                      # folder of results
+)->dict:                      # the result, as written
+    "Take a finished run for one of the jobs. Raises Refused where it is none of them, or was trained by other code."
+    run = Path(run)
+    if not (run/'metrics.json').exists(): raise Refused(f'{run}: no finished run with its metrics here')
+    cfg, env = from_json((run/'config.json').read_text()), json.loads((run/'env.json').read_text())
+    job = next((j for j in jobs if j.name == Job(cfg, j.features).name), None)
+    if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
+    if any(env[k] != v for k, v in environment('cpu').items() if k in ('sagan_nb', 'commit')):
+        raise Refused(f'{run} was trained by other code')
+    return keep(job, run, json.loads((run/'metrics.json').read_text()), 'finished', out)
 
 def done(
     job:Job,                  # what is asked for
@@ -607,6 +631,24 @@ def show_training(
     axes[1].legend(fontsize=8)
     return fig
 
+def show_samples(
+    name:str,                 # a key of TABLES
+    results:list,             # runs
+    out,                      # folder where `run_job` put their pictures
+):                            # figure, or None where there is no picture
+    "Samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
+    import matplotlib.pyplot as plt
+    first = {r: next((o for o in results if o['row'] == r), None) for r in TABLES[name].rows}
+    found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
+    found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
+    if not found: return None
+    fig, axes = plt.subplots(len(found), 1, figsize=(8.5, 1.9*len(found)), squeeze=False, layout='constrained')
+    for ax, (row, picture) in zip(axes.flat, found.items()):
+        ax.imshow(picture, interpolation='nearest')
+        ax.set(xticks=[], yticks=[], title=f'{row}, seed {first[row]["seed"]}: later to the right')
+        ax.title.set_fontsize(9)
+    return fig
+
 def table1(
     results:list,             # runs, from `collect`
 )->str:                       # Markdown
@@ -624,3 +666,10 @@ def fig3(
 ):                            # figure
     "Figure 3: the metric against steps and against seconds."
     return show_training('fig3', results)
+
+def fig4(
+    results:list,             # runs, from `collect`
+    out,                      # their folder
+):                            # figure
+    "Figure 4: samples of the runs of Figure 3 at several steps."
+    return show_samples('fig3', results, out)

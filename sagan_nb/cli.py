@@ -28,8 +28,9 @@ import torch
 from fastcore.script import Param, anno_parser
 from torch import Tensor
 
+from .ablation import adopt as adopt_run
 from .ablation import (TABLES, Job, about_run, collect, forget, markdown, measure, row_configs, run_rows,
-                               show_rows, show_training, until)
+                               show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
@@ -411,6 +412,7 @@ def write_table(
     (out/f'{table}.md').write_text(text + '\n', encoding='utf-8')
     if results: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results): save_fig(show_training(table, results), out/f'{table}-training.png')
+    if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
     return text
 
 @command
@@ -422,6 +424,7 @@ def sagan_table(
     out:str=None,             # folder of results (default: runs/TABLE-SCALE)
     only:str=None,            # rows, separated by commas (default: all)
     retrain:str=None,         # rows to do anew, separated by commas
+    adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
     features:str='domain',    # domain, inception, or inception:PATH
@@ -442,6 +445,7 @@ def sagan_table(
     again = slice_of(TABLES[table], retrain, seeds)[0] if retrain else ()
     for job in jobs:
         if job.cfg.preset in again: forget(job, out, out/'runs')
+    if adopt: adopt_run(adopt, jobs, out)
     hooks = [(1, StopOnSignal('The same command goes on.'))]
     if minutes: hooks.append((1, until(time.time() + 60*minutes)))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)

@@ -50,6 +50,24 @@ def test_table_says_what_it_is(table):
     assert markdown('table1', collect(out)) in text                                         # from the files alone, the same
 
 
+def test_a_finished_run_is_taken_for_a_row(tmp_path, capsys):
+    "As the main job ends: what was trained is not trained again; what is another run, or no run, is refused."
+    spawn_all = lambda *args: spawn(*args).communicate()[0]
+    spawn_all('sagan_train', 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--out', tmp_path/'run')
+    how = dict(data='toy', scale='smoke', only='t1_none,t1_attn_16', out=str(tmp_path/'table'))
+    cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+    said = capsys.readouterr().out
+    assert '] t1_none, seed 0' in said and '] t1_attn_16' not in said and 'one seed: shows the machinery, decides nothing' in said
+    own = {o['row']: o for o in collect(tmp_path/'table')}
+    assert own['t1_attn_16']['records'] == json.loads((tmp_path/'run'/'metrics.json').read_text())
+    assert {p.suffix for p in (tmp_path/'table').glob('t1_attn_16*')} == {'.json', '.png'} and (tmp_path/'table'/'table1-samples.png').exists()
+    with pytest.raises(Refused, match='none of those'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), seeds='1', **how)
+    with pytest.raises(Refused, match='no finished run'): cli.sagan_table('table1', adopt=str(tmp_path/'table'), **how)
+    env = json.loads((tmp_path/'run'/'env.json').read_text())
+    (tmp_path/'run'/'env.json').write_text(json.dumps(env | dict(commit='0'*40)))
+    with pytest.raises(Refused, match='other code'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+
+
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_restarted_gives_the_same_table(table, tmp_path, how):
     out, wait = tmp_path/'t1', random.Random(int(how)).uniform(4, 12)

@@ -18,6 +18,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'sagan_nb.ablation.code_version': ('ablation.html#code_version', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.collapse': ('ablation.html#collapse', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.collect': ('ablation.html#collect', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation.difference': ('ablation.html#difference', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.done': ('ablation.html#done', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.fig3': ('ablation.html#fig3', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.fig4': ('ablation.html#fig4', 'sagan_nb/ablation.py'),

@@ -6,7 +6,7 @@
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version', 'Job', 'row_configs',
            'about_run', 'measure', 'Curve', 'clock', 'collapse', 'strip', 'result_of', 'write_json', 'prepare',
            'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect', 'value_of', 'name_of',
-           'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'row_cells',
+           'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'difference', 'row_cells',
            'table_lines', 'protocol', 'sentences', 'not_applicable', 'markdown', 'show_rows', 'show_training',
            'show_samples', 'table1', 'table2', 'fig3', 'fig4']
 
@@ -503,6 +503,17 @@ def notes_of(
     notes |= {f'failed: {e}' for name, e in failed.items() if name.startswith(f'{row}-s')}
     return '; '.join(sorted(notes))
 
+def difference(
+    results:list,             # runs of the table
+    row:str,                  # preset
+    base:str,                 # the row it is compared with
+    kind:str,                 # metric
+)->str:                       # a cell
+    "Mean difference over pairs of equal seed, with its interval."
+    d, low, high, n = paired_difference(results, row, base, kind)
+    if row == base or not n: return '-'
+    return f'{d:+.3g}' + (f' [{low:.3g}, {high:.3g}]' if math.isfinite(low) else '')
+
 def row_cells(
     plan:Plan,                # which table
     row:str,                  # preset
@@ -511,10 +522,8 @@ def row_cells(
 )->list:                      # cells, without the notes
     "The numbers of a row."
     own = [o for o in results if o['row'] == row]
-    d, low, high, n = paired_difference(results, row, plan.base, 'distance')
-    interval = f' [{low:.3g}, {high:.3g}]' if math.isfinite(low) else ''
     return [f'`{row}`', *[mean_spread(by_seed(results, row, k).values()) for k in kinds],
-            '-' if row == plan.base or not n else f'{d:+.3g}{interval}',
+            *[difference(results, row, plan.base, k) for k in kinds if k in ('distance', 'mi')],
             published(row, 'distance'), published(row, 'score'),
             f'{sum(own[0]["parameters"].values()):,}' if own else '-',
             mean_spread([o['seconds_per_step'] or math.nan for o in own], 3), str(len(own)),
@@ -528,7 +537,8 @@ def table_lines(
 )->list:                      # lines of Markdown
     "One line for each row."
     kinds = [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
-    head = ['row', *[name_of(results, k) for k in kinds], f'distance minus {plan.base}, 95 %',
+    head = ['row', *[name_of(results, k) for k in kinds],
+            *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
             'paper: FID', 'paper: IS', 'parameters', 's/step', 'seeds', 'commit', 'notes']
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     own = lambda row: [o for o in results if o['row'] == row]
@@ -610,24 +620,28 @@ def show_rows(
 def show_training(
     name:str,                 # a key of TABLES
     results:list,             # runs
+    kind:str='distance',      # 'distance', 'mi' or 'diversity', as of `Curve`
 ):                            # figure
-    "Distance against steps and against seconds (Figure 3); a cross where a sign of collapse came first."
+    "A number against steps and against seconds (Figure 3); a cross where a sign of collapse came first."
     import matplotlib.pyplot as plt
     rows = [r for r in TABLES[name].rows if any(o['row'] == r and o['curve'] for o in results)]
+    results = [o for o in results if o['curve']]
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True, layout='constrained')
-    colours = plt.get_cmap('tab10').colors
+    colours = 'k', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
+    lines = [dict(color=c, ls=s) for s in ('-', ':', '--') for c in colours]
     for ax, key in zip(axes, ('t', 'seconds')):
-        for row, colour in zip(rows, colours):
-            for j, o in enumerate(r for r in results if r['row'] == row and r['curve']):
-                x, y = ([p[k] for p in o['curve']] for k in (key, 'distance'))
-                ax.plot(x, y, color=colour, lw=1.3, label=row if not j else None)
+        for row, line in zip(rows, lines):
+            for j, o in enumerate(r for r in results if r['row'] == row):
+                x, y = ([p[k] for p in o['curve']] for k in (key, kind))
+                ax.plot(x, y, **line, lw=1.3, label=row if not j else None)
                 if not o['collapse']: continue
                 at = [np.interp(o['collapse'][0]['t'], [p['t'] for p in o['curve']], v) for v in (x, y)]
-                ax.plot(*at, 'x', color=colour, ms=9)
-        ax.set(xlabel=dict(t='updates of G', seconds='seconds of training')[key], yscale='log')
+                ax.plot(*at, 'x', color=line['color'], ms=9)
+        ax.set(xlabel=dict(t='updates of G', seconds='seconds of training')[key])
+        if kind == 'distance': ax.set(yscale='log')
         ax.grid(alpha=.3)
-    n = next((o['curve'][0]['n_fake'] for o in results if o['curve']), 0)
-    axes[0].set_ylabel(f'{name_of(results, "distance")}\n({n} pictures)')
+    n = 1000 if kind == 'mi' else next((o['curve'][0]['n_fake'] for o in results), 0)
+    axes[0].set_ylabel(f'{name_of(results, kind)}\n({n} pictures)')
     axes[1].legend(fontsize=8)
     return fig
 
@@ -642,7 +656,7 @@ def show_samples(
     found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
     found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
     if not found: return None
-    fig, axes = plt.subplots(len(found), 1, figsize=(8.5, 1.9*len(found)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(found), 1, figsize=(5.4, 1.6*len(found)), squeeze=False, layout='constrained')
     for ax, (row, picture) in zip(axes.flat, found.items()):
         ax.imshow(picture, interpolation='nearest')
         ax.set(xticks=[], yticks=[], title=f'{row}, seed {first[row]["seed"]}: later to the right')

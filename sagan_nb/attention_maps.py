@@ -437,6 +437,7 @@ const shown = d.pictures.map(p => ({rgb: bytes(p.rgb), q: floats(p.q), k: floats
 const [picture, heat] = [0, 1].map(() => Object.assign(make('canvas'), {width: side, height: side, tabIndex: 0}));
 picture.setAttribute('aria-label', 'picture: click a pixel, or move with the arrow keys');
 heat.setAttribute('aria-label', 'attention of the chosen pixel'); heat.tabIndex = -1;
+const hint = make('p'); hint.textContent = 'Click a pixel of the picture, or move with the arrow keys.';
 const both = make('div'), text = make('p'), choose = make('select'); both.className = 'both';
 text.setAttribute('aria-live', 'polite'); choose.setAttribute('aria-label', 'picture');
 shown.forEach((p, i) => choose.add(new Option(p.name, i))); both.append(picture, heat);
@@ -467,7 +468,7 @@ picture.onclick = e => { const o = picture.getBoundingClientRect();
 const keys = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
 picture.onkeydown = e => { const m = keys[e.key];
   if (m) { e.preventDefault(); go(at[0] + m[0], at[1] + m[1]); } };
-choose.onchange = draw; root.querySelector('.static').hidden = true; root.append(choose, both, text); draw();
+choose.onchange = draw; root.querySelector('.static').hidden = true; root.append(choose, hint, both, text); draw();
 })(@DATA)</script>'''
 
 def widget_data(

@@ -278,8 +278,8 @@ def check_sample(
 ):
     "Raises Refused for what sagan_sample cannot do."
     if kind not in KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(KINDS)}')
-    if n < 1: raise Refused(f'n must be 1 or more, got {n}')
-    if steps < 2: raise Refused(f'steps must be 2 or more, got {steps}')
+    if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
+    if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
     ending = Path(out).suffix.lower()
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
@@ -311,7 +311,8 @@ def sagan_sample(
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
     if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
-    about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'step {at[0]} to {at[-1]}',
+    if kind == 'timelapse': rows = model.classes[:len(x)]
+    about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
              'classes': ' > '.join(names)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
@@ -572,7 +573,7 @@ def sagan_attention(
         raise Refused(f'{out}: the name must end in one of {", ".join((*PICTURES, ".html"))}')
     asked = read_queries(queries)
     maps, names = watch(run, part, n, classes, data, seed, pick_device(device))
-    chosen = None if layers is None else list(maps.layers) if layers == 'all' else layers.split(',')
+    chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(n)]
     return write_attention(maps, names, points, chosen, largest, Path(out))
@@ -605,6 +606,8 @@ def sagan_report(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Put everything about a run on one page that needs no network."
+    if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
+        raise Refused(f'{out}: the page is written to a file whose name ends in .html')
     source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
     print(f'wrote {report(run, out, source, device=pick_device(device))}')
 
@@ -617,16 +620,18 @@ def sagan_bench(
     out:str='bench.json',     # file to write
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels
+    brief:bool=False,         # only plain and all changes together
     note:str='',              # what else should be known, for instance who shared the machine
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
     from sagan_nb.speed import NETS, bench_all, callable_from
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
-    if unknown: raise Refused(f'there is no net {unknown[0]!r}; choose from {", ".join(NETS)}')
+    if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
-    result = bench_all(names, rounds, None, make_step, pick_device(device), not no_sampling, note=note)
+    which = ['plain', 'all, fp32', 'all, bf16'] if brief else None
+    result = bench_all(names, rounds, which, make_step, pick_device(device), not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'\nwritten to {path}')

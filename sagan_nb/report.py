@@ -45,7 +45,7 @@ def draw_z(
     "Noise. Raises Refused for a truncation that is not positive."
     rng = torch.Generator().manual_seed(seed)
     if truncation is None: return torch.randn(n, z_dim, generator=rng)
-    if truncation <= 0: raise Refused(f'truncation must be greater than 0, got {truncation}')
+    if not 0 < truncation < math.inf: raise Refused(f'truncation must be greater than 0, got {truncation}')
     return nn.init.trunc_normal_(torch.empty(n, z_dim), a=-truncation, b=truncation, generator=rng)
 
 def slerp(
@@ -470,7 +470,8 @@ def metrics_html(
     "The numbers of a run, each with how it was made."
     path = run/'metrics.json'
     if not path.exists(): return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
-    records = json.loads(path.read_text(encoding='utf-8'))
+    try: records = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PLAIN', 'FAST', 'VARIANTS', 'FLOOR', 'Net', 'Variant', 'build', 'Step', 'step_operations', 'conv_rate',
-           'in_turns', 'table', 'callable_from', 'peak_bytes', 'Draw', 'attention_bytes', 'here', 'bench',
-           'bench_drawing', 'bench_all', 'show_table']
+           'in_turns', 'table', 'callable_from', 'tried', 'peak_bytes', 'Draw', 'attention_bytes', 'processor', 'here',
+           'bench', 'bench_drawing', 'bench_all', 'show_table']
 
 # %% ../nbs/14_speed.ipynb #718a48c6
 import contextlib
@@ -188,7 +188,7 @@ def table(
         ratios = [middle(b[i] / a[i] for a, b in zip(pairs, taken[base])) for i in (0, 1)]
         rows[name] = dict(seconds=middle(times[0]), fastest=min(times[0]), cpu_seconds=middle(times[1]),
                           pictures_per_s=batch / middle(times[0]), ratio=ratios[0], ratio_of_cpu=ratios[1],
-                          rounds=[list(p) for p in pairs])
+                          rounds=[list(p) for p in pairs], base_rounds=[list(p) for p in taken[base]])
     return rows
 
 def callable_from(
@@ -199,10 +199,22 @@ def callable_from(
     spec = importlib.util.spec_from_file_location('against', path)
     module = importlib.util.module_from_spec(spec)
     try: spec.loader.exec_module(module)
-    except Exception as e: raise Refused(f'{path}: cannot be run as Python ({type(e).__name__}: {e})') from e
+    except (Exception, SystemExit) as e:
+        raise Refused(f'{path}: cannot be run as Python ({type(e).__name__}: {e})') from e
     if not callable(getattr(module, 'make_step', None)):
         raise Refused(f'{path}: needs a function make_step(res, batch, n_classes) that returns a callable')
     return module.make_step
+
+def tried(
+    make_step,                    # from `callable_from`
+    net:Net,                      # sizes
+):                                # its step, called once
+    "Another implementation, before anything is timed. Raises Refused where it fails."
+    try:
+        step = make_step(net.res, net.batch, net.n_classes)
+        step()
+    except (Exception, SystemExit) as e: raise Refused(f'--against: its step fails ({type(e).__name__}: {e})') from e
+    return step
 
 def peak_bytes(
     net:Net,                      # sizes
@@ -263,13 +275,19 @@ def attention_bytes(
         peak = max(peak, now)
     return peak
 
+def processor()->str:             # '' where the system does not say
+    "The name of the processor."
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: lines = []
+    return next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
+
 def here(
     device='cpu',                 # where the bench runs
 )->dict:                          # as it is written down
     "What the figures belong to."
     allocator = {k: v for k, v in os.environ.items() if k.startswith('MALLOC_') or k == 'LD_PRELOAD'}
     return dict(environment(device), date=time.strftime('%Y-%m-%d'), cores=os.cpu_count(), allocator=allocator,
-                load=os.getloadavg() if hasattr(os, 'getloadavg') else None, cpu_name=platform.processor())
+                load=os.getloadavg() if hasattr(os, 'getloadavg') else None, cpu_name=processor())
 
 def bench(
     name:str,                     # one of NETS
@@ -283,10 +301,10 @@ def bench(
     if name not in NETS: raise Refused(f'there is no net {name!r}; choose from {", ".join(NETS)}')
     net, rates, rows = NETS[name], {}, {}
     rest, floor = [n for n in names or VARIANTS if n != 'plain'], step_operations(net, FLOOR) * net.batch
-    rest += ['against'] if against is not None else []
+    other = {} if against is None else {'against': tried(against, net)}
+    rest += [*other]
     for group in [rest[i:i + together] for i in range(0, len(rest), together)] or [[]]:
-        steps = {n: Step(net, VARIANTS[n], device) for n in ('plain', *group) if n != 'against'}
-        if 'against' in group: steps['against'] = against(net.res, net.batch, net.n_classes)
+        steps = {n: other.get(n) or Step(net, VARIANTS[n], device) for n in ('plain', *group)}
         rows |= table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
         for p in ('fp32', 'bf16'): rates[p] = max(rates.get(p, 0.), conv_rate(p, device))
     for n, r in rows.items():

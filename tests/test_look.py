@@ -151,7 +151,7 @@ def test_samples_of_every_kind(runs, monkeypatch, capsys):
     assert Image.open(runs/'samples'/'z.gif').n_frames == 14 and Image.open(runs/'samples'/'f.gif').n_frames == 2
     assert (runs/'samples'/'g.png').read_bytes() != (runs/'samples'/'t.png').read_bytes()
     for args, words in ((('--kind', 'film'), 'choose one of grid, z'), (('--out', 'a.gif'), 'grid does not move'), (('--kind', 'classes', '--classes', '1'), 'two classes'),
-                        (('--truncation', '0'), 'greater than 0'), (('--steps', '1'), 'steps must be 2'), (('--out', 'a.txt'), 'must end in')):
+                        (('--truncation', '0'), 'greater than 0'), (('--truncation', 'nan'), 'greater than 0'), (('--n', '100000000'), '1..10000'), (('--steps', '1'), '2..1000'), (('--out', 'a.txt'), 'must end in')):
         code, said, fault = call(*args)
         assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, (args, fault)
 
@@ -217,3 +217,6 @@ def test_report_refusals(runs, monkeypatch, capsys):
     for run, words in ((runs/'nowhere', 'no such run folder'), (runs/'empty', 'no checkpoints'), (runs/'G.safetensors', 'no such run folder')):
         code, said, fault = shell(monkeypatch, capsys, 'sagan_report', run)
         assert (code, said) == (1, '') and words in fault and fault.count('\n') == 1, fault
+    for out in (runs/'page.png', runs):
+        code, said, fault = shell(monkeypatch, capsys, 'sagan_report', runs/'run', '--out', out)
+        assert (code, said) == (1, '') and 'ends in .html' in fault

@@ -270,6 +270,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     broken = tmp_path/'broken.py'
     broken.write_text('1/0', encoding='utf-8')
     with pytest.raises(Refused, match='cannot be run as Python'): callable_from(broken)
+    for text in ('def make_step(res): pass', 'def make_step(*a): return 7', 'def make_step(*a): return lambda: 1/0', 'def make_step(*a): raise SystemExit(3)'):
+        broken.write_text(text, encoding='utf-8')                                # said before anything is timed
+        with pytest.raises(Refused, match='its step fails'): bench('small', against=callable_from(broken))
+    with pytest.raises(Refused, match='no net'): sagan_bench(nets='', out=str(tmp_path/'bench.json'))
+    sagan_bench(nets='small', rounds=1, brief=True, out=str(tmp_path/'brief.json'), device='cpu', no_sampling=True)
+    assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {'plain', 'all, fp32', 'all, bf16'}
 
 
 def test_peak_memory_and_rate():

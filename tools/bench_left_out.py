@@ -43,6 +43,11 @@ def power_steps(step):
     return run
 
 
+ALONE = {'without own spectral norm': dict(sn='torch'), 'kernel for box': dict(fold='kernel'), 'without folds': dict(fold='none'),
+         'without fused attention': dict(fused_attention=False), 'without fused Adam': dict(fused_adam=False),
+         'D not frozen': dict(frozen=False), 'without channels last': dict(channels_last=False)}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--rounds', type=int, default=5)
@@ -63,8 +68,13 @@ def main():
             out[f'compile_seconds_{precision}'] = time.perf_counter() - start
         seconds = in_turns(steps, o.rounds)
         out[precision] = table(seconds, net.batch, base='all')
+        del steps
+        for names in (list(ALONE)[:4], list(ALONE)[4:]):
+            steps = {'all': Step(net, v), **{n: Step(net, replace(v, **ALONE[n])) for n in names}}
+            out[f'one_missing_{precision}'] = out.get(f'one_missing_{precision}', {}) | {
+                n: r for n, r in table(in_turns(steps, o.rounds), net.batch, base='all').items() if n != 'all'}
         out[f'power_share_{precision}'] = statistics.median(a[1] / b[1] for a, b in zip(seconds['power steps alone'], seconds['all']))
-        print(precision, json.dumps({k: round(r['ratio_of_cpu'], 3) for k, r in out[precision].items()}), flush=True)
+        print(precision, json.dumps({k: round(r['ratio_of_cpu'], 3) for k, r in (out[precision] | out[f'one_missing_{precision}']).items()}), flush=True)
     o.out.parent.mkdir(parents=True, exist_ok=True)
     o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 

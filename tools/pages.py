@@ -70,27 +70,32 @@ def code(name, names):
 
 
 def records():
-    "What was measured on runs, from all of results/: dicts with preset, scale, metric, value, seed."
-    def walk(o):
-        if isinstance(o, dict) and {'preset', 'scale', 'metric', 'value'} <= o.keys(): yield o
-        elif isinstance(o, (dict, list)):
-            for v in o.values() if isinstance(o, dict) else o: yield from walk(v)
-    for path in sorted((ROOT/'results').rglob('*.json')): yield from walk(json.loads(path.read_text(encoding='utf-8')))
+    "What runs ended with: of the tables' result files, and of single runs (metrics.json). Dicts with preset, scale, metric, value, data, seed."
+    for path in sorted((ROOT/'results').rglob('*.json')):
+        o = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(o, dict) and {'row', 'records'} <= o.keys():
+            yield from (r | dict(preset=o['row'], scale=o['scale'], run=path.name) for r in o['records'])
+        elif path.name == 'metrics.json':
+            scale = json.loads(path.with_name('config.json').read_text(encoding='utf-8'))['scale']
+            yield from (r | dict(scale=scale, run=path.parent.name) for r in o)
 
 
 def ours(row):
-    "(state, numbers) of a preset: the largest scale at which it was run."
-    mine = [o for o in records() if o['preset'] == row and isinstance(o['value'], (int, float))]
+    "(state, numbers) of a preset: at the largest scale at which it was run, on the data with most runs."
+    mine = [o for o in records() if o['preset'] == row and isinstance(o['value'], (int, float)) and o.get('splits', 1) == 1]
     scale = next((s for s in SCALES if any(o['scale'] == s for o in mine)), None)
     if scale is None: return 'not run', '-'
     here = [o for o in mine if o['scale'] == scale]
-    seeds, shown = {o.get('seed') for o in here}, []
+    runs = lambda data: {o['run'] for o in here if o['data_id'] == data}
+    data = max(sorted({o['data_id'] for o in here}), key=lambda d: len(runs(d)))
+    here = [o for o in here if o['data_id'] == data]
+    seeds, shown = runs(data), []
     for metric in [m for m in METRICS if any(o['metric'] == m for o in here)][:2]:
         values = [o['value'] for o in here if o['metric'] == metric]
         real = next((o['real'] for o in here if o['metric'] == metric and o.get('real') is not None), None)
         shown.append(f'{METRICS[metric]} {sum(values)/len(values):.2f}' + (f' (real pictures {real:.2f})' if real is not None else ''))
     many = f'{len(seeds)} seed' + 's'*(len(seeds) != 1)
-    return f'{"at paper scale" if scale == "paper" else f"smaller: {scale} scale"}, {many}', '; '.join(shown) or '-'
+    return f'{"at paper scale" if scale == "paper" else f"smaller: {scale} scale, {here[0]["data"]}"}, {many}', '; '.join(shown) or '-'
 
 
 def number(value, checked): return f'{value:g}' + ('' if checked else '\\*')

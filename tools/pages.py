@@ -95,7 +95,8 @@ def ours(row):
         real = next((o['real'] for o in here if o['metric'] == metric and o.get('real') is not None), None)
         shown.append(f'{METRICS[metric]} {sum(values)/len(values):.2f}' + (f' (real pictures {real:.2f})' if real is not None else ''))
     many = f'{len(seeds)} seed' + 's'*(len(seeds) != 1)
-    return f'{"at paper scale" if scale == "paper" else f"smaller: {scale} scale, {here[0]["data"]}"}, {many}', '; '.join(shown) or '-'
+    where = 'at paper scale' if scale == 'paper' else f'smaller: {scale} scale, {here[0]["data"]}'
+    return f'{where}, {many}', '; '.join(shown) or '-'
 
 
 def number(value, checked): return f'{value:g}' + ('' if checked else '\\*')

@@ -626,7 +626,7 @@ def show_training(
     import matplotlib.pyplot as plt
     rows = [r for r in TABLES[name].rows if any(o['row'] == r and o['curve'] for o in results)]
     results = [o for o in results if o['curve']]
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True, layout='constrained')
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True, layout='constrained')
     colours = 'k', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
     lines = [dict(color=c, ls=s) for s in ('-', ':', '--') for c in colours]
     for ax, key in zip(axes, ('t', 'seconds')):
@@ -642,7 +642,7 @@ def show_training(
         ax.grid(alpha=.3)
     n = 1000 if kind == 'mi' else next((o['curve'][0]['n_fake'] for o in results), 0)
     axes[0].set_ylabel(f'{name_of(results, kind)}\n({n} pictures)')
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=7)
     return fig
 
 def show_samples(

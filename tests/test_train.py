@@ -96,7 +96,7 @@ def make_fault(name, tmp, run):
     if name == 'export to another format': return ['sagan_export', run, '--format', 'pickle'], "choose 'safetensors' or 'onnx'"
     if name == 'sample nothing': return ['sagan_sample', tmp/'nowhere'], 'there is no such run'
     if name == 'sample no class': return ['sagan_sample', run, '--classes', 'whale', '--out', tmp/'a.png'], "there is no class 'whale'"
-    if name == 'sample -1': return ['sagan_sample', run, '--n', '-1', '--out', out], 'n must be 1 or more'
+    if name == 'sample -1': return ['sagan_sample', run, '--n', '-1', '--out', out], 'n must lie in 1..10000'
     if name == 'pack nothing': return ['sagan_pack', tmp/'nowhere', '--out', out], 'no file or folder'
 
 

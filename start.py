@@ -113,10 +113,9 @@ def excerpt(run):
     "Train the other rows side by side, one thread each, and set them beside the run. Returns an exit code."
     print('\nAn excerpt of Table 1: the run above beside one without attention and one with the control of equal size.\n'
           'Both are trained at once; the bar is that of the second.', flush=True)
-    table = [tool('sagan_table')] + EXCERPT + ['--out', run + '-table1', '--only']
-    quiet = open(os.devnull, 'w')
-    first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=quiet, env=dict(os.environ, OMP_NUM_THREADS='1'))
-    code = call(table + BESIDE[1:], dict(os.environ, OMP_NUM_THREADS='1'))
+    table, alone = [tool('sagan_table')] + EXCERPT + ['--out', run + '-table1', '--only'], dict(os.environ, OMP_NUM_THREADS='1')
+    first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=subprocess.DEVNULL, env=alone)
+    code = call(table + BESIDE[1:], alone)
     return first.wait() or code or call(table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run])
 
 

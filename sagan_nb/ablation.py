@@ -178,6 +178,7 @@ def measure(
 class Curve:
     "Hook: Fréchet distance at a small size, diversity of a fixed batch and agreement, as lines of curve.jsonl."
     points = 8                # how often it looks in a run
+    wide = 1000               # pictures to measure agreement on
     def __init__(self,
         run,                      # run folder
         source,                   # the real pictures
@@ -201,8 +202,8 @@ class Curve:
         line = dict(t=gan.t, distance=distance, diversity=diversity(draw(G, z, y), y), n_fake=self.n,
                     n_real=self.real.n)
         if self.rule:
-            y = torch.arange(1000) % max(gan.cfg.n_classes, 1)
-            z = torch.randn(1000, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
+            y = torch.arange(self.wide) % max(gan.cfg.n_classes, 1)
+            z = torch.randn(self.wide, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
             line['mi'] = self.rule(draw(G, z, y), y)['mi']
         line['spent'] = time.perf_counter() - began
         with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
@@ -640,7 +641,7 @@ def show_training(
         ax.set(xlabel=dict(t='updates of G', seconds='seconds of training')[key])
         if kind == 'distance': ax.set(yscale='log')
         ax.grid(alpha=.3)
-    n = 1000 if kind == 'mi' else next((o['curve'][0]['n_fake'] for o in results), 0)
+    n = Curve.wide if kind == 'mi' else next((o['curve'][0]['n_fake'] for o in results), 0)
     axes[0].set_ylabel(f'{name_of(results, kind)}\n({n} pictures)')
     axes[1].legend(fontsize=7)
     return fig

@@ -655,9 +655,9 @@ def checkpoint_of(
 )->Path:                          # None where it is something else
     "The checkpoint of ours that is meant, of a folder the newest one. Raises Refused for a folder without any."
     if path.is_dir() and not (path/'model.safetensors').exists():
-        found = sorted(path.glob('step_*.pt' if path.name == 'checkpoints' else 'checkpoints/step_*.pt'))
-        if not found: raise Refused(f'{path}: there is no run in this folder (no checkpoints)')
-        return found[-1]
+        from sagan_nb.train import newest_checkpoint
+        try: return newest_checkpoint(path.parent if path.name == 'checkpoints' else path)
+        except Refused: raise Refused(f'{path}: there is no run in this folder (no checkpoints)') from None
     if path.suffix != '.pt' or not path.is_file(): return None
     try: state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception: return path if path.parent.name == 'checkpoints' else None          # damaged: its reader says how

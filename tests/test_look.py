@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import shell
+from commands import shell, spawn
 from PIL import Image
 
 from sagan_nb import cli
@@ -159,9 +159,9 @@ def test_samples_of_every_kind(runs, monkeypatch, capsys):
 @pytest.fixture(scope='module')
 def page(runs):
     "The report of the run with attention, as a shell makes it; the domain classifier is trained for it."
-    code = 'import sys; from sagan_nb import cli; sys.argv[0] = "sagan_report"; cli.sagan_report()'
-    done = subprocess.run([sys.executable, '-c', code, str(runs/'run')], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.split()[-1] == str(runs/'run'/'report.html'), done.stderr
+    process = spawn('sagan_report', runs/'run', stderr=subprocess.PIPE)
+    out, fault = process.communicate()
+    assert process.returncode == 0 and out.split()[-1] == str(runs/'run'/'report.html'), fault
     return runs/'run'/'report.html'
 
 

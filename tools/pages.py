@@ -1,5 +1,6 @@
 "Pages of the site that are made from data and code: the map of the paper, Paper vs code, and the tests."
 import ast
+import functools
 import json
 import re
 import zlib
@@ -69,15 +70,18 @@ def code(name, names):
     return f'[`{name}`](#{to})'
 
 
+@functools.cache
 def records():
     "What runs ended with: of the tables' result files, and of single runs (metrics.json). Dicts with preset, scale, metric, value, data, seed."
+    found = []
     for path in sorted((ROOT/'results').rglob('*.json')):
         o = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(o, dict) and {'row', 'records'} <= o.keys():
-            yield from (r | dict(preset=o['row'], scale=o['scale'], run=path.name) for r in o['records'])
+            found += [r | dict(preset=o['row'], scale=o['scale'], run=path.name) for r in o['records']]
         elif path.name == 'metrics.json':
             scale = json.loads(path.with_name('config.json').read_text(encoding='utf-8'))['scale']
-            yield from (r | dict(scale=scale, run=path.parent.name) for r in o)
+            found += [r | dict(scale=scale, run=path.parent.name) for r in o]
+    return found
 
 
 def ours(row):

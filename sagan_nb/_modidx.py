@@ -24,6 +24,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'sagan_nb.ablation.fig4': ('ablation.html#fig4', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.forget': ('ablation.html#forget', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.keep': ('ablation.html#keep', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation.keep_claims': ('ablation.html#keep_claims', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation.key_of': ('ablation.html#key_of', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.markdown': ('ablation.html#markdown', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.mean_spread': ('ablation.html#mean_spread', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.measure': ('ablation.html#measure', 'sagan_nb/ablation.py'),

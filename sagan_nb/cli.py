@@ -439,7 +439,7 @@ def sagan_table(
     sizes = [p for p in set or () if p.split('=')[0].strip() == 'res']
     source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
     print(describe(source))
-    found, skipped = row_configs(TABLES[table].rows, source, scale, set or (), fast_bf16())
+    found, skipped = row_configs(TABLES[table], source, scale, set or (), fast_bf16())
     jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
     where = pick_device(device)
     open_features(features, source, device=where)            # refuses, or learns, before anything is trained

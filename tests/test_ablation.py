@@ -14,7 +14,7 @@ import pytest
 from commands import spawn
 from sagan_nb import ablation, cli
 from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows
-from sagan_nb.config import PRESETS
+from sagan_nb.config import PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, WithoutLabels
 from sagan_nb.train import fit, make_gan
@@ -113,7 +113,7 @@ def test_one_failing_row_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     toy = Toy(32, 4, n=600)
-    cfg = replace(row_configs(['t1_none'], toy, 'smoke')[0]['t1_none'], steps=8, checkpoint_every=2)
+    cfg = replace(row_configs(TABLES['table1'], toy, 'smoke')[0]['t1_none'], steps=8, checkpoint_every=2)
     def poison(gan, log):
         if gan.t == 5: log['loss_g'].fill_(math.nan)
     fit = ablation.train
@@ -154,15 +154,29 @@ def test_refused_in_one_line(args, words, tmp_path, monkeypatch, capsys):
 
 
 def test_rows_that_do_not_apply():
-    found, skipped = row_configs(TABLES['table2'].rows, WithoutLabels(Toy(32, 4)), 'smoke')
+    found, skipped = row_configs(TABLES['table2'], WithoutLabels(Toy(32, 4)), 'smoke')
     assert 'no classes' in skipped['t2_acgan'] and 'attention at 64' in skipped['t2_sagan'] and found['t2_sngan_projection'].head == 'none'
-    found, skipped = row_configs(TABLES['best'].rows, Toy(64, 4), 'gpu')
-    assert skipped['rb_ema'] == 'the same settings as released at this scale' and set(skipped) == {'rb_ema', 'best_known'}
+    found, skipped = row_configs(TABLES['best'], Toy(64, 4), 'gpu')
+    assert set(skipped) == {'best_known'} and 'attention at 64' in skipped['best_known']
+    assert [r for r, cfg in found.items() if cfg.ema] == ['rb_ema']              # what a row asks about, a scale does not switch on
+    with pytest.raises(Refused, match='tells the rows'): row_configs(TABLES['best'], Toy(64, 4), 'gpu', ['ema=.5'])
+
+
+def test_a_map_for_all_rows_is_said():
+    found, skipped = row_configs(TABLES['table2'], Toy(32, 4), 'laptop', ['attn_at=16'])
+    assert not skipped and [cfg.attn_at for cfg in found.values()] == [(), (), (16,)]
+    run = lambda row, cfg: dict(row=row, seed=0, scale='laptop', name=f'{row}-s0-a-b', code='', env={}, config=json.loads(to_json(cfg)), records=[], collapse=[],
+                                status='finished', curve=[], parameters={}, seconds_per_step=1.)
+    said = 'attention at map 16, in the presets at 64'
+    assert said in ablation.protocol([run(*o) for o in found.items()])
+    assert said not in ablation.protocol([run('t1_attn_16', replace(found['t2_sagan'], preset='t1_attn_16'))])
+    assert 't2_sagan' in ablation.not_applicable(TABLES['table2'], [run('t2_acgan', found['t2_acgan'])])
+    assert not ablation.not_applicable(TABLES['table2'], [run(*o) for o in found.items()])
 
 
 def test_other_code_is_used_and_said(table, monkeypatch):
     out, _ = table
-    cfg, = row_configs(['t1_none'], Pairs(32, 4), 'smoke')[0].values()
+    cfg = row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0]['t1_none']
     assert ablation.done(Job(cfg), out)
     monkeypatch.setattr(ablation, 'code_version', lambda: '0123456789')
     assert ablation.done(Job(cfg), out) and 'made by other code' in markdown('table1', collect(out))

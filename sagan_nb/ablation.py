@@ -575,13 +575,14 @@ def sentences(
     plan:Plan,                # which table
     results:list,             # runs
 )->list:                      # lines of Markdown
-    "What the paper orders, and what is found here: computed, not written."
-    out = []
+    "What the paper orders, and what is found here: computed, not written. Without claims, each row against the base."
+    rows = [(row, plan.base, f'{row} is better than {plan.base}') for row in plan.rows if row != plan.base]
+    out, asked = [], 'orderings of the paper' if plan.claims else 'orderings, of which the paper claims none,'
     for kind in ('distance', 'mi'):
         name = name_of(results, kind)
-        said = [(words, verdict(results, a, b, kind)) for a, b, words in plan.claims]
+        said = [(words, verdict(results, a, b, kind)) for a, b, words in plan.claims or rows]
         run = [o for o in said if o[1] != 'not run']
-        if name and run: out += [f'By {name}, of {len(run)} orderings of the paper that could be run here:', '',
+        if name and run: out += [f'By {name}, of {len(run)} {asked} that could be run here:', '',
                                  *[f'- {words}: **{v}**' for words, v in run], '']
     return out
 

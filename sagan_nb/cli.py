@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'fast_bf16', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
-           'check_sample', 'sagan_sample', 'write_gif', 'named', 'sagan_eval', 'slice_of', 'commands', 'write_table',
-           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
-           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of', 'check_sample',
+           'sagan_sample', 'write_gif', 'named', 'sagan_eval', 'slice_of', 'commands', 'write_table', 'sagan_table',
+           'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use',
+           'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -43,6 +43,7 @@ from .networks import Discriminator, Generator
 from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, report, there_and_back,
                              timelapse, walk_classes, walk_z)
 from .spectral_norm import settle
+from .speed import fast_bf16
 from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
                             read_log, sampler, show_curves, train)
 
@@ -151,11 +152,6 @@ def summarise(
     return records
 
 # %% ../nbs/16_cli.ipynb #70078e10
-def fast_bf16()->bool:
-    "Does this processor compute bfloat16 in hardware?"
-    names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
 def pick_device(
     name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 )->torch.device:              # where to train
@@ -624,14 +620,15 @@ def sagan_bench(
     note:str='',              # what else should be known, for instance who shared the machine
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
-    from sagan_nb.speed import NETS, bench_all, callable_from
+    from sagan_nb.speed import ENDS, NETS, bench_all, callable_from, usable
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
-    which = ['plain', 'all, fp32', 'all, bf16'] if brief else None
-    result = bench_all(names, rounds, which, make_step, pick_device(device), not no_sampling, note=note)
+    where = pick_device(device)
+    which = usable(where, ENDS) if brief else None
+    result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'\nwritten to {path}')

@@ -19,7 +19,7 @@ from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
-from sagan_nb.speed import FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table
+from sagan_nb.speed import ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table, usable
 from sagan_nb.train import read_log, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,8 +264,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     sagan_bench(nets='small', rounds=1, against=str(path), out=str(tmp_path/'bench.json'), device='cpu', no_sampling=True, note='a test')
     found = json.loads((tmp_path/'bench.json').read_text(encoding='utf-8'))
     rows = found['nets']['small']['rows']
-    assert set(rows) == {*VARIANTS, 'against'} and found['note'] == 'a test' and {'commit', 'torch', 'threads', 'cpu'} <= set(found)
-    assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in VARIANTS)
+    assert set(rows) == {*usable(), 'against'} and found['note'] == 'a test' and {'commit', 'torch', 'threads', 'cpu'} <= set(found)
+    assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in usable())
     assert 'against plain' in capsys.readouterr().out
     broken = tmp_path/'broken.py'
     broken.write_text('1/0', encoding='utf-8')
@@ -275,7 +275,13 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         with pytest.raises(Refused, match='its step fails'): bench('small', against=callable_from(broken))
     with pytest.raises(Refused, match='no net'): sagan_bench(nets='', out=str(tmp_path/'bench.json'))
     sagan_bench(nets='small', rounds=1, brief=True, out=str(tmp_path/'brief.json'), device='cpu', no_sampling=True)
-    assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {'plain', 'all, fp32', 'all, bf16'}
+    assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {*usable('cpu', ENDS)}
+
+
+def test_what_is_only_emulated_is_left_out(monkeypatch):
+    for hardware, left_out in ((True, set()), (False, {'bf16', 'all, bf16'})):
+        monkeypatch.setattr(speed, 'fast_bf16', lambda: hardware)
+        assert set(VARIANTS) - {*usable('cpu')} == left_out and usable('cuda') == [*VARIANTS]
 
 
 def test_peak_memory_and_rate():

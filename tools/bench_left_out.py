@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sagan_nb.losses import hinge_d, hinge_g
-from sagan_nb.speed import FAST, NETS, Step, here, in_turns, table
+from sagan_nb.speed import FAST, NETS, Step, fast_bf16, here, in_turns, table
 from sagan_nb.spectral_norm import normalised
 from sagan_nb.train import frozen
 
@@ -57,7 +57,7 @@ def main():
     p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'left_out.json')
     o = p.parse_args()
     net, out = NETS[o.net], dict(made_by='python -m tools.bench_left_out', note=o.note, **here(), net=asdict(NETS[o.net]))
-    for precision in ('fp32', 'bf16'):
+    for precision in ('fp32', 'bf16') if fast_bf16() else ('fp32',):
         v = replace(FAST, precision=precision)
         steps = {'all': Step(net, v), "D's pictures in one pass": OnePass(net, v)}
         steps['power steps alone'] = power_steps(steps['all'])

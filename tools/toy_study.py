@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from sagan_nb.ablation import code_version
-from sagan_nb.cli import fast_bf16
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import from_uint8
 from sagan_nb.data import Pairs, Toy, diversity
+from sagan_nb.speed import fast_bf16
 from sagan_nb.train import draw, environment, sampler, train
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'toy_study'

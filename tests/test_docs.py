@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import time
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from browser import Tab
+
+from tools.docs import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +51,12 @@ WIDTH = """() => { const frames = [document.documentElement, ...document.querySe
     return frames.filter(o => o.scrollWidth > o.clientWidth + 1).map(o => `${o.tagName}.${o.className}: ${o.scrollWidth} px in ${o.clientWidth}`).concat(
         wide.slice(-2).map(e => e.outerHTML.slice(0, 120))) }"""
 
+CODE = """() => [...document.querySelectorAll('.article-container pre')].filter(o => o.scrollWidth > o.clientWidth + 1
+    && Math.max(...o.textContent.split('\\n').map(l => l.length)) <= 120).map(o => `${o.scrollWidth} px of code in ${o.clientWidth}`)"""
+
+LETTERS = """() => Promise.all([...document.querySelectorAll('.article-container img[src$=".svg"]')].map(o => o.decode().then(
+    () => o.width/o.naturalWidth*1.25*12))).then(all => all.filter(o => o < 11).map(o => `letters of a drawing are ${o} px high`))"""
+
 CONTRAST = """() => {
     const rgba = s => { const v = s.match(/[\\d.]+/g).map(Number); return [v[0], v[1], v[2], v.length > 3 ? v[3] : 1] }
     const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3])).concat(1)
@@ -75,8 +84,9 @@ def look(tab):
     found['contrast, dark'] = page.evaluate(CONTRAST)
     page.emulate_media(color_scheme='light')
     page.set_viewport_size(dict(width=400, height=800))
-    found['width'] = page.evaluate(WIDTH)
-    page.set_viewport_size(dict(width=1400, height=1000))
+    found['width'], found['drawings'] = map(page.evaluate, (WIDTH, LETTERS))
+    page.set_viewport_size(dict(width=1600, height=1000))
+    found['wide window'] = page.evaluate(WIDTH) + page.evaluate(CODE)
     found['browser'] = list(tab.faults)
     return {k: v for k, v in found.items() if v}
 
@@ -111,7 +121,7 @@ def test_links_lead_somewhere(site):
 
 
 def test_every_notebook_is_a_page_in_order(site):
-    names = [p.stem[3:] for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
+    names = [name for _, name, _ in chapters()]
     home = (site/'index.html').read_text(encoding='utf-8')
     listed = re.findall(r'toctree-l1"><a class="reference internal" href="(\w+)\.html', home)
     assert [o for o in listed if o in names] == names
@@ -126,6 +136,44 @@ def test_names_and_sources_are_linked(site):
     assert re.search(r'href="#sagan_nb.self_attention.attention_map"[^>]*>(<span[^>]*>)?<code', text)     # a name, to its entry
     assert 'C, channels of the map' in text and 'keys and queries have C/k channels' in text       # docments
     assert re.search(r'href="spectral_norm.html#sagan_nb.spectral_norm.\w+"', (site/'train.html').read_text(encoding='utf-8'))
+
+
+def unlinked(path, names):
+    "Backticked names of a page that lead somewhere, and are no link; headings, code and entries of the reference aside."
+    text = path.read_text(encoding='utf-8')
+    text = re.sub(r'(?s)<(a|h[1-6]|pre|dt)\b.*?</\1>', '', text[text.index('<article role="main"'):text.index('</article>')])
+    for o in re.findall(r'(?s)<code class="[^"]*literal[^"]*">(.*?)</code>', text):
+        o = unescape(re.sub(r'<[^>]+>', '', o))
+        if names.target(o, f'sagan_nb.{path.stem}'): yield o
+
+
+def test_backticked_names_are_linked(site, tmp_path):
+    from tools.api import Names, book
+    names = Names(book())
+    assert {p.name: found for p in sorted(site.glob('*.html')) if (found := [*unlinked(p, names)])} == {}
+    text = (site/'tour.html').read_text(encoding='utf-8')
+    (tmp_path/'tour.html').write_text(text.replace('</article>', '<code class="literal">hinge_d</code></article>', 1), encoding='utf-8')
+    assert [*unlinked(tmp_path/'tour.html', names)] == ['hinge_d']
+
+
+def test_equations_have_numbers_and_figures_captions(site):
+    for _, name, path in chapters():
+        text, cells = (site/f'{name}.html').read_text(encoding='utf-8'), json.loads(path.read_text(encoding='utf-8'))['cells']
+        prose = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+        shown = re.findall(r'(?s)<div class="math notranslate[^>]*>(.*?)</div>', text)
+        assert all(r'\tag{' in o for o in shown), name
+        assert len(shown) == len(re.findall(r'(?s)\$\$.+?\$\$', prose)), name
+        captions = re.findall(r'(?s)<figcaption>(.*?)</figcaption>', text)
+        assert len(captions) == sum('#| fig-cap' in ''.join(c['source']) for c in cells) and all('Figure ' in o for o in captions), name
+
+
+def test_links_of_the_sources_lead_somewhere():
+    "Where notebooks and docs are read as files, too: on a code host."
+    for path in [*(ROOT/'docs').glob('*.md'), *(ROOT/'nbs').glob('*.ipynb'), ROOT/'CONTRIBUTING.md']:
+        text = path.read_text(encoding='utf-8')
+        if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+        found = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'(?ms)^ *```.*?^ *```|`[^`\n]*`', '', text))
+        assert [o for o in found if not re.match('[a-z]+:|#', o) and not (path.parent/o.partition('#')[0]).exists()] == [], path.name
 
 
 def test_nothing_comes_from_elsewhere(site):
@@ -152,7 +200,7 @@ def test_links_to_colab_need_an_address(tmp_path, site):
 
 
 def test_every_page(site, context):
-    "No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px."
+    "No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px, code whole at 1600."
     tab, faults = Tab(context), {}
     for path in pages(site):
         if found := look(tab.open(path)): faults[path.name] = found
@@ -196,7 +244,8 @@ def test_planted_formulas(plant, tex, said):
     ('width', '<div style="width: 900px">wide</div>'), ('contrast, light', '<p style="color: #999; background: #fff">grey</p>'),
     ('contrast, dark', '<p style="color: #555; background: none">grey</p>'), ('browser', '<script>console.error("no")</script>'),
     ('browser', '<script>nosuchname()</script>'), ('browser', '<img alt="away" src="https://example.com/a.png">'),
-    ('browser', '<script src="_static/nosuchfile.js"></script>')])
+    ('browser', '<script src="_static/nosuchfile.js"></script>'), ('wide window', f'<pre style="overflow: auto; width: 300px">{"x"*120}</pre>'),
+    ('drawings', '<img alt="a drawing that is too small" style="width: 300px" src="_images/docs-pictures-attention.svg">')])
 def test_planted_faults(plant, kind, html):
     assert kind in plant('<article role="main"', f'{html}<article role="main"')
 

@@ -51,6 +51,12 @@ def imports(tree):
             yield from [(room[0], star)] if room and room[0] else [(o.name, star) for o in node.names]
 
 
+def mixed(tree):
+    "True where a cell imports and does more than define."
+    harmless = ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef
+    return any(isinstance(o, harmless[:2]) for o in ast.walk(tree)) and not all(isinstance(o, harmless) for o in tree.body)
+
+
 def functions(text):
     "Functions and methods of a module (nested ones count with their outer one), each with its lines of code."
     blank = {i for i, o in enumerate(text.splitlines(), 1) if not o.strip() or o.lstrip().startswith('#')}
@@ -116,6 +122,12 @@ def test_lines_are_short(path):
     assert not long, '\n'.join(long)
 
 
+@per_notebook
+def test_cells_that_import_can_run_alone(path):
+    "`nbdev_docs` runs exported cells and those that import, and no others."
+    assert [source(c)[:80] for c in code_cells(NOTEBOOKS[path]) if not {'export', 'exporti'} & directives(c).keys() and mixed(python(c))] == []
+
+
 @per_module
 def test_public_names_are_documented(path):
     assert [*undocumented(MODULES[path])] == []
@@ -156,6 +168,7 @@ def test_links_of_readme_lead_somewhere():
 def test_rules_find_planted_faults():
     text = 'from sagan_nb.train import *\nfrom .cli import f\nfrom . import data\nimport sagan_nb.core as c'
     assert [*imports(ast.parse(text))] == [('train', True), ('cli', False), ('data', False), ('core', False)]
+    assert mixed(ast.parse('import a\nx = a.b()')) and not mixed(ast.parse('import a\ndef f(): return a'))
     assert [n for _, n in functions('def f(\n  a,\n):\n  "doc"\n  # why\n\n  x = [\n    1]\n  return x')] == [3]
     text = 'def f(a, b:int,\n  c, # see\n):\n  pass'
     assert [*undocumented(text)] == ['f has no docstring', 'f: a is not documented']

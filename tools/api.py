@@ -173,9 +173,9 @@ def entry(o, names, source, ticks=10):
     if o.kind not in ('data', 'attribute') and o.name != 'Config':
         rows, returned = o.params()
         for name, kind, meaning in rows:
-            lines.append(f':param {name}: {plain(meaning)}'.rstrip())
+            lines.append(f':param {name}: {names.link(plain(meaning), o.module)}'.rstrip())
             if kind: lines.append(f':type {name}: {names.link(f"`{kind}`", o.module)}')
-        if returned: lines.append(f':returns: {plain(returned)}')
+        if returned: lines.append(f':returns: {names.link(plain(returned), o.module)}')
     for m in o.members: lines += ['', entry(m, names, source, ticks - 1)]
     return '\n'.join([*lines, fence])
 

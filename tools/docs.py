@@ -47,9 +47,11 @@ def page_of(target):
     "A link inside the repository as a link between pages; None where the site has no such page."
     path, _, anchor = target.partition('#')
     name = path.rsplit('/', 1)[-1]
+    if target.endswith('README.md#paper-vs-code'): return 'paper_vs_code.md'           # the whole table, with ports and checks
+    if re.fullmatch(r'test_\w+\.py', name): return f'{name[:-3]}.md'
     if name.endswith('.ipynb'): page = re.sub(r'^\d+_', '', name)
     else: page = {'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
-                  'LICENSE': 'licence.md', 'README.md': 'index.ipynb'}.get(name)
+                  'LICENSE': 'licence.md', 'README.md': 'index.ipynb', 'paper.yml': 'paper_map.md'}.get(name)
     return page and page + (f'#{anchor}' if anchor else '')
 
 
@@ -126,8 +128,10 @@ class Page:
         git, host = self.cfg['git_url'].rstrip('/'), 'https://github.com/'
         if not git: return ''
         where = f'blob/{self.cfg["branch"]}/nbs/{self.file}'
-        colab = f'[Open in Colab](https://colab.research.google.com/github/{git[len(host):]}/{where}) · ' if git.startswith(host) else ''
-        return f'\n\n{colab}[Source of this page]({git}/{where})'
+        source = f'[Source of this page]({git}/{where})'
+        if not git.startswith(host): return f'\n\n{source}'
+        first = f'`!git clone {git} book && pip install -q ./book`, then `%cd book/nbs`'
+        return f'\n\n[Open in Colab](https://colab.research.google.com/github/{git[len(host):]}/{where}) (run first: {first}) · {source}'
 
     def code_cell(self, cell):
         "Directives become tags and captions; a cell that only names its module, or hides, goes."

@@ -120,23 +120,39 @@ def place(at):
     return f'[{words}]({page}.{"ipynb" if path else "md"}#{where})' if path else f'[{words}](#{where})'
 
 
-def items(group, names, known):
-    "Rows of equations, figures and claims."
+def items(group, names, known, numbers=False):
+    "Rows of equations, figures and claims; with what was published and what came here, where there can be `numbers`."
     for o in DATA[group]:
-        states = [ours(r)[0] for r in o.get('rows', ())]
-        state = o.get('state') or (max(states, key=lambda s: s != 'not run') if states else 'checked')
-        says = o['says'] + ('\\*' if o.get('memory') else '')
-        yield (f'**{o["paper"]}**: {says}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{r}`' for r in o.get('rows', ()))]),
-               ', '.join(check(c, known) for c in o['check']), state)
+        mine = [(r, *ours(r)) for r in o.get('rows', ())]
+        row, state, value = max(mine, key=lambda m: m[1] != 'not run', default=('', 'checked', '-'))
+        said = [o.get('published', '-'), value if value == '-' else f'`{row}`: {value}'] if numbers else []
+        yield (f'**{o["paper"]}**: {o["says"]}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{m[0]}`' for m in mine)]),
+               ', '.join(check(c, known) for c in o['check']), *said, o.get('state', state))
+
+
+def settings(names, known):
+    "Rows of the stated settings. Raises Missing where preset `paper` has another value than the paper."
+    from sagan_nb.config import PRESETS, Config
+    from_paper = {f.name: f for f in Config.__dataclass_fields__.values() if f.metadata['source'].startswith('paper')}
+    if wrong := from_paper.keys() ^ DATA['hyperparameters'].keys(): raise Missing(f'settings of the paper, in Config or in paper.yml alone: {wrong}')
+    shown = lambda v: ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v
+    for name, o in DATA['hyperparameters'].items():
+        here, said, f = getattr(PRESETS['paper'], name), o['paper'], from_paper[name]
+        if here != (tuple(said) if isinstance(said, list) else said): raise Missing(f'{name}: the paper says {said}, preset `paper` has {here}')
+        yield (f.metadata['doc'], place('config, reference'), code(f'Config.{name}', names), ', '.join(check(c, known) for c in o['check']),
+               f'{shown(said)} ({f.metadata["source"]})', shown(here), o.get('state', 'checked'))
+    for o in DATA['stated']:
+        yield (o['what'], place(o['at']), o['code'] and code(o['code'], names), ', '.join(check(c, known) for c in o['check']), o['paper'], o['here'], o['state'])
 
 
 def paper_map(names):
     "The map of the paper."
-    from sagan_nb.config import PRESETS, PUBLISHED, Config
+    from sagan_nb.config import PRESETS, PUBLISHED
     known, head = tests(), ('in the paper', 'here', 'code', 'what checks it', 'state')
+    more = (*head[:-1], 'published', 'ours', 'state')
     out = [MAP_HEAD, '## Equations', table(head, items('equations', names, known)),
            'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
-           '## Figures', table(head, items('figures', names, known))]
+           '## Figures', table(more, items('figures', names, known, True))]
     for o in DATA['tables']:
         out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}: {place(o["at"])}, {", ".join(code(c, names) for c in o["code"])}. '
                 f'What checks the rows: {", ".join(check(c, known) for c in o["check"])}.']
@@ -146,18 +162,8 @@ def paper_map(names):
             values = [number(*PUBLISHED[r][m][:2]) if m in PUBLISHED.get(r, {}) else '-' for m in metrics]
             rows.append((f'`{r}`', *values, *reversed(ours(r))))
         out.append(table(('preset', *(f'published {m.replace("_", " ").replace("fid", "FID")}' for m in metrics), 'ours', 'state'), rows))
-    out += ['## Claims in the text', table(head, items('claims', names, known)), '## Stated settings', SETTINGS]
-    from_paper = {f.name: f for f in Config.__dataclass_fields__.values() if f.metadata['source'].startswith('paper')}
-    if wrong := from_paper.keys() ^ DATA['hyperparameters'].keys(): raise Missing(f'settings of the paper, in Config or in paper.yml alone: {wrong}')
-    rows = []
-    for name, o in DATA['hyperparameters'].items():
-        here, said = getattr(PRESETS['paper'], name), o['paper']
-        if here != (tuple(said) if isinstance(said, list) else said): raise Missing(f'{name}: the paper says {said}, preset `paper` has {here}')
-        f = from_paper[name]
-        rows.append((f.metadata['doc'], said if not isinstance(said, list) else ', '.join(map(str, said)), code(f'Config.{name}', names),
-                     f.metadata['source'], ', '.join(check(c, known) for c in o['check'])))
-    rows += [(o['what'], o['paper'], o['here'], '', ', '.join(check(c, known) for c in o['check'])) for o in DATA['stated']]
-    return '\n\n'.join([*out, table(('setting', 'the paper', 'here', 'source', 'what checks it'), rows)]) + '\n'
+    return '\n\n'.join([*out, '## Claims in the text', table(more, items('claims', names, known, True)), '## Stated settings', SETTINGS,
+                        table(('setting', *more[1:]), settings(names, known))]) + '\n'
 
 
 MAP_HEAD = """# The map of the paper
@@ -174,7 +180,8 @@ wrong, and how far it has been reproduced. This page is made from one data file 
 
 A star (\\*) marks what is quoted from memory and was not checked against a source."""
 
-SETTINGS = """The build compares the second column with the preset `paper` and stops where they differ."""
+SETTINGS = """Ours is the preset `paper`; the build stops where it has another value than the paper. "Checked" says that the setting does what it names, not
+that a run of that length was made."""
 
 
 def cells_that_differ():

@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -52,7 +53,8 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        given = vars(anno_parser(f).parse_args())
+        words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
+        given = vars(anno_parser(f).parse_args(words))
         try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
@@ -289,7 +291,7 @@ def check_sample(
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
-    n:int=64,                 # pictures in all, spread evenly over the classes (rounded up)
+    n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
     out:str='samples.png',    # picture to write; .gif animates walks and timelapse

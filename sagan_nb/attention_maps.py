@@ -496,7 +496,7 @@ def figure_tag(
     "A figure as HTML that needs no other file."
     import matplotlib.pyplot as plt
     out = io.BytesIO()
-    fig.savefig(out, dpi=dpi, format='png')
+    fig.savefig(out, dpi=dpi, format='png', pil_kwargs=dict(optimize=True))
     plt.close(fig)
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 

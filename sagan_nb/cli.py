@@ -313,6 +313,7 @@ def sagan_sample(
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
     if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
+    if kind == 'neighbours' and names: rows = [names[i % len(names)] for i in range(len(x))]
     if kind == 'timelapse': rows = model.classes[:len(x)]
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
              'classes': ' > '.join(names)}
@@ -320,7 +321,7 @@ def sagan_sample(
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
     path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
-    count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(wanted)} classes' if rows else '')
+    count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
     print(f'{count} in {path}' + (f'\n{words}' if words else ''))
     if kind == 'timelapse': print('steps from left to right:', *at)
 

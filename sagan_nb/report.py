@@ -329,11 +329,11 @@ def table_html(
     rows:list,                # of values
 )->str:                       # HTML
     "A table that can be scrolled sideways."
-    text = lambda v: f'{v:.4g}' if isinstance(v, float) else html.escape(str(v))
-    body = ''.join('<tr>' + ''.join(f'<td class=n>{text(v)}</td>' for v in row) + '</tr>' for row in rows)
+    rows = [[f'{v:.4g}' if isinstance(v, float) else str(v) for v in row] for row in rows]
+    body = ''.join('<tr>' + ''.join(f'<td class=n>{html.escape(v)}</td>' for v in row) + '</tr>' for row in rows)
     top = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
-    width = f'min-width: {7*len(head)}em'
-    return f'<div class=wide tabindex=0><table style="{width}"><tr>{top}</tr>{body}</table></div>'
+    width = sum(min(14, .5*max(map(len, column))) for column in zip(head, *rows))      # long texts get more lines
+    return f'<div class=wide tabindex=0><table style="min-width: {width}em"><tr>{top}</tr>{body}</table></div>'
 
 def config_html(
     cfg:Config,               # of the run
@@ -358,7 +358,8 @@ TRAINING = (                  # keys of the log, which number of a list, what is
      'Losses say little about quality (chapter 05); a jump says that something broke.'))
 USAGE = ('usage_G', 'usage_D')
 USE = (
-    (USAGE, 0, 'gamma', 0., 'gamma starts at 0; a layer that does not learn stays there. Its sign means nothing (chapter 11).'),
+    (USAGE, 0, 'gamma', 0.,
+     'gamma starts at 0, and stays there where nothing is learned. Its sign means nothing (chapter 11).'),
     (USAGE, 1, '|gamma o| / |x|', None,
      'What passes through attention, as a share of what passes by. Near 0: not used.'),
     (USAGE, 2, 'entropy of the maps, bits', None,
@@ -418,8 +419,9 @@ def moving_html(
     listed:str,               # class names
 )->str:                       # HTML
     "A walk as an animation."
-    tag = image_tag(gif(there_and_back(walk, 2)), 'gif', f'The same walk, animated, for {listed}', 150*min(len(walk), 8))
-    return figure_html(tag, f'The same road, walked there and back: {listed}. Where the road is not one, it jumps.')
+    alt, frames = f'The same walk, animated, for {listed}', there_and_back(walk, 2)
+    tag = image_tag(gif(frames), 'gif', alt, 150*min(len(walk), 8))
+    return figure_html(tag, f'The same road, walked there and back: {listed}. Pictures learned by heart would jump.')
 
 def film_html(
     run,                      # run folder
@@ -434,9 +436,9 @@ def film_html(
     alt = 'All of the fixed noise over training, animated'
     moving = image_tag(gif(film(grids), 400), 'gif', alt, 2*wide, 40*wide // pitch)
     return (pictures_html(strip, f'Fixed noise at steps {steps}',
-                          f'The same noise at steps {", ".join(map(str, steps))}, one row per class. Pictures that have '
-                          'stopped changing say that training has; other noise would make other pictures.', names)
-            + figure_html(beside_names(moving, names, 14/pitch), 'All of it, as a film. A collapse makes columns alike.'))
+                          f'The same noise at steps {", ".join(map(str, steps))}, one row per class. Pictures that no '
+                          'longer change say that training has stopped; from other noise, each would differ.', names)
+            + figure_html(beside_names(moving, names, 14/pitch), 'As a film. After a collapse, columns are alike.'))
 
 def maps_html(
     net:nn.Module,            # generator or discriminator

@@ -21,6 +21,7 @@ from PIL import Image
 from sagan_nb import cli
 from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
 from sagan_nb.config import PRESETS, at_scale, from_json, to_json
+from sagan_nb.core import show_grid
 from sagan_nb.data import open_source
 from sagan_nb.interop import save_pretrained
 from sagan_nb.metrics import Features
@@ -272,6 +273,16 @@ def test_report_in_a_browser(page, width, dark, tab):
     for o in named:                                                                                # each name in the middle of its row
         pitch = o['rows']/len(o['names'])
         assert all(abs(y - (i + .5)*pitch) < .15*pitch for i, y in enumerate(o['middles'])), o
+
+
+def test_nearest_real_pictures(page, runs, monkeypatch, capsys):
+    "Eight in a row, the generated one first, a class beside each row; in words, how far. The help says so."
+    seen = {}
+    monkeypatch.setattr(cli, 'show_grid', lambda x, n, **named: seen.update(x=x, n=n, **named) or show_grid(x, n, **named))
+    code, said, fault = shell(monkeypatch, capsys, 'sagan_sample', runs/'run', '--kind', 'neighbours', '--n', '17', '--classes', '1,3', '--out', runs/'n.png')
+    assert (code, seen['n'], len(seen['x']), seen['rows']) == (0, 8, 24, ['1_ring', '3_beam', '1_ring']), fault
+    assert '24 pictures of 2 classes' in said and 'Distance to the nearest of' in said and 'Copies would be near 0' in said
+    assert 'of neighbours, one in eight is generated' in ' '.join(shell(monkeypatch, capsys, 'sagan_sample', '--help')[1].split())
 
 
 class Means(torch.nn.Module):

@@ -246,23 +246,25 @@ def contrast_queries(
     n:int=3,                  # how many, at most the locations of the map
     steps:int=10,             # rounds of k-means
 )->list:                      # (row, column) of pixels, the most concentrated first
-    "Locations that stand for different patterns of attention."
+    "Locations that stand for different patterns of attention, and lie apart in the picture."
     beta = o.beta(i).float()
     rows, chosen = beta.sqrt(), [torch.special.entr(beta).sum(1).argmin().item()]
+    at = torch.cartesian_prod(*map(torch.arange, o.shape))
+    gap = max(1, min(o.shape) // (2*math.ceil(math.sqrt(n))))            # squares of this half side: n always fit
+    close_to = lambda some: ((at[:, None] - at[some]).abs().amax(-1) < gap).any(1)
     while len(chosen) < n:
         overlap = (rows @ rows[chosen].T).amax(1)
-        overlap[chosen] = math.inf                           # uniform maps overlap fully: never the same one twice
-        chosen.append(overlap.argmin().item())
+        chosen.append(overlap.masked_fill(close_to(chosen), math.inf).argmin().item())
     centres = rows[chosen]
     for _ in range(steps):
         kind = (rows @ centres.T).argmax(1)
         means = [rows[kind == c].mean(0) if (kind == c).any() else centres[c] for c in range(n)]
         centres = F.normalize(torch.stack(means), dim=1)
-    fit, typical = rows @ centres.T, []
-    for c in range(n):
-        fit[typical, c] = -math.inf
-        typical.append(fit[:, c].argmax().item())
-    return [o.pixel(j) for j in typical]
+    kind, typical = (rows @ centres.T).argmax(1), {}
+    for c in kind.bincount(minlength=n).argsort(stable=True).tolist():   # small kinds first: they have less choice
+        fit = rows @ centres[c] - (kind != c).float()                    # of another kind only where it must be
+        typical[c] = fit.masked_fill(close_to([*typical.values()]), -math.inf).argmax().item()
+    return [o.pixel(typical[c]) for c in range(n)]
 
 def find_queries(
     o:LayerMaps,              # of the layer
@@ -366,8 +368,9 @@ def show_attention(
     for (i, o), (first, *rest) in zip(rows, axes):
         x = maps.pictures[i]
         draw_picture(first, x, asked[i])
-        first.set_ylabel((f'{names[i]}\n' if len(names) else '') + f'map {o.name}', fontsize=7)
+        first.set_ylabel((f'{names[i]}, ' if len(names) else '') + f'map {o.name}\nrow, pixels', fontsize=7)
         for ax, query, color in zip(rest, asked[i], COLORS*columns): image = draw_map(ax, x, o, i, query, color)
+    first.set_xlabel('column, pixels', fontsize=7)
     bar = fig.colorbar(image, ax=axes, shrink=min(.8, 1.6/len(rows)), aspect=12, pad=.01)
     bar.set_label("weight, share of the panel's largest", fontsize=6)
     bar.ax.tick_params(labelsize=6)
@@ -493,7 +496,7 @@ def figure_tag(
     "A figure as HTML that needs no other file."
     import matplotlib.pyplot as plt
     out = io.BytesIO()
-    fig.savefig(out, dpi=dpi, format='png')
+    fig.savefig(out, dpi=dpi, format='png', pil_kwargs=dict(optimize=True))
     plt.close(fig)
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 

@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -53,7 +54,8 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        given = vars(anno_parser(f).parse_args())
+        words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
+        given = vars(anno_parser(f).parse_args(words))
         try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
@@ -285,7 +287,7 @@ def check_sample(
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
-    n:int=64,                 # pictures in all, spread evenly over the classes (rounded up)
+    n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
     out:str='samples.png',    # picture to write; .gif animates walks and timelapse
@@ -307,6 +309,7 @@ def sagan_sample(
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
     if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
+    if kind == 'neighbours' and names: rows = [names[i % len(names)] for i in range(len(x))]
     if kind == 'timelapse': rows = model.classes[:len(x)]
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
              'classes': ' > '.join(names)}
@@ -314,7 +317,7 @@ def sagan_sample(
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
     path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
-    count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(wanted)} classes' if rows else '')
+    count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
     print(f'{count} in {path}' + (f'\n{words}' if words else ''))
     if kind == 'timelapse': print('steps from left to right:', *at)
 

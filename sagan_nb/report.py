@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LINES', 'STYLE', 'TRAINING', 'USAGE', 'USE', 'SPECTRA', 'NORMS', 'draw_z', 'slerp', 'mixed_classes', 'walk_z',
            'walk_classes', 'gif', 'there_and_back', 'nearest_real', 'beside_real', 'kept_samples', 'timelapse', 'film',
-           'chart', 'in_words', 'series', 'spectra', 'figure_html', 'image_tag', 'pictures_html', 'table_html',
-           'config_html', 'curves_html', 'samples_html', 'film_html', 'maps_html', 'silence_html', 'silenced_numbers',
-           'metrics_html', 'sections', 'pictures_of', 'report']
+           'chart', 'in_words', 'series', 'spectra', 'figure_html', 'image_tag', 'beside_names', 'pictures_html',
+           'table_html', 'config_html', 'curves_html', 'samples_html', 'moving_html', 'film_html', 'maps_html',
+           'silence_html', 'silenced_numbers', 'metrics_html', 'sections', 'pictures_of', 'report']
 
 # %% ../nbs/15_report.ipynb #dc058595
 import base64
@@ -214,7 +214,7 @@ def chart(
         mark, named = '.' if len(t) < 3 else '', label if not many or i in ends else None
         ax.plot(t, v, style, marker=mark, color=color, lw=1 if many else 1.6, label=named)
     ax.set(xlabel='updates of G', ylabel=ylabel)
-    if lines: ax.legend(frameon=False, fontsize=8)
+    if lines: ax.legend(framealpha=.8, edgecolor='none', fontsize=9, title='first and last layer' if many else None)
     return fig
 
 def in_words(
@@ -274,7 +274,11 @@ img {max-width: 100%; height: auto; background: #fff; border-radius: 3px}
 img.pixels {image-rendering: pixelated; width: 100%} .wide {overflow-x: auto} .wide img {min-width: 620px}
 table {border-collapse: collapse; font-size: 15px} td.n {font-variant-numeric: tabular-nums}
 td, th {padding: 3px 12px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8884}
-code {font-size: 14px; overflow-wrap: anywhere}'''
+code {font-size: 14px; overflow-wrap: anywhere} p {max-width: 60em}
+.rows {display: flex} .rows img {align-self: flex-start}
+.names {display: flex; flex-direction: column; position: sticky; left: 0; background: Canvas; font-size: 14px}
+.names span {flex: 1; display: flex; align-items: center; max-width: 8em; padding-right: 8px; overflow: hidden;
+white-space: nowrap}'''
 
 def figure_html(
     tag:str,                  # an <img>, or other HTML
@@ -290,32 +294,46 @@ def image_tag(
     kind:str,                 # png or gif
     alt:str,                  # what it shows, in words
     widest:int,               # pixels on the screen
+    least:int=0,              # pixels that it keeps on a small one, where it is scrolled
 )->str:                       # an <img>
     "A file as part of the page, its pixels kept sharp."
     inside = base64.b64encode(data).decode()
-    style = f'class=pixels style="max-width: {widest}px"'
+    style = f'class=pixels style="max-width: {widest}px; min-width: {min(least, widest)}px"'
     return f'<img {style} alt="{html.escape(alt)}" src="data:image/{kind};base64,{inside}">'
+
+def beside_names(
+    tag:str,                  # an <img> of rows of pictures
+    names:list,               # of the rows; [] where they have none
+    foot:float=0,             # what lies below the rows, in heights of a row
+)->str:                       # HTML, to be scrolled sideways on a small screen
+    "Names at the left of the rows, which stay when the pictures are scrolled."
+    spans = ''.join(f'<span title="{html.escape(n)}">{html.escape(n)}</span>' for n in map(str, names))
+    below = f'<span style="flex: {foot:.3f}"></span>' if foot else ''
+    return f'<div class="wide rows" tabindex=0><div class=names>{spans}{below}</div>{tag}</div>'
 
 def pictures_html(
     x:Tensor,                 # pictures in [-1, 1], (rows, columns, 3, res, res)
     alt:str,                  # what they show, in words
     caption:str,              # below them
+    names:list=(),            # of the rows
 )->str:                       # HTML
     "Pictures in rows."
     from PIL import Image
     out, grid = io.BytesIO(), grid_image(x.flatten(0, 1), x.shape[1])
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(out, 'PNG')
-    return figure_html(image_tag(out.getvalue(), 'png', alt, max(grid.shape[2], min(3*grid.shape[2], 1300))), caption)
+    widest = max(grid.shape[2], min(3*grid.shape[2], 1300))
+    return figure_html(beside_names(image_tag(out.getvalue(), 'png', alt, widest, 40*x.shape[1]), names), caption)
 
 def table_html(
     head:list,                # of the columns
     rows:list,                # of values
 )->str:                       # HTML
     "A table that can be scrolled sideways."
-    text = lambda v: f'{v:.4g}' if isinstance(v, float) else html.escape(str(v))
-    body = ''.join('<tr>' + ''.join(f'<td class=n>{text(v)}</td>' for v in row) + '</tr>' for row in rows)
+    rows = [[f'{v:.4g}' if isinstance(v, float) else str(v) for v in row] for row in rows]
+    body = ''.join('<tr>' + ''.join(f'<td class=n>{html.escape(v)}</td>' for v in row) + '</tr>' for row in rows)
     top = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
-    return f'<div class=wide tabindex=0><table><tr>{top}</tr>{body}</table></div>'
+    width = sum(min(14, .5*max(map(len, column))) for column in zip(head, *rows))      # long texts get more lines
+    return f'<div class=wide tabindex=0><table style="min-width: {width}em"><tr>{top}</tr>{body}</table></div>'
 
 def config_html(
     cfg:Config,               # of the run
@@ -340,17 +358,19 @@ TRAINING = (                  # keys of the log, which number of a list, what is
      'Losses say little about quality (chapter 05); a jump says that something broke.'))
 USAGE = ('usage_G', 'usage_D')
 USE = (
-    (USAGE, 0, 'gamma', 0., 'gamma starts at 0. Its sign means nothing (chapter 11).'),
+    (USAGE, 0, 'gamma', 0.,
+     'gamma starts at 0, and stays there where nothing is learned. Its sign means nothing (chapter 11).'),
     (USAGE, 1, '|gamma o| / |x|', None,
      'What passes through attention, as a share of what passes by. Near 0: not used.'),
     (USAGE, 2, 'entropy of the maps, bits', None,
-     'At its upper end the maps are even: attention is a mean over the picture.'),
+     'Were the maps even, attention would be a mean over the picture, and the line at log2 of the number of keys.'),
     (USAGE, 3, 'distance, pixels', None,
      'How far locations look, on average. A 3x3 convolution in its place would stay within a location or two.'))
 SPECTRA = {
     'norms': ('in use', 'One line for each layer. Under spectral norm they lie at 1 or little above; without it they '
               'are free. A jump is the onset of a collapse.'),
-    'raw': ('raw', 'The same before the division: what training does to the weights themselves.')}
+    'raw': ('raw', 'The same before the division: what training does to the weights themselves. Without spectral norm '
+            'there is no division, and this chart repeats the one before it.')}
 NORMS = tuple(((f'{kind}_{net}',), None, f'{net}: largest singular value, {what}', None, caption)
               for net in 'GD' for kind, (what, caption) in SPECTRA.items())
 
@@ -373,39 +393,52 @@ def samples_html(
     names:list,               # class names
 )->str:                       # HTML
     "A grid, walks, and truncation."
-    rows, listed = list(range(min(max(cfg.n_classes, 1), 10))), ', '.join(names[:10]) or 'no classes'
+    rows, names = list(range(min(max(cfg.n_classes, 1), 10))), names[:10]
+    listed = ', '.join(names) or 'no classes'
     grid = draw(G, *fixed_noise(cfg)).unflatten(0, (len(rows), -1))
     out = [pictures_html(grid, f'Generated pictures, one row per class: {listed}',
-        f'One row per class ({listed}), one z per column. Were the class ignored, rows would look alike; '
-        'were z ignored, columns would.')]
+        'One row per class, one z per column. Were the class ignored, rows would look alike; '
+        'were z ignored, columns would.', names)]
     walk = walk_z(G, rows, 10, cfg.seed)
     out.append(pictures_html(walk, 'Walks between two z, one row per class',
         'From one z to another, the same road for every class. Learned pictures would jump from one to the next; '
-        'a learned world changes little by little.'))
-    moving = image_tag(gif(there_and_back(walk, 2)), 'gif', 'The same walk, animated', 150*min(len(rows), 8))
-    out.append(figure_html(moving, 'The same road, walked there and back.'))
+        'a learned world changes little by little.', names))
+    out.append(moving_html(walk, listed))
     if len(rows) > 1: out.append(pictures_html(walk_classes(G, rows, 12, cfg.seed, 4), f'Walks through {listed}',
-        f'From class to class ({listed}), one z per row. What lies between two classes was never trained.'))
+        f'From class to class ({listed}), one z per row. What lies between two classes was never trained. Were '
+        'pictures mixed in place of classes, one would shine through the next.', [f'z {i}' for i in range(1, 5)]))
     y = torch.arange(12) % len(rows)
     cut = torch.stack([draw(G, draw_z(12, cfg.z_dim, cfg.seed, tau), y) for tau in (None, 1., .5, .1)])
     out.append(pictures_html(cut, 'Four rows of pictures, truncated more and more',
-        'Truncation: z as trained, then cut off at 1, 0.5 and 0.1. Variety falls from row to row; '
-        'if it did not, z would be ignored.'))
+        'Truncation: z as trained, then cut off. Variety falls from row to row; if it did not, z would be ignored.',
+        ['as trained', 'cut at 1', 'cut at 0.5', 'cut at 0.1']))
     return ''.join(out)
+
+def moving_html(
+    walk:Tensor,              # from `walk_z`
+    listed:str,               # class names
+)->str:                       # HTML
+    "A walk as an animation."
+    alt, frames = f'The same walk, animated, for {listed}', there_and_back(walk, 2)
+    tag = image_tag(gif(frames), 'gif', alt, 150*min(len(walk), 8))
+    return figure_html(tag, f'The same road, walked there and back: {listed}. Pictures learned by heart would jump.')
 
 def film_html(
     run,                      # run folder
     cfg:Config,               # of the run
+    names:list,               # class names
 )->str:                       # HTML; empty where the run kept no samples
     "The training, from its fixed noise."
     try: grids = kept_samples(run)
     except Refused: return ''
     strip, steps = timelapse(grids, cfg.res)
-    wide = next(iter(grids.values())).shape[2]
-    moving = image_tag(gif(film(grids), 400), 'gif', 'All of the fixed noise over training, animated', 2*wide)
+    (wide, names), pitch = (next(iter(grids.values())).shape[2], names[:10]), cfg.res + 2
+    alt = 'All of the fixed noise over training, animated'
+    moving = image_tag(gif(film(grids), 400), 'gif', alt, 2*wide, 40*wide // pitch)
     return (pictures_html(strip, f'Fixed noise at steps {steps}',
-                          f'The same noise at steps {", ".join(map(str, steps))}; one row per class.')
-            + figure_html(moving, 'All of it, as a film.'))
+                          f'The same noise at steps {", ".join(map(str, steps))}, one row per class. Pictures that no '
+                          'longer change say that training has stopped; from other noise, each would differ.', names)
+            + figure_html(beside_names(moving, names, 14/pitch), 'As a film. After a collapse, columns are alike.'))
 
 def maps_html(
     net:nn.Module,            # generator or discriminator
@@ -428,7 +461,8 @@ def maps_html(
     click = widget_html(maps, names=labels, fallback='(Needs a browser that runs scripts.)')
     return (f'<h3>{title}</h3>' + figure_html(tag, caption, wide=True)
             + table_html(head, [(name, *use.values()) for name, use in attention_use(maps).items()])
-            + figure_html(click, 'Click a pixel of the left picture, or move with the arrow keys.'))
+            + figure_html(click, 'The map of any pixel, made here from queries and keys. Asked at a dot of the figure '
+                          'above, a wrong map would not agree with it.'))
 
 def silence_html(
     G:Generator,              # from `sampler`
@@ -443,8 +477,7 @@ def silence_html(
     change = (whole - without).abs()
     return pictures_html(torch.stack([whole, without, change - 1]), 'With attention, without it, and the difference',
         f'As trained; with gamma set to 0; and the difference, {change.mean()*127.5:.1f} of 255 levels on average. '
-        'An attention layer that is not used would leave the last row black.')
-
+        'An attention layer that is not used would leave the last row black.', ['trained', 'gamma = 0', 'difference'])
 
 def silenced_numbers(
     G:Generator,              # from `sampler`
@@ -491,12 +524,14 @@ def sections(
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
     log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), read('data.json').get('classes', [])
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
-    out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg)}
+    out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')
     if features is not None:
-        pairs, say = beside_real(draw(G, *fixed_noise(cfg, 2, 4)), source, features)
+        noise, asked = fixed_noise(cfg, 2, 4)
+        pairs, say = beside_real(draw(G, noise, asked), source, features)
         out['Did it copy?'] = pictures_html(pairs, 'Generated pictures and their nearest real ones',
-            f'First column: generated; then the nearest real pictures, nearest first. {say}')
+            f'First column: generated; then the nearest real pictures, nearest first. {say} Were the search wrong, the '
+            'neighbours in a row would have nothing in common.', [names[k] for k in asked] if names else [])
     if source is not None:
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(cfg.seed))
         real, y = source.batch(order[:4])

@@ -1,14 +1,18 @@
 "Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
 import contextlib
 import io
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from commands import shell, spawn
@@ -17,12 +21,15 @@ from PIL import Image
 from sagan_nb import cli
 from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
 from sagan_nb.config import PRESETS, at_scale, from_json, to_json
+from sagan_nb.core import show_grid
 from sagan_nb.data import open_source
 from sagan_nb.interop import save_pretrained
 from sagan_nb.metrics import Features
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.report import report
 from sagan_nb.train import train
+
+on_linux = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='this system does not tell the peak of one process')
 
 def text(tab): return tab.ask('document.querySelector("p[aria-live]").textContent')
 
@@ -64,6 +71,49 @@ def test_the_script_computes_the_rows_of_beta(tmp_path, tab):
         torch.testing.assert_close(torch.tensor(tab.ask(f'rows({j//16}, {j%16})')), beta[j], rtol=1e-4, atol=1e-7)
 
 
+CELL = '''import torch
+from sagan_nb.attention_maps import attention_maps, attention_widget, mirror_generator
+attention_widget(attention_maps(mirror_generator('released'), torch.zeros(1, 4), torch.tensor([0])))'''
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "The address of a JupyterLab with one notebook, look.ipynb, whose one cell is CELL."
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=dict(kernelspec=dict(name='python3', display_name='python3'))), tmp_path/'look.ipynb')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    own = {k: str(tmp_path/k) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')}
+    command = f'{sys.executable} -m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token= --ServerApp.root_dir={tmp_path}'
+    process = subprocess.Popen(command.split(), env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(240):
+        with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port)): break
+        assert process.poll() is None, 'JupyterLab did not start'
+        time.sleep(.5)
+    yield f'http://127.0.0.1:{port}/lab/tree/look.ipynb'
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.long
+def test_clicking_in_jupyterlab(lab, context):
+    "A cell, run in JupyterLab: a click names the mirror image of the pixel."
+    page, faults = context.browser.new_context(viewport=dict(width=1200, height=900)).new_page(), []
+    page.on('pageerror', lambda e: faults.append(str(e)))
+    page.set_default_timeout(120_000)
+    page.goto(lab)
+    page.click('.jp-Notebook .jp-CodeCell .cm-content')
+    page.keyboard.press('Shift+Enter')
+    page.wait_for_selector('.jp-OutputArea-output canvas')
+    box = page.locator('.jp-OutputArea-output canvas').first.bounding_box()
+    for row, column in ((9, 20), (30, 2)):
+        page.mouse.click(box['x'] + (column + .5)/32*box['width'], box['y'] + (row + .5)/32*box['height'])
+        a, b = row//4*4, (31 - column)//4*4
+        assert f'most at rows {a}-{a + 3}, columns {b}-{b + 3} (100.0%' in page.inner_text('.jp-OutputArea-output p[aria-live]')
+    page.close()
+    assert faults == []
+
+
 def test_the_browser_notices_faults(tmp_path, tab):
     "A page with a script error and a picture from the network is caught."
     path = tmp_path/'bad.html'
@@ -74,8 +124,9 @@ def test_the_browser_notices_faults(tmp_path, tab):
     assert tab.ask('document.documentElement.scrollWidth > window.innerWidth')
 
 
-MEMORY = '''
-import resource, torch
+PEAK = "next(int(o.split()[1])/2**20 for o in open('/proc/self/status') if o.startswith('VmHWM'))"       # GiB, of this process alone
+MEMORY = f'''
+import torch
 from sagan_nb.attention_maps import attention_maps, attention_use, find_queries
 from sagan_nb.networks import Generator
 torch.manual_seed(0)
@@ -86,15 +137,41 @@ for i in range(64): [maps.pick().look(i, q) for q in find_queries(maps.pick(), i
 find_queries(maps.pick(), 0, 'auto', 5)
 maps.pick().q, maps.pick().k = maps.pick().q[:8], maps.pick().k[:8]
 maps.pick().reach()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print({PEAK})
+'''
+COMMAND = f'''
+import sys
+from sagan_nb import cli
+sys.argv[0] = 'sagan_attention'
+cli.sagan_attention()
+print({PEAK})
 '''
 
 
+def peak(code, *args):
+    "GiB that a process of its own took, as it says in its last line."
+    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1])
+
+
+@on_linux
 def test_maps_of_64_pictures_take_less_than_2_GiB():
     "At a 64x64 map without pooling, where all maps together would take 4 GiB."
-    done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert .1 < float(done.stdout) < 2, done.stdout
+    assert .1 < peak(MEMORY) < 2
+
+
+@on_linux
+@pytest.mark.long
+@pytest.mark.parametrize('part', ['G', 'D'])
+def test_maps_of_64_pictures_of_the_released_size(part, tmp_path):
+    "The whole command at 128 pixels and width 64, figure included. Prints the peak."
+    shape = dict(attn_at=(64,), form='paper')
+    net = Generator(128, 64, 1000, 128, **shape) if part == 'G' else Discriminator(128, 64, 3, **shape)
+    save_pretrained(net, tmp_path/'net.safetensors')
+    found = peak(COMMAND, tmp_path/'net.safetensors', '--part', part, '--n', 64, '--out', tmp_path/'maps.png', *(('--data', 'toy:3') if part == 'D' else ()))
+    print(f'{part}: peak {found:.2f} GiB')
+    assert .1 < found < 2 and (tmp_path/'maps.png').stat().st_size > 100_000
 
 
 @pytest.fixture(scope='module')
@@ -129,6 +206,8 @@ def test_attention_refusals(runs, monkeypatch, capsys):
     run, out = runs/'run', ('--out', runs/'x.png')
     for args, words in (((runs/'none',), 'this generator has no attention layer'), ((run, '--queries', '12,40'), '12,40 is outside the picture'),
                         ((run, '--queries', '4,-1'), 'outside'), ((run, '--queries', 'x'), 'queries are auto, grid, or pixels'),
+                        ((run, '--queries', '-1,3'), 'the query -1,3 is outside the picture'), ((run, '--queries=-1,3'), '-1,3 is outside the picture'),
+                        ((run, '--queries', '4,3', '-1,-3'), '-1,-3 is outside the picture'), ((run, '--queries', '-1', '3'), 'queries are auto, grid, or pixels'),
                         ((runs/'none', '--part', 'D'), 'this discriminator has no attention layer'), ((runs/'bare',), 'no checkpoints'),
                         ((run, '--layers', '32'), 'no attention at 32 in this network; there is at 8, 16'), ((run, '--points', '0'), 'must lie in 1..'),
                         ((runs/'nowhere',), 'no such run'), ((run, '--part', 'd'), 'choose G or D'), ((run, '--n', '0'), 'n must lie in'),
@@ -165,6 +244,13 @@ def page(runs):
     return runs/'run'/'report.html'
 
 
+NAMED = '''[...document.querySelectorAll(".rows")].filter(o => o.querySelector(".names span")).map(o => {
+    const image = o.querySelector("img"), box = image.getBoundingClientRect(), spans = [...o.querySelectorAll(".names span[title]")]
+    const middle = s => { const b = s.getBoundingClientRect(); return (b.top + b.bottom)/2 - box.top }
+    const foot = image.alt.includes("over training") ? 14*box.height/image.naturalHeight : 0
+    return {names: spans.map(s => s.textContent), middles: spans.map(middle), rows: box.height - foot} })'''
+
+
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [400, 1600])
 def test_report_in_a_browser(page, width, dark, tab):
@@ -182,6 +268,21 @@ def test_report_in_a_browser(page, width, dark, tab):
     titles = tab.ask('[...document.querySelectorAll("nav a")].map(a => [a.textContent, document.querySelector(a.getAttribute("href")) !== null])')
     assert all(o[1] for o in titles) and {'Attention', 'Did it copy?', 'Metrics', 'Configuration'} <= {o[0] for o in titles}
     assert tab.ask('document.querySelectorAll("canvas").length') == 4                              # G and D, to click
+    named = tab.ask(NAMED)
+    assert [o['names'] for o in named].count(['0_disc', '1_ring', '2_pillar', '3_beam']) == 4 and ['trained', 'gamma = 0', 'difference'] in [o['names'] for o in named]
+    for o in named:                                                                                # each name in the middle of its row
+        pitch = o['rows']/len(o['names'])
+        assert all(abs(y - (i + .5)*pitch) < .15*pitch for i, y in enumerate(o['middles'])), o
+
+
+def test_nearest_real_pictures(page, runs, monkeypatch, capsys):
+    "Eight in a row, the generated one first, a class beside each row; in words, how far. The help says so."
+    seen = {}
+    monkeypatch.setattr(cli, 'show_grid', lambda x, n, **named: seen.update(x=x, n=n, **named) or show_grid(x, n, **named))
+    code, said, fault = shell(monkeypatch, capsys, 'sagan_sample', runs/'run', '--kind', 'neighbours', '--n', '17', '--classes', '1,3', '--out', runs/'n.png')
+    assert (code, seen['n'], len(seen['x']), seen['rows']) == (0, 8, 24, ['1_ring', '3_beam', '1_ring']), fault
+    assert '24 pictures of 2 classes' in said and 'Distance to the nearest of' in said and 'Copies would be near 0' in said
+    assert 'of neighbours, one in eight is generated' in ' '.join(shell(monkeypatch, capsys, 'sagan_sample', '--help')[1].split())
 
 
 class Means(torch.nn.Module):

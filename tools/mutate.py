@@ -47,6 +47,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('pooled keys drawn as small as locations', '11', 'o.look(i, query), o.res/o.shape[0]*o.cell, query', 'o.look(i, query), o.res/o.shape[0], query', '11'),
     ('arrows end at the corner of a cell', '11', 'tuple((v + .5)*side - .5 for v in cell)', 'tuple(v*side for v in cell)', '11'),
     ('map of a pooled layer from unpooled keys', '11', 'key = F.max_pool2d(key, 2) if block.pool else key', 'key = F.avg_pool2d(key, 2) if block.pool else key', '11'),
+    ('queries for contrast lie side by side', '11', 'gap = max(1, min(o.shape) // (2*math.ceil(math.sqrt(n))))', 'gap = 1', '11'),
     ('looking at a map moves u', '11', 'for b, was in buffers: b.copy_(was)', 'pass', '11'),
     ('a walk between classes keeps the old offsets', '15', "for name in ('gain', 'offset'):", "for name in ('gain',):", '15'),
     ('the line in place of the great circle', '15', '(((1 - t)*w).sin()*a[..., None, :] + (t*w).sin()*b[..., None, :]) / w.sin()', '(1 - t)*a[..., None, :] + t*b[..., None, :]', '15'),

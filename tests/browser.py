@@ -2,9 +2,15 @@
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ('chromium', 'chromium-headless-shell', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
@@ -52,3 +58,32 @@ def tab(context):
     new = Tab(context)
     yield new
     new.page.close()
+
+
+IDLE = 'text=/ipykernel. . Idle/'                                                                          # in the bar at the foot of JupyterLab
+
+
+@pytest.fixture
+def lab(tmp_path, context):
+    "Opens a notebook of the folder `book` in JupyterLab: its page. The server is this environment's, with nobody's settings."
+    (tmp_path/'book').mkdir(exist_ok=True)
+    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    keep = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'IN_TEST')}                # a reader sets neither
+    path = os.pathsep.join(filter(None, (str(ROOT), keep.get('PYTHONPATH'))))
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0',
+               '--IdentityProvider.token=', f'--ServerApp.root_dir={tmp_path/"book"}']
+    server = subprocess.Popen(command, cwd=tmp_path, env=keep | dict(HOME=str(tmp_path), PYTHONPATH=path),
+                              stdout=open(tmp_path/'lab.txt', 'w'), stderr=subprocess.STDOUT)
+    page = context.browser.new_context(viewport=dict(width=1400, height=1000)).new_page()
+
+    def opened(name):
+        while server.poll() is None:
+            try: socket.create_connection(('127.0.0.1', port)).close(); break
+            except OSError: time.sleep(.2)
+        page.goto(f'http://127.0.0.1:{port}/lab/tree/{name}')
+        page.wait_for_selector(IDLE, timeout=120_000)
+        return page
+    yield opened
+    page.context.close()
+    server.terminate()
+    server.wait(60)

@@ -13,7 +13,7 @@ if 'SAGAN_NB_CACHE' not in os.environ:                                          
     os.environ['SAGAN_NB_CACHE'] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ['SAGAN_NB_CACHE'], ignore_errors=True)
 
-from browser import context, tab  # noqa: E402, F401  fixtures
+from browser import context, lab, tab  # noqa: E402, F401  fixtures
 
 HERE = Path(__file__).parent
 skips = {}                                                                      # id -> reason

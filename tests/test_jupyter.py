@@ -3,77 +3,60 @@
 Everything is a copy: nothing here changes. Without an address, and without a setting of anybody's.
 """
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from browser import IDLE
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p.name for p in (ROOT/'nbs').glob('*.ipynb'))
-IDLE = 'text=/ipykernel. . Idle/'                                                                          # in the bar at the foot
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def lab(tmp_path, context):
-    "Opens a notebook of a copy of the book in JupyterLab: (its page, its file)."
+def book(tmp_path):
+    "A copy of the book, where `lab` looks for it: its notebooks."
     for name in ('nbs', 'results', 'docs'): shutil.copytree(ROOT/name, tmp_path/'book'/name)
-    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
-    keep = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'IN_TEST')}                # a reader sets neither
-    path = os.pathsep.join(filter(None, (str(ROOT), keep.get('PYTHONPATH'))))
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0',
-               '--IdentityProvider.token=', f'--ServerApp.root_dir={tmp_path/"book"}']
-    server = subprocess.Popen(command, cwd=tmp_path, env=keep | dict(HOME=str(tmp_path), PYTHONPATH=path),
-                              stdout=open(tmp_path/'lab.txt', 'w'), stderr=subprocess.STDOUT)
-    page = context.browser.new_context(viewport=dict(width=1400, height=1000)).new_page()
+    return tmp_path/'book'/'nbs'
 
-    def opened(name):
-        while server.poll() is None:
-            try: socket.create_connection(('127.0.0.1', port)).close(); break
-            except OSError: time.sleep(.2)
-        page.goto(f'http://127.0.0.1:{port}/lab/tree/nbs/{name}')
-        page.wait_for_selector(IDLE, timeout=120_000)
-        return page, tmp_path/'book'/'nbs'/name
-    yield opened
-    page.context.close()
-    server.terminate()
-    server.wait(60)
+
+def saved(page, file):
+    "Save, and read: (code cells that have not run, errors in what is shown), or None while the file is being written."
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(1000)
+    try: nb = json.loads(file.read_text(encoding='utf-8'))
+    except json.JSONDecodeError: return None
+    cells = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+    return ([''.join(c['source'])[:60] for c in cells if c['execution_count'] is None],
+            [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error'])
 
 
 def run_all(page, file, limit=1200):
-    "Restart the kernel, run all cells, save: (code cells that have not run, errors in what is shown)."
+    "Restart the kernel and run all cells: what was `saved` when all had run, or one had failed, twice the same."
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:has-text("Restart Kernel and Run All Cells")')
     page.click('.jp-Dialog button:has-text("Restart")')
-    began, unrun, errors = time.perf_counter(), ['all'], []
-    while unrun and not errors and time.perf_counter() - began < limit:
-        page.keyboard.press('Control+s')
-        page.wait_for_timeout(1000)
-        try: nb = json.loads(file.read_text(encoding='utf-8'))
-        except json.JSONDecodeError: continue                                                            # just being written
-        cells = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
-        unrun = [''.join(c['source'])[:60] for c in cells if c['execution_count'] is None]
-        errors = [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error']
-    return unrun, errors
+    end, last, now = time.perf_counter() + limit, None, saved(page, file)
+    while not now or now != last or (now[0] and not now[1]):                  # an error is shown before its cell counts as run
+        assert time.perf_counter() < end, now
+        last, now = now, saved(page, file)
+    return now
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_a_reader_runs_it(lab, name):
-    page, file = lab(name)
-    assert run_all(page, file) == ([], [])
+def test_a_reader_runs_it(book, lab, name):
+    page = lab(f'nbs/{name}')
+    assert run_all(page, book/name) == ([], [])
     page.wait_for_selector(IDLE)
 
 
-def test_planted_fault(lab, tmp_path):
+def test_planted_fault(book, lab):
     "A cell that fails is seen, and so are those behind it, which did not run."
     nb = json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))
     code = next(c for c in nb['cells'] if c['cell_type'] == 'code')
     nb['cells'] += [code | dict(source=o, id=f'planted{i}', outputs=[]) for i, o in enumerate(('1/0', 'print("behind")'))]
-    (tmp_path/'book'/'nbs'/'planted.ipynb').write_text(json.dumps(nb), encoding='utf-8')
-    unrun, errors = run_all(*lab('planted.ipynb'))
+    (book/'planted.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    unrun, errors = run_all(lab('nbs/planted.ipynb'), book/'planted.ipynb')
     assert unrun == ['print("behind")'] and errors == ['division by zero']

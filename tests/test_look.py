@@ -1,14 +1,11 @@
 "Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
 import contextlib
 import io
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,32 +73,14 @@ from sagan_nb.attention_maps import attention_maps, attention_widget, mirror_gen
 attention_widget(attention_maps(mirror_generator('released'), torch.zeros(1, 4), torch.tensor([0])))'''
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "The address of a JupyterLab with one notebook, look.ipynb, whose one cell is CELL."
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=dict(kernelspec=dict(name='python3', display_name='python3'))), tmp_path/'look.ipynb')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    own = {k: str(tmp_path/k) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_WORKSPACES_DIR', 'IPYTHONDIR')}
-    command = f'{sys.executable} -m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token= --ServerApp.root_dir={tmp_path}'
-    process = subprocess.Popen(command.split(), env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(240):
-        with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port)): break
-        assert process.poll() is None, 'JupyterLab did not start'
-        time.sleep(.5)
-    yield f'http://127.0.0.1:{port}/lab/tree/look.ipynb'
-    process.terminate()
-    process.wait()
-
-
 @pytest.mark.long
-def test_clicking_in_jupyterlab(lab, context):
+def test_clicking_in_jupyterlab(tmp_path, lab):
     "A cell, run in JupyterLab: a click names the mirror image of the pixel."
-    page, faults = context.browser.new_context(viewport=dict(width=1200, height=900)).new_page(), []
+    cell, kernel = nbformat.v4.new_code_cell(CELL), dict(name='python3', display_name='python3')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=kernel)), tmp_path/'book'/'look.ipynb')
+    page, faults = lab('look.ipynb'), []
     page.on('pageerror', lambda e: faults.append(str(e)))
     page.set_default_timeout(120_000)
-    page.goto(lab)
     page.click('.jp-Notebook .jp-CodeCell .cm-content')
     page.keyboard.press('Shift+Enter')
     page.wait_for_selector('.jp-OutputArea-output canvas')
@@ -110,7 +89,6 @@ def test_clicking_in_jupyterlab(lab, context):
         page.mouse.click(box['x'] + (column + .5)/32*box['width'], box['y'] + (row + .5)/32*box['height'])
         a, b = row//4*4, (31 - column)//4*4
         assert f'most at rows {a}-{a + 3}, columns {b}-{b + 3} (100.0%' in page.inner_text('.jp-OutputArea-output p[aria-live]')
-    page.close()
     assert faults == []
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from commands import spawn
 from sagan_nb import cli, metrics
+from sagan_nb.ablation import code_version
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
 from sagan_nb.metrics import (Features, Stats, as_table, between_roots, domain, evaluate, fake_table, file_sha256, frechet_distance, get, inception,
@@ -550,6 +551,8 @@ def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, ca
     cli.sagan_eval(str(published), data='toy', metrics='diversity', n_fake=100, n_real=100)
     o, = json.loads((tmp_path/'metrics.json').read_text())
     assert o['metric'] == 'diversity' and o['checkpoint_sha256'] == file_sha256(published)
+    own = json.loads((run/'metrics.json').read_text())                         # what the run itself ended with
+    assert {r['code'] for r in [o, *own]} == {code_version()} and {r['train_seed'] for r in own} == {0}
 
 
 def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):

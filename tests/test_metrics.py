@@ -349,6 +349,22 @@ def test_batch_and_shard_size_change_nothing(toy, small, G):
     assert fake_table(G, small, 130, labels='balanced').y.bincount().tolist() == [33, 32, 33, 32]
 
 
+def test_ranks_that_share_the_work_change_nothing(tmp_path, small, G):
+    "Each of three makes every third shard, as a process of its own would, and gathers its own statistics."
+    whole, ranks = fake_table(G, small, 130), []
+    for rank in range(3):
+        share, own = fake_table(G, small, 130, shard=20, folder=tmp_path), Stats(12)
+        for i in range(rank, len(share), 3): own.add(share[i]['features'])
+        ranks.append(own)
+    made = count(small)
+    together = fake_table(G, small, 130, shard=20, folder=tmp_path).complete()
+    torch.testing.assert_close(together.rows('logits'), whole.rows('logits'), rtol=1e-5, atol=1e-5)
+    merged, all_rows = ranks[2].merge(ranks[0]).merge(ranks[1]), whole.stats()
+    assert merged.n == 130 and frechet_distance(merged, all_rows) < 1e-9
+    torch.testing.assert_close(merged.covariance, all_rows.covariance, rtol=1e-5, atol=1e-7)
+    assert count(small) == made + 130                       # `whole`, when it was asked; nothing that a rank had made
+
+
 def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypatch):
     run = lambda **kw: evaluate(G, toy, ('score', 'distance', 'intra'), small, **dict(dict(n_fake=90, n_real=100, cache=tmp_path), **kw))
     compute, done = metrics.Table.compute, []

@@ -186,7 +186,8 @@ def measure(
     gan = load_checkpoint(path, device=device)
     metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * hasattr(source, 'long_range')
     n_fake, n_real = sizes or SIZES[gan.cfg.scale]
-    return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about_run(gan, path))
+    about = dict(about_run(gan, path), code=code_version())
+    return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about)
 
 class Curve:
     "Hook: Fréchet distance at a small size, diversity of a fixed batch and agreement, as lines of curve.jsonl."

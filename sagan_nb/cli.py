@@ -30,8 +30,8 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, collect, forget, markdown, measure, row_configs, run_rows,
-                               show_rows, show_samples, show_training, until)
+from .ablation import (TABLES, Job, about_run, code_version, collect, forget, markdown, measure,
+                               row_configs, run_rows, show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
@@ -366,7 +366,7 @@ def sagan_eval(
     if named(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, about=model.about)
+                       seed=seed, rounding=not floats, about=dict(model.about, code=code_version()))
     save_records(out, records)
     print(f'\n{as_table(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records

@@ -17,6 +17,7 @@ from torch import nn
 
 from commands import spawn
 from sagan_nb import cli, metrics
+from sagan_nb.ablation import code_version
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
 from sagan_nb.metrics import (Features, Stats, as_table, between_roots, domain, evaluate, fake_table, file_sha256, frechet_distance, get, inception,
@@ -348,6 +349,22 @@ def test_batch_and_shard_size_change_nothing(toy, small, G):
     assert fake_table(G, small, 130, labels='balanced').y.bincount().tolist() == [33, 32, 33, 32]
 
 
+def test_ranks_that_share_the_work_change_nothing(tmp_path, small, G):
+    "Each of three makes every third shard, as a process of its own would, and gathers its own statistics."
+    whole, ranks = fake_table(G, small, 130), []
+    for rank in range(3):
+        share, own = fake_table(G, small, 130, shard=20, folder=tmp_path), Stats(12)
+        for i in range(rank, len(share), 3): own.add(share[i]['features'])
+        ranks.append(own)
+    made = count(small)
+    together = fake_table(G, small, 130, shard=20, folder=tmp_path).complete()
+    torch.testing.assert_close(together.rows('logits'), whole.rows('logits'), rtol=1e-5, atol=1e-5)
+    merged, all_rows = ranks[2].merge(ranks[0]).merge(ranks[1]), whole.stats()
+    assert merged.n == 130 and frechet_distance(merged, all_rows) < 1e-9
+    torch.testing.assert_close(merged.covariance, all_rows.covariance, rtol=1e-5, atol=1e-7)
+    assert count(small) == made + 130                       # `whole`, when it was asked; nothing that a rank had made
+
+
 def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypatch):
     run = lambda **kw: evaluate(G, toy, ('score', 'distance', 'intra'), small, **dict(dict(n_fake=90, n_real=100, cache=tmp_path), **kw))
     compute, done = metrics.Table.compute, []
@@ -550,6 +567,8 @@ def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, ca
     cli.sagan_eval(str(published), data='toy', metrics='diversity', n_fake=100, n_real=100)
     o, = json.loads((tmp_path/'metrics.json').read_text())
     assert o['metric'] == 'diversity' and o['checkpoint_sha256'] == file_sha256(published)
+    own = json.loads((run/'metrics.json').read_text())                         # what the run itself ended with
+    assert {r['code'] for r in [o, *own]} == {code_version()} and {r['train_seed'] for r in own} == {0}
 
 
 def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):

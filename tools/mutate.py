@@ -1,4 +1,6 @@
-"""Break the book on purpose and see whether it notices: `python -m tools.mutate` (in `make long`).
+"""Break the book on purpose and see whether it notices: `python -m tools.mutate [WHICH ...]` (in `make long`).
+
+WHICH is a chapter (10) or words of a mutation ("resize with half"); all without it.
 
 Each mutation is one edit of an exported cell. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
 A mutation that no chapter notices ends the command with exit code 1. The table it prints is the one in CONTRIBUTING.md.
@@ -80,10 +82,17 @@ def caught_by(mutation):
     return None
 
 
+def chosen(words):
+    "The mutations of these chapters, or with these words in their names; all of them for no words."
+    found = {w: [m for m in MUTATIONS if w == m[1] or (not w.isdigit() and w in m[0])] for w in words}
+    if strange := [w for w in words if not found[w]]: sys.exit(f'no mutation {strange[0]!r}; say a chapter, such as 10, or words of a name')
+    return [m for m in MUTATIONS if not words or any(m in ms for ms in found.values())]
+
+
 def main():
-    missed = 0
+    missed, mutations = 0, chosen(sys.argv[1:])
     print('| mutation | in chapter | caught by chapter |\n|---|---|---|')
-    for m in MUTATIONS:
+    for m in mutations:
         by = caught_by(m)
         missed += by is None
         print(f'| {m[0]} | {m[1]} | {by or "**nobody**"} |', flush=True)

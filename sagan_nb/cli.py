@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
            'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of', 'check_sample',
-           'sagan_sample', 'write_gif', 'named', 'sagan_eval', 'slice_of', 'commands', 'write_table', 'sagan_table',
-           'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use',
-           'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands', 'write_table',
+           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
+           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -337,6 +337,17 @@ def named(
     "Does the model know the names of its classes?"
     return list(model.classes) != [str(k) for k in range(len(model.classes))]
 
+def left_out(
+    records:list,             # from `evaluate`
+)->str:                       # a line for each record that lacks classes; the first ten are named
+    "Which classes a mean over classes does without, and why."
+    lines = ['']
+    for o in records:
+        names = [f'{name} ({why})' for name, why in o.get('left_out', {}).items()]
+        more = f' and {len(names) - 10} more, all in the file' if len(names) > 10 else ''
+        if names: lines.append(f'{o["metric"]} without {", ".join(names[:10])}{more}')
+    return '\n'.join(lines)
+
 @command
 def sagan_eval(
     run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights
@@ -368,7 +379,7 @@ def sagan_eval(
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, about=dict(model.about, code=code_version()))
     save_records(out, records)
-    print(f'\n{as_table(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
+    print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records
 
 def slice_of(

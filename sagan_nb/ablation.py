@@ -631,11 +631,13 @@ def show_training(
     name:str,                 # a key of TABLES
     results:list,             # runs
     kind:str='distance',      # 'distance', 'mi' or 'diversity', as of `Curve`
+    pace:dict=None,           # row -> seconds of an update, timed in turns; None: each run's own
 ):                            # figure
     "A number against steps and against seconds (Figure 3); a cross where a sign of collapse came first."
     import matplotlib.pyplot as plt
-    rows = [r for r in TABLES[name].rows if any(o['row'] == r and o['curve'] for o in results)]
     results = [o for o in results if o['curve']]
+    if pace: results = [dict(o, curve=[dict(p, seconds=p['t']*pace[o['row']]) for p in o['curve']]) for o in results]
+    rows = [r for r in TABLES[name].rows if r in {o['row'] for o in results}]
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True, layout='constrained')
     colours = 'k', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
     lines = [dict(color=c, ls=s) for s in ('-', ':', '--') for c in colours]
@@ -687,9 +689,10 @@ def table2(
 
 def fig3(
     results:list,             # runs, from `collect`
+    pace:dict=None,           # as of `show_training`
 ):                            # figure
     "Figure 3: the metric against steps and against seconds."
-    return show_training('fig3', results)
+    return show_training('fig3', results, pace=pace)
 
 def fig4(
     results:list,             # runs, from `collect`

@@ -42,6 +42,7 @@ def check_shape(
     what:str='features',      # for the message
 )->tuple[int,int]:            # n, d
     "Raises Refused for anything but a matrix of floats with enough rows."
+    if not isinstance(x, Tensor): raise Refused(f'{what} must be a torch tensor, got {type(x).__name__}')
     if x.ndim != 2 or not x.is_floating_point():
         raise Refused(f'{what} must be a matrix of floats, one row per picture; got {tuple(x.shape)}, {x.dtype}')
     if len(x) < least: raise Refused(f'{what} of {len(x)} pictures: at least {least} are needed')
@@ -82,8 +83,10 @@ class Stats:
         if S.shape != 2*mean.shape: raise Refused(f'a mean of {len(mean)} features and a matrix {tuple(S.shape)}')
         size = S.abs().max()
         if (S - S.T).abs().max() > 1e-6*size: raise Refused('the matrix is not symmetric: it is no covariance')
-        if torch.linalg.eigvalsh(S)[0] < -1e-6*size:
-            raise Refused('the matrix has a negative eigenvalue: it is no covariance')
+        values = torch.linalg.eigvalsh(S)
+        if values[0] < -1e-6*size: raise Refused('the matrix has a negative eigenvalue: it is no covariance')
+        if n <= len(values) and values[-n] > 1e-6*size:
+            raise Refused(f'a covariance of {n} pictures has rank {n - 1} at most, and this matrix has more')
         out = cls(0)
         out.n, out.mean, out.scatter = n, mean, S * (n - 1)
         return out
@@ -126,6 +129,7 @@ def root(
         return mean, (x - mean).div_(math.sqrt(len(x) - 1))              # float64, whatever x is
     s = x if isinstance(x, Stats) else Stats.of(x)
     S, d = s.covariance, len(s.mean)
+    if not S.diagonal().isfinite().all(): raise Refused('features are too large: their squares are not finite')
     L, fault = torch.linalg.cholesky_ex(S) if s.n > d else (None, 1)
     if not fault: return s.mean, L.T
     values, V = torch.linalg.eigh(S)
@@ -303,6 +307,7 @@ def prdc(
 )->dict:                      # precision, recall, coverage in 0..1; density 0 or more
     "Precision, recall, density, coverage in one pass; a point on the rim is inside. Raises Refused for too few rows."
     if fake.shape[1:] != real.shape[1:]: raise Refused(f'features of {tuple(fake.shape)} and {tuple(real.shape)}')
+    if min(k, k_density) < 1: raise Refused(f'neighbours are counted from 1; got {k} and {k_density}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
     slack = lambda x: torch.cat([1e-12 * (p.double() - centre).square().sum(1) for p in x.split(chunk)])

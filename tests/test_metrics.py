@@ -152,6 +152,10 @@ def test_too_few_rows_are_refused_and_low_rank_is_said():
     for f in (lambda: frechet_distance(x[:1], x), lambda: frechet_distance(x, Stats.of(x[:1])), lambda: inception_score(x[:3], 4),
               lambda: kernel_distance(x, x, size=11), lambda: prdc(x[:5], x), lambda: frechet_distance(x.fill_diagonal_(math.nan), x)):
         with pytest.raises(Refused): f()
+    x = features(10, 6, 0)
+    for f, words in ((lambda: frechet_distance(x.numpy(), x), 'must be a torch tensor, got ndarray'), (lambda: prdc(x, x, k=0), 'counted from 1'),
+                     (lambda: frechet_distance(x.double()*1e200, x), 'too large')):
+        with pytest.raises(Refused, match=words): f()
     x = features(10, 12, 0)
     with pytest.warns(UserWarning, match='10 pictures, 12 features: the covariance has rank 9 at most'): frechet_distance(x, x)
     with warnings.catch_warnings():
@@ -470,6 +474,8 @@ def test_what_is_no_covariance_is_refused():
     for bad, words in ((S, 'not symmetric'), (S + S.T - 9*torch.eye(5), 'negative eigenvalue'), ((S @ S.T)[:4, :4], 'a mean of 5')):
         with pytest.raises(Refused, match=words): Stats.from_moments(torch.zeros(5), bad, 10)
     assert Stats.from_moments(torch.zeros(5), S @ S.T, 10).n == 10
+    with pytest.raises(Refused, match='of 5 pictures has rank 4 at most'): Stats.from_moments(torch.zeros(5), S @ S.T, 5)
+    assert Stats.from_moments(torch.zeros(5), S[:, :4] @ S[:, :4].T, 5).n == 5
 
 
 def test_bytes_do_not_wrap_around_when_resized():

@@ -1,0 +1,42 @@
+"""What an update costs in each row of a table: `python -m tools.pace TABLE`, after its runs. Writes results/TABLE/pace.json.
+
+Runs of a table meet other programs, each for itself; here the rows are timed in turns, in processor seconds of one thread.
+"""
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sagan_nb.ablation import TABLES, collect
+from sagan_nb.config import from_json
+from sagan_nb.data import Stream, open_source
+from sagan_nb.speed import here, in_turns, table
+from sagan_nb.train import fit, make_gan
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_update(cfg):
+    "A callable that trains a row by one update of G, with its updates of D."
+    gan, stream = make_gan(cfg), Stream(open_source(cfg.data, res=cfg.res), cfg.batch, cfg.seed, flip=cfg.flip)
+    def run():
+        gan.cfg = replace(cfg, steps=gan.t + 1)
+        fit(gan, stream)
+    return run
+
+
+def main(name):
+    os.environ['IN_TEST'] = '1'                         # no progress bar for every update
+    torch.set_num_threads(1)
+    folder = ROOT/'results'/name
+    configs = {o['row']: from_json(json.dumps(o['config'])) for o in collect(folder, TABLES[name].rows)}
+    rows = table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, 15), 1, TABLES[name].base)
+    keep = 'cpu_seconds', 'ratio_of_cpu'
+    out = dict(made_by=f'python -m tools.pace {name}', **here(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
+    (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__': main(*sys.argv[1:])

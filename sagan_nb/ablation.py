@@ -41,7 +41,7 @@ class Plan:
     rows:tuple                # presets
     base:str                  # the row that the others are compared with
     claims:tuple              # (better row, worse row, the paper's words)
-    switches:tuple = ()       # settings that a scale may shrink but not switch on, because rows ask what they do
+    switches:tuple = ()       # settings that only some rows have: a scale may change their value, but turns none on
 
 def _tables()->dict:
     "Every table by its name."
@@ -129,7 +129,7 @@ def keep_claims(
     base,                     # a Config for each row of a table
     name:str,                 # a setting that is wanted to be the same in all of them
 ):
-    "Raise Refused where it tells rows apart. All blocks may go to one map, if rows differ in more than their map."
+    "Raise Refused where it tells rows apart. `attn_at` may be set for all that have a block, if no two become equal."
     rows = {replace(o, preset='') for o in base if o.block != 'none'}
     apart = len({getattr(o, name, None) for o in base}) > 1
     if name == 'attn_at': apart = len({replace(o, attn_at=()) for o in rows}) < len(rows)
@@ -192,7 +192,7 @@ def measure(
 class Curve:
     "Hook: Fréchet distance at a small size, diversity of a fixed batch and agreement, as lines of curve.jsonl."
     points = 8                # how often it looks in a run
-    wide = 1000               # pictures to measure agreement on
+    wide = 1000               # pictures from which mutual information is taken
     def __init__(self,
         run,                      # run folder
         source,                   # the real pictures
@@ -224,8 +224,8 @@ class Curve:
 def clock(
     log:list,                 # from `read_log`
     curve:list,               # from curve.jsonl
-)->list:                      # the curve, each line with the seconds of training until then
-    "When each point was reached at the run's median pace: looking, pauses and other people's work do not count."
+)->list:                      # the curve, each line with `seconds`
+    "Updates times the run's median pace: time spent on looking and short pauses do not count, load that lasts does."
     pace = np.median([o['seconds_per_step'] for o in log]) if log else math.nan
     return [dict(o, seconds=round(float(o['t']*pace), 3)) for o in curve]
 
@@ -560,14 +560,16 @@ def protocol(
     of = lambda key: each(o[key] for o in rows if key in o)
     cfg, env = (lambda key, part=part: each(r[part].get(key) for r in results) for part in ('config', 'env'))
     codes = {o['code'] for o in results}
+    where = lambda m: '+'.join(map(str, m))
     maps = [(tuple(r['config']['attn_at']), preset(r['row']).attn_at) for r in results]
-    moved = sorted({there[0] for here, there in maps if here and here != there})
+    moved = {where(there) for here, there in maps if here and here != there}
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
-             f'{cfg("steps")} steps, {cfg("precision")}', f'pictures {of("data")} ({of("data_id")})',
+             f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}, decay of averaged weights {cfg("ema")}',
+             f'pictures {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, {env("threads")} threads, torch {env("torch")}']
-    if moved: parts.append(f'**attention at map {each(h[0] for h, _ in maps if h)}, in the presets at {each(moved)}**')
+    if moved: parts.append(f'**attention at map {each(where(h) for h, _ in maps if h)}, in the presets at {each(moved)}**')
     if codes != {code_version()}: parts.append(f'made by other code ({each(codes)}): `--retrain ROW` does it anew')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
     return '; '.join(parts) + '.'
@@ -578,7 +580,7 @@ def sentences(
 )->list:                      # lines of Markdown
     "What the paper orders, and what is found here: computed, not written. Without claims, each row against the base."
     rows = [(row, plan.base, f'{row} is better than {plan.base}') for row in plan.rows if row != plan.base]
-    out, asked = [], 'orderings of the paper' if plan.claims else 'orderings, of which the paper claims none,'
+    out, asked = [], 'orderings of the paper' if plan.claims else 'orderings (ours: the paper claims none)'
     for kind in ('distance', 'mi'):
         name = name_of(results, kind)
         said = [(words, verdict(results, a, b, kind)) for a, b, words in plan.claims or rows]

@@ -30,7 +30,7 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, code_version, collect, forget, markdown, measure,
+from .ablation import (TABLES, Job, about_run, code_version, collect, forget, key_of, markdown, measure,
                                row_configs, run_rows, show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
@@ -224,7 +224,7 @@ def sagan_train(
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg, where = plan(preset, data, scale, out, pairs, resume, unlabelled), pick_device(device)
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
-    n_classes = cfg.n_classes if any(p.split('=')[0].strip() == 'n_classes' for p in pairs) else None
+    n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
@@ -446,7 +446,7 @@ def sagan_table(
     if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
     (rows, numbers), out = slice_of(TABLES[table], only, seeds), Path(out or f'runs/{table}-{scale}')
     if print_commands: return print(commands(table, rows, numbers, data, scale, out, features, set))
-    sizes = [p for p in set or () if p.split('=')[0].strip() == 'res']
+    sizes = [p for p in set or () if key_of(p) == 'res']
     source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
     print(describe(source))
     found, skipped = row_configs(TABLES[table], source, scale, set or (), fast_bf16())

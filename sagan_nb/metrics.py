@@ -57,6 +57,7 @@ def check_rows(
     check_shape(x, least, what)
     bad = (~x.isfinite()).any(1).nonzero()
     if len(bad): raise Refused(f'{what} hold values that are not finite numbers, first in row {int(bad[0])}')
+    if (x.abs() > 1e150).any(): raise Refused(f'{what} are too large: their squares are no finite numbers')
     return x
 
 class Stats:
@@ -71,7 +72,7 @@ class Stats:
     @classmethod
     def of(cls, x:Tensor, chunk:int=4096)->'Stats':      # features (n, d), rows taken at a time
         "The statistics of a matrix."
-        out = cls(x.shape[1], x.device)
+        out = cls(check_shape(x)[1], x.device)
         for part in x.split(chunk): out.add(part)
         return out
 
@@ -79,7 +80,8 @@ class Stats:
     def from_moments(cls, mean:Tensor, covariance:Tensor, n:int)->'Stats':      # (d), (d, d), number of pictures
         "Statistics that somebody else has gathered. Raises Refused where the matrix is no covariance."
         if n < 2: raise Refused(f'a covariance needs at least 2 pictures, got {n}')
-        mean, S = check_rows(mean[None].double())[0], check_rows(covariance.double())
+        mean, S = (torch.as_tensor(o, dtype=torch.float64) for o in (mean, covariance))
+        mean, S = check_rows(mean[None])[0], check_rows(S)
         if S.shape != 2*mean.shape: raise Refused(f'a mean of {len(mean)} features and a matrix {tuple(S.shape)}')
         size = S.abs().max()
         if (S - S.T).abs().max() > 1e-6*size: raise Refused('the matrix is not symmetric: it is no covariance')

@@ -80,6 +80,7 @@ def lab(tmp_path, context):
         while server.poll() is None:
             try: socket.create_connection(('127.0.0.1', port)).close(); break
             except OSError: time.sleep(.2)
+        assert server.poll() is None, (tmp_path/'lab.txt').read_text()
         page.goto(f'http://127.0.0.1:{port}/lab/tree/{name}')
         page.wait_for_selector(IDLE, timeout=120_000)
         return page

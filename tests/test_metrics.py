@@ -154,7 +154,8 @@ def test_too_few_rows_are_refused_and_low_rank_is_said():
         with pytest.raises(Refused): f()
     x = features(10, 6, 0)
     for f, words in ((lambda: frechet_distance(x.numpy(), x), 'must be a torch tensor, got ndarray'), (lambda: prdc(x, x, k=0), 'counted from 1'),
-                     (lambda: frechet_distance(x.double()*1e200, x), 'too large')):
+                     (lambda: Stats.of(x.numpy()), 'got ndarray'), (lambda: frechet_distance(Stats.of(x.double()*1e160), x), 'too large'),
+                     *((lambda f=f: f(x.double()*1e200, x.double()), 'too large') for f in (frechet_distance, prdc, lambda a, b: kernel_distance(a, b, size=5)))):
         with pytest.raises(Refused, match=words): f()
     x = features(10, 12, 0)
     with pytest.warns(UserWarning, match='10 pictures, 12 features: the covariance has rank 9 at most'): frechet_distance(x, x)
@@ -475,7 +476,7 @@ def test_what_is_no_covariance_is_refused():
         with pytest.raises(Refused, match=words): Stats.from_moments(torch.zeros(5), bad, 10)
     assert Stats.from_moments(torch.zeros(5), S @ S.T, 10).n == 10
     with pytest.raises(Refused, match='of 5 pictures has rank 4 at most'): Stats.from_moments(torch.zeros(5), S @ S.T, 5)
-    assert Stats.from_moments(torch.zeros(5), S[:, :4] @ S[:, :4].T, 5).n == 5
+    assert Stats.from_moments(np.zeros(5), (S[:, :4] @ S[:, :4].T).numpy(), 5).n == 5
 
 
 def test_bytes_do_not_wrap_around_when_resized():

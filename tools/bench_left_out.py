@@ -1,4 +1,4 @@
-"""What was tried and left out, with its figure: `python -m tools.bench_left_out [--rounds 5] [--net 32] [--no-compile]`.
+"""What was tried and left out, with its figure: `python -m tools.bench_left_out [--rounds 5] [--net 32] [--compile]`.
 
 Writes results/speed/left_out.json, which chapter 14 reads. Compilation takes minutes.
 """
@@ -52,7 +52,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--net', default='32')
-    p.add_argument('--no-compile', action='store_true')
+    p.add_argument('--compile', action='store_true')
     p.add_argument('--note', default='')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'left_out.json')
     o = p.parse_args()
@@ -61,7 +61,7 @@ def main():
         v = replace(FAST, precision=precision)
         steps = {'all': Step(net, v), "D's pictures in one pass": OnePass(net, v)}
         steps['power steps alone'] = power_steps(steps['all'])
-        if not o.no_compile:
+        if o.compile:
             steps['compiled'] = Step(net, replace(v, compiled=True))
             start = time.perf_counter()
             steps['compiled'](), steps['compiled']()

@@ -39,4 +39,6 @@ def main(name):
     (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    if len(sys.argv) != 2 or sys.argv[1] not in TABLES: sys.exit(f'say which table: {", ".join(TABLES)}')
+    main(sys.argv[1])

@@ -124,8 +124,8 @@ def items(group, names, known, numbers=False):
     "Rows of equations, figures and claims; with what was published and what came here, where there can be `numbers`."
     for o in DATA[group]:
         mine = [(r, *ours(r)) for r in o.get('rows', ())]
-        row, state, value = max(mine, key=lambda m: m[1] != 'not run', default=('', 'checked', '-'))
-        said = [o.get('published', '-'), value if value == '-' else f'`{row}`: {value}'] if numbers else []
+        state = max(mine, key=lambda m: m[1] != 'not run', default=('', 'checked'))[1]
+        said = [o.get('published', '-'), '; '.join(f'`{row}`: {value}' for row, _, value in mine if value != '-') or '-'] if numbers else []
         yield (f'**{o["paper"]}**: {o["says"]}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{m[0]}`' for m in mine)]),
                ', '.join(check(c, known) for c in o['check']), *said, o.get('state', state))
 

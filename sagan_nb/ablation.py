@@ -564,12 +564,14 @@ def protocol(
     maps = [(tuple(r['config']['attn_at']), preset(r['row']).attn_at) for r in results]
     moved = {where(there) for here, there in maps if here and here != there}
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
-             f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}, decay of averaged weights {cfg("ema")}',
+             f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}',
+             f'decay of averaged weights {cfg("ema")}',
              f'pictures {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, {env("threads")} threads, torch {env("torch")}']
-    if moved: parts.append(f'**attention at map {each(where(h) for h, _ in maps if h)}, in the presets at {each(moved)}**')
+    at = each(where(here) for here, _ in maps if here)
+    if moved: parts.append(f'**attention at map {at}, in the presets at {each(moved)}**')
     if codes != {code_version()}: parts.append(f'made by other code ({each(codes)}): `--retrain ROW` does it anew')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
     return '; '.join(parts) + '.'
@@ -670,7 +672,7 @@ def show_samples(
     found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
     found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
     if not found: return None
-    fig, axes = plt.subplots(len(found), 1, figsize=(5.4, 1.6*len(found)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(found), 1, figsize=(5.4, 1.6*len(found)), dpi=64, squeeze=False, layout='constrained')
     for ax, (row, picture) in zip(axes.flat, found.items()):
         ax.imshow(picture, interpolation='nearest')
         ax.set(xticks=[], yticks=[], title=f'{row}, seed {first[row]["seed"]}: later to the right')

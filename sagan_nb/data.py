@@ -268,7 +268,7 @@ def by_class(
     want = f'expected {where}/{cut}<class>/<picture>'
     if direct:
         raise Refused(f'{len(direct):,} pictures lie outside of class folders ({some(direct, 2)}): {want}; '
-                      'to train without labels, say --unlabelled')
+                      'to train without labels: sagan_train --unlabelled')
     if deep:
         one = where + (':' if where.lower().endswith('.zip') else '/') + cut + min(tops)
         raise Refused(f'{len(deep):,} pictures lie too deep ({deep[0]}): {want}; '
@@ -278,7 +278,7 @@ def by_class(
     if empty := {f for f in beside if f and '/' not in f} - set(classes):
         raise Refused(f'class folders without a picture in {where}: {some(empty)}. Fill or remove them')
     if len(classes) == 1:
-        raise Refused(f'{where} holds only one class ({classes[0]}); to train without labels, say --unlabelled')
+        raise Refused(f'{where} holds only one class ({classes[0]}); to train without labels: sagan_train --unlabelled')
     index = {c: k for k, c in enumerate(classes)}
     return [index[n.split('/')[0]] for n in inside], classes
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import __version__
-from .core import Refused, from_uint8, progress, to_uint8
+from .core import Refused, from_uint8, progress, to_uint8, whole
 from .data import Toy, diversity, seed_of
 
 # %% ../nbs/10_metrics.ipynb #1a534d5b
@@ -499,18 +499,16 @@ def put(
 )->bool:                      # is it there now?
     "Keep tensors in a file. Where that fails (a full disk), warn, and leave what was there."
     from safetensors.torch import save
-    facts, part = facts or {}, path.with_name(f'{path.name}.{os.getpid()}.part')
+    facts = facts or {}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts))))
-        os.replace(part, path)
+        kept = save(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
+        with whole(path) as part: part.write_bytes(kept)
         return True
     except OSError as e:
         warnings.warn(f'cannot keep {path} ({e.strerror or e}): it will have to be made again', CacheWarning,
                       stacklevel=2)
-        try: part.unlink(missing_ok=True)
-        except OSError: pass
         return False
 
 def get(
@@ -987,7 +985,5 @@ def save_records(
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
-        part = path.with_name(f'{path.name}.{os.getpid()}.part')
-        part.write_text(json.dumps(out, indent=1), encoding='utf-8')
-        os.replace(part, path)
+        with whole(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
     return out

@@ -12,7 +12,6 @@ __all__ = ['PARTS', 'epsilon_hat', 'networks', 'layout', 'GAN', 'make_gan', 'fro
 import copy
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -27,7 +26,7 @@ from torch.nn.utils import parametrize
 from . import __version__
 from .blocks import standing_statistics
 from .config import BOOKKEEPING, Config, differences, from_json, to_json
-from .core import Refused, grid_image, progress
+from .core import Refused, grid_image, progress, whole
 from .data import Stream
 from .distributed import Ranks
 from .losses import class_loss, hinge_d, hinge_g
@@ -241,12 +240,10 @@ def save_checkpoint(
     for name, p in (*gan.G.named_parameters(), *gan.D.named_parameters()):
         if not p.isfinite().all(): raise Diverged(f'at step {gan.t} the weight {name} is not finite')
     state = {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None}
-    path = Path(path)
-    part = path.with_name(path.name + '.part')
-    torch.save(dict(state, config=to_json(gan.cfg), t=gan.t, rng=gan.rng.get_state(), data=data.state_dict(),
-                    version=__version__), part)
-    os.replace(part, path)
-    return path
+    state |= dict(config=to_json(gan.cfg), t=gan.t, rng=gan.rng.get_state(), data=data.state_dict(),
+                  version=__version__)
+    with whole(path) as part: torch.save(state, part)
+    return Path(path)
 
 def read_checkpoint(
     path,                     # file to read

@@ -75,6 +75,8 @@ class Config:
     steps:int = setting(1_000_000, 'updates of G', 'paper 5')
     precision:str = setting('fp32', "'fp32' or 'bf16' (autocast)", 'released code')
     channels_last:bool = setting(False, 'memory layout', 'ours')
+    fold:str = setting('box', 'how resampling is computed (chapter 03)', 'ours')
+    compiled:bool = setting(False, 'torch.compile of both networks in training (chapter 14)', 'ours')
     # the generator that is looked at
     ema:float = setting(0., 'decay of the average of the weights of G; 0: none', 'released code: none')
     ema_start:int = setting(0, 'step at which averaging begins', 'ours')
@@ -94,7 +96,7 @@ CHOICES = dict(scale=('smoke', 'laptop', 'gpu', 'paper'), block=('attention', 'r
                sn_update_g=('forward', 'real', 'always'), sn_update_d=('forward', 'real', 'always'),
                sn_eval_sigma=('step', 'stored'), sn_eps_rule=('clamp', 'add'), adam_eps_rule=('torch', 'tensorflow'),
                bn_ghost_update=('mean', 'sequential'),
-               order=('d_then_g', 'g_then_d'), precision=('fp32', 'bf16'))
+               order=('d_then_g', 'g_then_d'), precision=('fp32', 'bf16'), fold=('box', 'kernel', 'none'))
 POSITIVE = ('res', 'width', 'z_dim', 'reduction', 'lr_g', 'lr_d', 'lr_factor', 'd_per_g', 'batch', 'steps',
             'checkpoint_every', 'sample_every', 'log_every', 'sigma_every', 'adam_eps', 'sn_eps')
 UP_TO_ONE = ('beta1', 'beta2', 'ema', 'bn_momentum', 'bn_last_momentum')

@@ -54,7 +54,7 @@ def networks(
 )->tuple[Generator,Discriminator]:    # in training mode, on the default device
     "G and D of a configuration. Raises Refused for a map that does not exist."
     shape = dict(res=cfg.res, width=cfg.width, n_classes=cfg.n_classes, attn_at=cfg.attn_at, block=cfg.block,
-                 form=cfg.form, reduction=cfg.reduction)
+                 form=cfg.form, reduction=cfg.reduction, fold=cfg.fold)
     sn = dict(eval_sigma=cfg.sn_eval_sigma, detach=cfg.sn_detach, eps=cfg.sn_eps, eps_rule=cfg.sn_eps_rule)
     bn = dict(ghost=cfg.bn_ghost, ghost_update=cfg.bn_ghost_update)
     G = Generator(**shape, z_dim=cfg.z_dim, sn=cfg.sn_g and dict(sn, update=cfg.sn_update_g),
@@ -105,6 +105,7 @@ def make_gan(
         torch.manual_seed(cfg.seed)
         G, D = networks(cfg)
     G, D = (net.to(device, memory_format=layout(cfg)) for net in (G, D))
+    if cfg.compiled: G.compile(), D.compile()           # copies of them, as for sampling, are not
     options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
     rule = epsilon_hat if cfg.adam_eps_rule == 'tensorflow' else lambda adam: adam
     adam = lambda net, lr: rule(torch.optim.Adam(net.parameters(), lr=lr*cfg.lr_factor, **options))

@@ -631,10 +631,11 @@ def sagan_bench(
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels
     brief:bool=False,         # only plain and all changes together
+    compiled:bool=False,      # also all changes under torch.compile; minutes to compile, and a C++ compiler
     note:str='',              # what else should be known, for instance who shared the machine
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
-    from sagan_nb.speed import ENDS, NETS, bench_all, callable_from, usable
+    from sagan_nb.speed import COMPILED, ENDS, NETS, VARIANTS, bench_all, callable_from, usable
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
@@ -642,7 +643,7 @@ def sagan_bench(
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device)
-    which = usable(where, ENDS) if brief else None
+    which = usable(where, (*ENDS, *COMPILED) if brief else VARIANTS, compiled)
     result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'\nwritten to {path}')

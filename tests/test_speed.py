@@ -1,6 +1,7 @@
 "Chapter 14 and the folds of chapter 03: same function, faster; which kernel ran; memory; what `--against` times."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
-from sagan_nb.speed import ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table, usable
+from sagan_nb.speed import COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table, usable
 from sagan_nb.train import read_log, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,7 +282,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_what_is_only_emulated_is_left_out(monkeypatch):
     for hardware, left_out in ((True, set()), (False, {'bf16', 'all, bf16'})):
         monkeypatch.setattr(speed, 'fast_bf16', lambda: hardware)
-        assert set(VARIANTS) - {*usable('cpu')} == left_out and usable('cuda') == [*VARIANTS]
+        assert set(VARIANTS) - {*usable('cpu')} == left_out | {*COMPILED}
+        assert usable('cuda', compiled=True) == [*VARIANTS] and {*usable('cpu', compiled=True)} == {n for n in VARIANTS if hardware or 'bf16' not in n}
+
+
+@pytest.mark.long
+def test_a_compiled_step_is_the_same_step():
+    "torch.compile with its default backend, both networks: losses of three updates, and weights after the first, as in eager."
+    if not any(map(shutil.which, ('g++', 'clang++'))): pytest.skip('no C++ compiler on this machine')
+    net = replace(NETS['small'], batch=4, channels=(16,)*4)
+    eager, compiled = Step(net, FAST), Step(net, replace(FAST, compiled=True))
+    for i in range(3):
+        torch.manual_seed(i); expected = torch.stack(eager.losses())
+        torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=1e-3, atol=1e-3)
+        if i: continue
+        grads = [(p.grad, q.grad) for a, b in ((eager.G, compiled.G), (eager.D, compiled.D)) for p, q in zip(a.parameters(), b.parameters())]
+        for p, q in grads: torch.testing.assert_close(q, p, rtol=1e-3, atol=1e-5*max(1., p.abs().max().item()))
 
 
 def test_peak_memory_and_rate():

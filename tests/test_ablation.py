@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands import spawn
 from sagan_nb import ablation, cli
@@ -197,3 +198,19 @@ def test_the_paper_scale_commands_at_smoke_scale(tmp_path):
     cli.sagan_table('table1', data=str(DATA/'imagenet-sample.zip'), scale='smoke', only='t1_none,t1_attn_16', out=str(out))
     assert '1000' not in (out/'table1.md').read_text().split('\n')[0] and len(list(out.glob('*.json'))) == 2
     assert all(o['config']['n_classes'] == 1000 for o in collect(out))
+
+
+def test_what_an_update_costs(tmp_path, monkeypatch):
+    "tools/pace.py: five updates of D for one of G cost more than one, and all it asks of the results are their settings."
+    from tools import pace
+    folder = tmp_path/'results'/'fig3'
+    folder.mkdir(parents=True)
+    for row in ('f3_sn_d', 'f3_sn_d_5to1'):
+        cfg = row_configs(TABLES['fig3'], Toy(32, 4), 'smoke')[0][row]
+        (folder/f'{row}-s0-a-b.json').write_text(json.dumps(dict(row=row, seed=0, name=f'{row}-s0-a-b', config=json.loads(to_json(cfg)))), encoding='utf-8')
+    monkeypatch.setattr(pace, 'ROOT', tmp_path)
+    threads = torch.get_num_threads()
+    try: pace.main('fig3', rounds=3)
+    finally: torch.set_num_threads(threads)
+    rows = json.loads((folder/'pace.json').read_text(encoding='utf-8'))['rows']
+    assert rows['f3_sn_d']['ratio_of_cpu'] == 1 and .1 < rows['f3_sn_d_5to1']['ratio_of_cpu'] < .7

@@ -28,12 +28,12 @@ def one_update(cfg):
     return run
 
 
-def main(name):
+def main(name, rounds=15):
     os.environ['IN_TEST'] = '1'                         # no progress bar for every update
     torch.set_num_threads(1)
     folder = ROOT/'results'/name
     configs = {o['row']: from_json(json.dumps(o['config'])) for o in collect(folder, TABLES[name].rows)}
-    rows = table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, 15), 1, TABLES[name].base)
+    rows = table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds), 1, TABLES[name].base)
     keep = 'cpu_seconds', 'ratio_of_cpu'
     out = dict(made_by=f'python -m tools.pace {name}', **here(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
     (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')

@@ -72,8 +72,8 @@ def notebooks():
 
 
 def pytest():
-    "All of tests/; tests/conftest.py prints every skip, and fails on one that is not allowed. Half an hour, twice that on a slow or busy machine."
-    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=5', minutes=60)
+    "All of tests/, two files at a time, each at one thread; tests/conftest.py prints every skip, and fails on one that is not allowed."
+    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=15', '-n', 2, '--dist', 'loadfile', minutes=40, OMP_NUM_THREADS='1')
 
 
 def main(names):

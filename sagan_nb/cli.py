@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of', 'check_sample',
-           'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands', 'write_table',
-           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
-           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'pick_device', 'check_compiler', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
+           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands',
+           'write_table', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries',
+           'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -166,6 +166,13 @@ def pick_device(
         raise Refused('there is no CUDA device here; say --device cpu')
     return device
 
+def check_compiler(
+    device:torch.device,      # where to train
+):
+    "Raises Refused where `torch.compile` cannot work: on a CPU without a C++ compiler."
+    if device.type == 'cpu' and not any(map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))):
+        raise Refused('torch.compile needs a C++ compiler (g++ or clang++), and there is none here')
+
 def plan(
     preset_name:str,          # row, or None
     data:str,                 # pictures, or None
@@ -223,6 +230,7 @@ def sagan_train(
     "Train a SAGAN."
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg, where = plan(preset, data, scale, out, pairs, resume, unlabelled), pick_device(device)
+    if cfg.compiled: check_compiler(where)
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
@@ -643,6 +651,7 @@ def sagan_bench(
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device)
+    if compiled: check_compiler(where)
     which = usable(where, (*ENDS, *COMPILED) if brief else VARIANTS, compiled)
     result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')

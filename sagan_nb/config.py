@@ -75,8 +75,8 @@ class Config:
     steps:int = setting(1_000_000, 'updates of G', 'paper 5')
     precision:str = setting('fp32', "'fp32' or 'bf16' (autocast)", 'released code')
     channels_last:bool = setting(False, 'memory layout', 'ours')
-    fold:str = setting('box', 'how resampling is computed (chapter 03)', 'ours')
-    compiled:bool = setting(False, 'torch.compile of both networks in training (chapter 14)', 'ours')
+    fold:str = setting('box', "'box', 'kernel', or 'none': as it is said (chapter 03)", 'ours')
+    compiled:bool = setting(False, 'torch.compile in training; on a CPU it needs a C++ compiler (chapter 14)', 'ours')
     # the generator that is looked at
     ema:float = setting(0., 'decay of the average of the weights of G; 0: none', 'released code: none')
     ema_start:int = setting(0, 'step at which averaging begins', 'ours')

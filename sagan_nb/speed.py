@@ -78,8 +78,8 @@ def usable(
     device='cpu',                 # where
     names=VARIANTS,               # of VARIANTS
     compiled:bool=False,          # with those that take minutes to compile
-)->list:                          # those that make sense there: bfloat16 only in hardware
-    "Leave out the variants that a device only emulates."
+)->list:                          # those that make sense there: bfloat16 only in hardware, COMPILED only if asked for
+    "Leave out the variants that a device only emulates, or that were not asked for."
     low = torch.device(device).type != 'cpu' or fast_bf16()
     return [n for n in names if (low or VARIANTS[n].precision == 'fp32') and (compiled or not VARIANTS[n].compiled)]
 

@@ -30,13 +30,14 @@ def allowed(test, reason, lines=None):
 
 def note(report):
     "An expected failure is a skip, too."
-    ran.add(Path(report.nodeid.partition('::')[0]).name)
     if not report.skipped: return
     if hasattr(report, 'wasxfail'): skips[report.nodeid] = f'expected to fail {report.wasxfail}'
     else: skips[report.nodeid] = report.longrepr[-1].removeprefix('Skipped: ')
 
 
-def pytest_runtest_logreport(report): note(report)
+def pytest_runtest_logreport(report):                                           # in xdist's controller too, which collects nothing itself
+    ran.add(Path(report.nodeid.partition('::')[0]).name)
+    note(report)
 
 
 def pytest_collectreport(report): note(report)

@@ -166,13 +166,15 @@ def test_rows_that_do_not_apply():
 def test_a_map_for_all_rows_is_said():
     found, skipped = row_configs(TABLES['table2'], Toy(32, 4), 'laptop', ['attn_at=16'])
     assert not skipped and [cfg.attn_at for cfg in found.values()] == [(), (), (16,)]
-    run = lambda row, cfg: dict(row=row, seed=0, scale='laptop', name=f'{row}-s0-a-b', code='', env={}, config=json.loads(to_json(cfg)), records=[], collapse=[],
+    run = lambda row, cfg: dict(row=row, seed=0, scale='laptop', name=f'{row}-s0-a-b', code='', env=dict(commit=None), config=json.loads(to_json(cfg)), records=[], collapse=[],
                                 status='finished', curve=[], parameters={}, seconds_per_step=1.)
     said = 'attention at map 16, in the presets at 64'
     assert said in ablation.protocol([run(*o) for o in found.items()])
     assert said not in ablation.protocol([run('t1_attn_16', replace(found['t2_sagan'], preset='t1_attn_16'))])
     assert 't2_sagan' in ablation.not_applicable(TABLES['table2'], [run('t2_acgan', found['t2_acgan'])])
     assert not ablation.not_applicable(TABLES['table2'], [run(*o) for o in found.items()])
+    k1 = run('k1', row_configs(TABLES['reduction'], Toy(32, 4), 'laptop', ['attn_at=16'])[0]['k1'])
+    assert not ablation.not_applicable(TABLES['reduction'], [k1]) and '| not run |' in markdown('reduction', [k1])
 
 
 def test_other_code_is_used_and_said(table, monkeypatch):
@@ -209,6 +211,7 @@ def test_what_an_update_costs(tmp_path, monkeypatch):
         cfg = row_configs(TABLES['fig3'], Toy(32, 4), 'smoke')[0][row]
         (folder/f'{row}-s0-a-b.json').write_text(json.dumps(dict(row=row, seed=0, name=f'{row}-s0-a-b', config=json.loads(to_json(cfg)))), encoding='utf-8')
     monkeypatch.setattr(pace, 'ROOT', tmp_path)
+    monkeypatch.setenv('IN_TEST', '1')                                          # `main` sets it, too; this takes it back
     threads = torch.get_num_threads()
     try: pace.main('fig3', rounds=3)
     finally: torch.set_num_threads(threads)

@@ -247,13 +247,13 @@ def test_spectral_norm_compiles():
                 for p in m.parameters(): p -= .1*p.grad
     for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
 
-@pytest.mark.parametrize('detach', [True, False])
-def test_few_rows_compile(detach):
-    "The default backend, one forward and two before a backward: a weight of two rows, whose power step it would compute again from the moved u."
+@pytest.mark.parametrize('rows, detach', [(1, True), (2, False), (3, True)])
+def test_few_rows_compile(rows, detach):
+    "The default backend, one forward, then two before a backward: a weight of few rows, whose power step it would compute again from the moved u."
     if not any(map(shutil.which, ('g++', 'clang++'))): pytest.skip('no C++ compiler on this machine')
     from sagan_nb.spectral_norm import spectral_norm
     torch.manual_seed(0)
-    eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, 2), detach=detach))
+    eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, rows), detach=detach))
     compiled, x = copy.deepcopy(eager), torch.randn(4, 8)
     fast = torch.compile(compiled, fullgraph=True)
     for loss in (lambda f: f(x).pow(3).sum(), lambda f: f(x).pow(3).sum() - f(2*x).sum()):
@@ -262,6 +262,22 @@ def test_few_rows_compile(detach):
             loss(f).backward()
         for a, b in zip(eager.parameters(), compiled.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
     for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
+
+
+def test_fold_and_compiled_reach_the_networks():
+    cfg = replace(PRESETS['paper'], res=32, width=8, n_classes=4, attn_at=(16,), batch=4, bn_ghost=0, ema=.9)
+    folds = lambda fold: {m.fold for net in networks(replace(cfg, fold=fold)) for m in net.modules() if getattr(m, 'resample', None)}
+    assert [folds(o) for o in ('box', 'kernel', 'none')] == [{'box'}, {'kernel'}, {'none'}]
+    gan, plain = make_gan(replace(cfg, compiled=True)), make_gan(cfg)
+    is_compiled = lambda *nets: [o._compiled_call_impl is not None for o in nets]
+    assert is_compiled(gan.G, gan.D, gan.ema, sampler(gan), plain.G, plain.D) == [True, True, False, False, False, False]
+
+
+def test_compiled_without_a_compiler(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--data', 'toy', '--scale', 'smoke', '--device', 'cpu', '--set', 'compiled=true', '--out', tmp_path/'run')
+    assert code == 1 and 'needs a C++ compiler' in err and err.count('\n') == 1 and not (tmp_path/'run').exists()
 
 
 def test_networks_import_without_the_rest():

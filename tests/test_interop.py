@@ -293,7 +293,7 @@ def without(d, part): return {k: v for k, v in d.items() if part not in k}
     (lambda: biggan() | {'linear.bias': np.array([Evil()])}, 'linear.bias is not an array of numbers'),
     (lambda: biggan() | {'linear.bias': np.arange(1024)}, 'not weights'),
     (lambda: 'no/such/file.npz', 'there is no such file'),
-    (lambda: str(ROOT/'setup.py'), 'not a known kind of file')], ids=str)
+    (lambda: str(ROOT/'setup.py'), 'not a known kind of file')], ids=lambda o: o if isinstance(o, str) else 'weights')
 def test_refused(weights, words):
     with pytest.raises(Refused, match=words.replace('.', r'\.')): load_weights(weights())
 

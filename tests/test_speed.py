@@ -287,16 +287,15 @@ def test_what_is_only_emulated_is_left_out(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('precision, off', [('fp32', 1e-3), ('bf16', .1)])
-def test_a_compiled_step_is_the_same_step(precision, off):
-    "torch.compile with its default backend, both networks: losses of three updates as in eager, in fp32 also D's first gradients, before Adam has made much of rounding."
+def test_a_compiled_step_is_the_same_step():
+    "torch.compile with its default backend, both networks, fp32: losses of three updates as in eager, and D's first gradients, before Adam has made much of rounding."
     if not any(map(shutil.which, ('g++', 'clang++'))): pytest.skip('no C++ compiler on this machine')
     net = replace(NETS['small'], batch=4, channels=(16,)*4)
-    eager, compiled = (Step(net, replace(FAST, precision=precision, compiled=o)) for o in (False, True))
+    eager, compiled = (Step(net, replace(FAST, compiled=o)) for o in (False, True))
     for i in range(3):
         torch.manual_seed(i); expected = torch.stack(eager.losses())
-        torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=off, atol=off)
-        if i or precision == 'bf16': continue
+        torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=1e-3, atol=1e-3)
+        if i: continue
         for p, q in zip(eager.D.parameters(), compiled.D.parameters()):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5*max(1., p.grad.abs().max().item()))
 

@@ -111,7 +111,7 @@ class Job:
         steps = own['steps']
         for name in ('data', 'preset', 'scale', *BOOKKEEPING): own.pop(name)
         for name in LATER:
-            if own[name] == getattr(Config(), name): own.pop(name)
+            if own[name] == getattr(Config, name): own.pop(name)
         asked = dict(steps=steps, row=self.cfg.preset, sizes=SIZES[self.cfg.scale], features=self.features)
         return json.dumps(own | asked, sort_keys=True)
 
@@ -579,8 +579,9 @@ def protocol(
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, {env("threads")} threads, torch {env("torch")}']
-    here, there = zip(*moved(results)) if moved(results) else ((), ())
-    if here: parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
+    if maps := moved(results):
+        here, there = zip(*maps)
+        parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
     if codes != {code_version()}: parts.append(f'made by other code ({each(codes)}): `--retrain ROW` does it anew')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
     return '; '.join(parts) + '.'

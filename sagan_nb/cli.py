@@ -643,7 +643,7 @@ def sagan_bench(
     note:str='',              # what else should be known, for instance who shared the machine
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
-    from sagan_nb.speed import COMPILED, ENDS, NETS, VARIANTS, bench_all, callable_from, usable
+    from sagan_nb.speed import COMPILED, ENDS, NETS, QUICK, bench_all, callable_from, usable
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
@@ -652,7 +652,7 @@ def sagan_bench(
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device)
     if compiled: check_compiler(where)
-    which = usable(where, (*ENDS, *COMPILED) if brief else VARIANTS, compiled)
+    which = usable(where, [*(ENDS if brief else QUICK), *(COMPILED if compiled else ())])
     result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'\nwritten to {path}')

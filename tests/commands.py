@@ -2,7 +2,11 @@
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from sagan_nb import cli
+from sagan_nb.core import Refused
 
 
 def shell(monkeypatch, capsys, command, *args):
@@ -19,3 +23,9 @@ def spawn(*args, stderr=subprocess.STDOUT):
     "The real thing: a process of its own."
     command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
     return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def needs_compiler():
+    "Skips a test where `torch.compile` cannot work, by the check of the commands themselves."
+    try: cli.check_compiler(torch.device('cpu'))
+    except Refused: pytest.skip('no C++ compiler on this machine')

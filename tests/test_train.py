@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import shell, spawn
+from commands import needs_compiler, shell, spawn
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
@@ -247,10 +247,11 @@ def test_spectral_norm_compiles():
                 for p in m.parameters(): p -= .1*p.grad
     for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
 
+
 @pytest.mark.parametrize('rows, detach', [(1, True), (2, False), (3, True)])
 def test_few_rows_compile(rows, detach):
     "The default backend, one forward, then two before a backward: a weight of few rows, whose power step it would compute again from the moved u."
-    if not any(map(shutil.which, ('g++', 'clang++'))): pytest.skip('no C++ compiler on this machine')
+    needs_compiler()
     from sagan_nb.spectral_norm import spectral_norm
     torch.manual_seed(0)
     eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, rows), detach=detach))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'LATER', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version', 'Job', 'key_of',
            'keep_claims', 'row_configs', 'about_run', 'measure', 'Curve', 'clock', 'collapse', 'strip', 'result_of',
-           'write_json', 'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect',
-           'value_of', 'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of',
-           'difference', 'row_cells', 'table_lines', 'moved', 'protocol', 'sentences', 'not_applicable', 'markdown',
-           'show_rows', 'show_training', 'show_samples', 'table1', 'table2', 'fig3', 'fig4']
+           'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect', 'value_of',
+           'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'difference',
+           'row_cells', 'table_lines', 'moved', 'protocol', 'sentences', 'not_applicable', 'markdown', 'show_rows',
+           'show_training', 'show_samples', 'table1', 'table2', 'fig3', 'fig4']
 
 # %% ../nbs/12_ablation.ipynb #1ca5093d
 import ast
@@ -290,13 +290,6 @@ def result_of(
                 wait_share=float(np.mean([o['wait_share'] for o in log])) if log else None,
                 collapse=collapse(log, curve, real) if log else [])
 
-def write_json(
-    path,                     # file, replaced only when the new one is complete
-    value,                    # JSON values
-):
-    "Write atomically."
-    with whole(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
-
 def prepare(
     run,                      # run folder of a job, perhaps of an earlier try
 )->bool:                      # is there something to go on from?
@@ -344,7 +337,7 @@ def keep(
     run, out, result = Path(run), Path(out), result_of(job, run, records, status)
     out.mkdir(parents=True, exist_ok=True)
     if any((run/'samples').glob('step_*.png')): strip(run).save(out/f'{job.name}.png', optimize=True)
-    write_json(out/f'{job.name}.json', result)
+    with whole(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
     return result
 
 def adopt(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'pick_device', 'check_compiler', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
-           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands',
-           'write_table', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries',
-           'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of', 'check_sample',
+           'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands', 'write_table',
+           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
+           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -45,8 +45,8 @@ from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, 
                              timelapse, walk_classes, walk_z)
 from .spectral_norm import settle
 from .speed import fast_bf16
-from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
-                            read_log, sampler, show_curves, train)
+from .train import (Diverged, GAN, Stopped, check_compiler, draw, fixed_noise, load_checkpoint, networks,
+                            newest_checkpoint, read_log, sampler, show_curves, train)
 
 # %% ../nbs/16_cli.ipynb #17d97428
 def command(f):               # a function with docments
@@ -166,13 +166,6 @@ def pick_device(
         raise Refused('there is no CUDA device here; say --device cpu')
     return device
 
-def check_compiler(
-    device:torch.device,      # where to train
-):
-    "Raises Refused where `torch.compile` cannot work: on a CPU without a C++ compiler."
-    if device.type == 'cpu' and not any(map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))):
-        raise Refused('torch.compile needs a C++ compiler (g++ or clang++), and there is none here')
-
 def plan(
     preset_name:str,          # row, or None
     data:str,                 # pictures, or None
@@ -230,7 +223,6 @@ def sagan_train(
     "Train a SAGAN."
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg, where = plan(preset, data, scale, out, pairs, resume, unlabelled), pick_device(device)
-    if cfg.compiled: check_compiler(where)
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)

@@ -7,6 +7,7 @@ import torch
 
 from sagan_nb import cli
 from sagan_nb.core import Refused
+from sagan_nb.train import check_compiler
 
 
 def shell(monkeypatch, capsys, command, *args):
@@ -27,5 +28,5 @@ def spawn(*args, stderr=subprocess.STDOUT):
 
 def needs_compiler():
     "Skips a test where `torch.compile` cannot work, by the check of the commands themselves."
-    try: cli.check_compiler(torch.device('cpu'))
+    try: check_compiler(torch.device('cpu'))
     except Refused: pytest.skip('no C++ compiler on this machine')

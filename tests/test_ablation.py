@@ -3,6 +3,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,8 @@ from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, WithoutLabels
 from sagan_nb.train import fit, make_gan
 
-DATA = Path(__file__).parents[2]/'shared'/'data'
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent/'shared'/'data'
 SMOKE = '--scale', 'smoke', '--only', 't1_none,t1_attn_16,t1_res_16'
 
 
@@ -217,3 +219,19 @@ def test_what_an_update_costs(tmp_path, monkeypatch):
     finally: torch.set_num_threads(threads)
     rows = json.loads((folder/'pace.json').read_text(encoding='utf-8'))['rows']
     assert rows['f3_sn_d']['ratio_of_cpu'] == 1 and .1 < rows['f3_sn_d_5to1']['ratio_of_cpu'] < .7
+
+
+@pytest.mark.long
+def test_a_changed_loss_is_other_code(tmp_path):
+    "tools/same_code.py: the same package gives the same numbers; a hinge moved by a thousandth does not."
+    from tools import same_code
+    shutil.copytree(ROOT/'sagan_nb', tmp_path/'twisted'/'sagan_nb')
+    losses = tmp_path/'twisted'/'sagan_nb'/'losses.py'
+    text = losses.read_text(encoding='utf-8')
+    losses.write_text(text.replace('F.relu(1 - real)', 'F.relu(1.001 - real)'), encoding='utf-8')
+    assert losses.read_text(encoding='utf-8') != text
+    cfg = row_configs(TABLES['table1'], Toy(32, 4), 'smoke')[0]['t1_attn_16']
+    file = tmp_path/'t1_attn_16-s0-a-b.json'
+    file.write_text(json.dumps(dict(config=json.loads(to_json(cfg)))), encoding='utf-8')
+    assert same_code.compare(ROOT, ROOT, [file], tmp_path/'same') == {file: True}
+    assert same_code.compare(ROOT, tmp_path/'twisted', [file], tmp_path/'other') == {file: False}

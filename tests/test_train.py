@@ -126,7 +126,7 @@ def test_wrong_words_on_the_command_line(monkeypatch, capsys, tmp_path):
 
 
 def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
-    "The damaged one is named; with it gone the older one goes on."
+    "The damaged one is named; with it gone the older one goes on. What a killed process was writing is removed."
     out = tmp_path/'run'
     shutil.copytree(run, out)
     new, old = newest_checkpoint(out), sorted(out.glob('checkpoints/*.pt'))[0]
@@ -137,9 +137,11 @@ def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
     assert code == 1 and new.name in err and 'not a readable checkpoint' in err and len(err.strip().splitlines()) == 1
     assert (out/'log.jsonl').read_bytes() == log and old.exists()
     new.unlink()
+    part = new.with_name(f'{new.name}.4711.part')
+    part.write_bytes(b'half')
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
     assert code == 0, err
-    assert not same_state(run, out)
+    assert not same_state(run, out) and not part.exists()
 
 
 def test_hostile_checkpoint_is_not_run(tmp_path):
@@ -262,6 +264,22 @@ def test_few_rows_compile(rows, detach):
             m.zero_grad()
             loss(f).backward()
         for a, b in zip(eager.parameters(), compiled.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+    for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
+
+
+def test_a_forward_at_rest_compiles():
+    "update='real', the default backend: a forward that leaves u alone, then one that moves it, before one backward."
+    needs_compiler()
+    from sagan_nb.spectral_norm import real_pass, spectral_norm
+    torch.manual_seed(0)
+    eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, 3), update='real'))
+    compiled, x = copy.deepcopy(eager), torch.randn(4, 8)
+    fast = torch.compile(compiled, fullgraph=True)
+    for m, f in ((eager, eager), (compiled, fast)):
+        fake = f(x).pow(3).sum()
+        with real_pass(m): real = f(2*x).sum()
+        (fake - real).backward()
+    for a, b in zip(eager.parameters(), compiled.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
     for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
 
 

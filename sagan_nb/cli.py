@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of', 'check_sample',
-           'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands', 'write_table',
-           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
-           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
+           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands',
+           'write_table', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries',
+           'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -45,8 +45,8 @@ from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, 
                              timelapse, walk_classes, walk_z)
 from .spectral_norm import settle
 from .speed import fast_bf16
-from .train import (Diverged, GAN, Stopped, check_compiler, draw, fixed_noise, load_checkpoint, networks,
-                            newest_checkpoint, read_log, sampler, show_curves, train)
+from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
+                            read_log, sampler, show_curves, train)
 
 # %% ../nbs/16_cli.ipynb #17d97428
 def command(f):               # a function with docments
@@ -154,16 +154,25 @@ def summarise(
     return records
 
 # %% ../nbs/16_cli.ipynb #70078e10
+def check_compiler():
+    "Raises Refused where torch finds no C++ compiler, which `torch.compile` needs on a CPU."
+    from torch._inductor import cpp_builder, exc
+    try: cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise Refused('torch.compile needs a C++ compiler (g++, or what CXX names), and there is none here') from None
+
 def pick_device(
     name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
-)->torch.device:              # where to train
-    "The device asked for; 'auto' is a GPU if there is one. Raises Refused for one that is not there."
-    if name == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    compiled:bool=False,      # is torch.compile to work there?
+)->torch.device:              # where to compute
+    "The device asked for; 'auto' is a GPU if there is one. Raises Refused for one that is not there or cannot compile."
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.split(':')[0] not in ('cpu', 'cuda'): raise Refused(f'there is no device {name!r}; say auto, cpu or cuda')
     try: device = torch.device(name)
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise Refused('there is no CUDA device here; say --device cpu')
+    if compiled and device.type == 'cpu': check_compiler()
     return device
 
 def plan(
@@ -222,7 +231,8 @@ def sagan_train(
 ):
     "Train a SAGAN."
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
-    cfg, where = plan(preset, data, scale, out, pairs, resume, unlabelled), pick_device(device)
+    cfg = plan(preset, data, scale, out, pairs, resume, unlabelled)
+    where = pick_device(device, cfg.compiled)
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
@@ -451,7 +461,7 @@ def sagan_table(
     print(describe(source))
     found, skipped = row_configs(TABLES[table], source, scale, set or (), fast_bf16())
     jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
-    where = pick_device(device)
+    where = pick_device(device, any(job.cfg.compiled for job in jobs))
     open_features(features, source, device=where)            # refuses, or learns, before anything is trained
     again = slice_of(TABLES[table], retrain, seeds)[0] if retrain else ()
     for job in jobs:
@@ -635,16 +645,15 @@ def sagan_bench(
     note:str='',              # what else should be known, for instance who shared the machine
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
-    from sagan_nb.speed import COMPILED, ENDS, NETS, QUICK, bench_all, callable_from, usable
+    from sagan_nb.speed import COMPILED, EAGER, ENDS, NETS, bench_all, callable_from, usable
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
-    where = pick_device(device)
-    if compiled: check_compiler(where)
-    which = usable(where, [*(ENDS if brief else QUICK), *(COMPILED if compiled else ())])
+    where = pick_device(device, compiled)
+    which = usable(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
     result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'\nwritten to {path}')

@@ -43,7 +43,7 @@ def power_steps(
     u:Tensor,                 # left vector, (rows)
     steps:int,                # how many, at least 1
     **eps,                    # `eps` and `eps_rule` of `unit`
-)->tuple[Tensor,Tensor,Tensor]:       # u as it was, (rows), the next u, (rows), and v, (columns)
+)->tuple[Tensor,Tensor,Tensor]:       # u as it was (the same tensor), the next u, (rows), and v, (columns)
     "Some steps of the power method."
     start = u
     for _ in range(steps): u, v = power_step(W, u, **eps)
@@ -51,12 +51,12 @@ def power_steps(
 
 @torch.library.custom_op('sagan_nb::power_steps', mutates_args=())
 def power_steps_op(W:Tensor, u:Tensor, steps:int, eps:float, eps_rule:str)->tuple[Tensor,Tensor,Tensor]:
-    "`power_steps` as one operator that `torch.compile` does not look into, with its own copy of u. No gradient."
+    "`power_steps` as one operator that `torch.compile` does not look into; u as it was comes out as a copy. No gradient."
     return power_steps(W, u.clone(), steps, eps=eps, eps_rule=eps_rule)
 
 @power_steps_op.register_fake
 def _power_steps_shapes(W, u, steps, eps, eps_rule):
-    "The shapes that `power_steps_op` returns."
+    "What `power_steps_op` returns, for the compiler: tensors of its shapes, without values."
     return torch.empty_like(u), torch.empty_like(u), W.new_empty(W.shape[1])
 
 # %% ../nbs/01_spectral_norm.ipynb #3bc7ccbf
@@ -125,9 +125,9 @@ class SpectralNorm(nn.Module):
         return self.update == 'always' or (self.training and (self.update == 'forward' or self.real))
 
     def step(self, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:    # u as it was, u (rows), v (columns)
-        "`steps` power steps from `u`; under `torch.compile` sealed, where no gradient is asked for."
-        sealed = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
-        return (power_steps_op if sealed else power_steps)(W, u, self.steps, **self.eps)
+        "`steps` power steps from `u`; under `torch.compile`, where no gradient is asked for, as one operator."
+        hidden = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
+        return (power_steps_op if hidden else power_steps)(W, u, self.steps, **self.eps)
 
     @torch.no_grad()
     def advance(self, weight:Tensor):

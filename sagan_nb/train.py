@@ -6,13 +6,12 @@
 __all__ = ['PARTS', 'epsilon_hat', 'networks', 'layout', 'GAN', 'make_gan', 'frozen', 'judge', 'd_step', 'g_step', 'fit',
            'average', 'sampler', 'draw', 'fixed_noise', 'Diverged', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'attention_usage', 'true_norms', 'Log', 'read_log', 'environment', 'newest_checkpoint',
-           'Keeper', 'Sampler', 'open_run', 'check_compiler', 'train', 'Stopped', 'show_curves']
+           'Keeper', 'Sampler', 'open_run', 'train', 'Stopped', 'show_curves']
 
 # %% ../nbs/09_train.ipynb #ce68d486
 import copy
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -385,7 +384,7 @@ def newest_checkpoint(
     return found[-1]
 
 class Keeper:
-    "Hook: write a checkpoint and keep the newest two."
+    "Hook: write a checkpoint, keep the newest two, and remove what a killed process left half written."
     def __init__(self,
         out,                      # run folder
         data:Stream,              # its place is saved
@@ -395,7 +394,7 @@ class Keeper:
     def __call__(self, gan:GAN, log:dict=None)->Path:
         "Write checkpoints/step_XXXXXXX.pt."
         path = save_checkpoint(gan, self.data, self.folder/f'step_{gan.t:07}.pt')
-        left = self.folder.glob('step_*.pt.*.part')                  # by a process that was killed while it wrote
+        left = self.folder.glob('step_*.pt.*.part')
         for old in (*sorted(self.folder.glob('step_*.pt'))[:-2], *left): old.unlink()
         return path
 
@@ -440,13 +439,6 @@ def open_run(
     (out/'config.json').write_text(to_json(gan.cfg), encoding='utf-8')
     return gan, stream
 
-def check_compiler(
-    device:torch.device,      # where to train
-):
-    "Raises Refused where `torch.compile` cannot work: on a CPU without a C++ compiler."
-    if torch.device(device).type == 'cpu' and not any(map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))):
-        raise Refused('torch.compile needs a C++ compiler (g++ or clang++), and there is none here')
-
 def train(
     cfg:Config,               # settings; data_id and n_classes as the source has them
     source,                   # the pictures, from `open_source`
@@ -456,7 +448,6 @@ def train(
     hooks=(),                 # more hooks, such as an evaluation
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
-    if cfg.compiled: check_compiler(device)
     gan, stream = open_run(cfg, source, out, resume, device)
     keep, cfg = Keeper(out, stream), gan.cfg
     own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out)),

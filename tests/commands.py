@@ -3,11 +3,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from sagan_nb import cli
 from sagan_nb.core import Refused
-from sagan_nb.train import check_compiler
 
 
 def shell(monkeypatch, capsys, command, *args):
@@ -28,5 +26,5 @@ def spawn(*args, stderr=subprocess.STDOUT):
 
 def needs_compiler():
     "Skips a test where `torch.compile` cannot work, by the check of the commands themselves."
-    try: check_compiler(torch.device('cpu'))
+    try: cli.pick_device('cpu', compiled=True)
     except Refused: pytest.skip('no C++ compiler on this machine')

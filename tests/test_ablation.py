@@ -15,7 +15,7 @@ import torch
 
 from commands import spawn
 from sagan_nb import ablation, cli
-from sagan_nb.ablation import TABLES, Job, collect, markdown, row_configs, run_rows
+from sagan_nb.ablation import TABLES, Job, code_version, collect, markdown, row_configs, run_rows
 from sagan_nb.config import PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, WithoutLabels
@@ -233,5 +233,5 @@ def test_a_changed_loss_is_other_code(tmp_path):
     cfg = row_configs(TABLES['table1'], Toy(32, 4), 'smoke')[0]['t1_attn_16']
     file = tmp_path/'t1_attn_16-s0-a-b.json'
     file.write_text(json.dumps(dict(config=json.loads(to_json(cfg)))), encoding='utf-8')
-    assert same_code.compare(ROOT, ROOT, [file], tmp_path/'same') == {file: True}
-    assert same_code.compare(ROOT, tmp_path/'twisted', [file], tmp_path/'other') == {file: False}
+    assert same_code.compare(ROOT, ROOT, [file], tmp_path/'same') == ({file: True}, code_version())
+    assert same_code.compare(ROOT, tmp_path/'twisted', [file], tmp_path/'other')[0] == {file: False}

@@ -634,7 +634,7 @@ def sagan_report(
 # %% ../nbs/16_cli.ipynb #90c01088
 @command
 def sagan_bench(
-    nets:str='32,128',        # what to time: 32, 128 (two gigabytes of memory and minutes a round), small
+    nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
     rounds:int=5,             # timed steps of each variant
     against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
     out:str='bench.json',     # file to write

@@ -466,10 +466,11 @@ def verdict(
     better:str,               # row that the paper puts first
     worse:str,                # row that it puts second
     kind:str,                 # metric
-)->str:                       # 'holds', 'is reversed', 'not resolved', or 'not run'
+)->str:                       # 'holds', 'is reversed', 'not resolved', 'no difference', or 'not run'
     "Does an ordering of the paper hold here?"
     d, low, high, n = paired_difference(results, better, worse, kind)
     if not n: return 'not run'
+    if n > 1 and not d and math.isnan(low): return f'no difference ({n} seeds)'
     if not low*high > 0: return f'not resolved ({n} seed{"s"*(n != 1)})'
     return 'holds' if (d < 0) == (kind in LOWER) else 'is reversed'
 

@@ -51,7 +51,7 @@ def power_steps(
 
 @torch.library.custom_op('sagan_nb::power_steps', mutates_args=())
 def power_steps_op(W:Tensor, u:Tensor, steps:int, eps:float, eps_rule:str)->tuple[Tensor,Tensor,Tensor]:
-    "`power_steps` as one operator that `torch.compile` does not look into; u as it was comes out as a copy. No gradient."
+    "`power_steps` as one operator that `torch.compile` does not look into; u as it was is a copy. No gradient."
     return power_steps(W, u.clone(), steps, eps=eps, eps_rule=eps_rule)
 
 @power_steps_op.register_fake
@@ -142,7 +142,7 @@ class SpectralNorm(nn.Module):
     def vectors(self, W:Tensor, weight:Tensor)->tuple[Tensor,Tensor]:       # u (rows), v (columns, as in W)
         "The u and v that a forward would use, now; W is the matrix in the order of memory. Changes nothing."
         moved = self.moves()
-        if moved and not self.detach: return self.step(W, self.u_start.clone())[1:]  # `advance`'s step, with gradient
+        if moved and not self.detach: return self.step(W, self.u_start.clone())[1:]  # `advance`'s, with gradient
         if moved or (not self.training and self.eval_sigma == 'stored'):
             return self.u.clone(), self.reorder(self.v, weight).clone()
         return self.step(W.detach() if self.detach else W, self.u.clone())[1:]

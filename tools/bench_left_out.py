@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch._inductor.config
 
 from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.speed import FAST, NETS, Step, fast_bf16, here, in_turns, table
@@ -63,7 +62,8 @@ def main():
         steps = {'all': Step(net, v), "D's pictures in one pass": OnePass(net, v)}
         steps['power steps alone'] = power_steps(steps['all'])
         if o.compile:
-            torch._inductor.config.force_disable_caches = True          # as on a machine that never compiled this
+            from torch._inductor import config
+            config.force_disable_caches = True                          # as on a machine that never compiled this
             steps['compiled'] = Step(net, replace(v, compiled=True))
             start = time.perf_counter()
             steps['compiled'](), steps['compiled']()

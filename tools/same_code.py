@@ -58,19 +58,21 @@ def main():
     from sagan_nb.speed import here
     cases, out = {}, dict(made_by='python -m tools.same_code', **here(), code=code_version(), fewer=FEWER, cases=[])
     for table in TABLES:
-        firsts = {(o['env']['commit'], o['code'], o['row']): o for o in reversed(collect(ROOT/'results'/table)) if o['code'] != code_version()}
-        for (commit, code, _), o in sorted(firsts.items()): cases.setdefault((commit, code), []).append(ROOT/'results'/table/f'{o["name"]}.json')
-    for (commit, code), files in cases.items():
+        for o in collect(ROOT/'results'/table):                     # by row and seed: the first of each row stays
+            if o['code'] == code_version(): continue
+            case = cases.setdefault((o['env']['commit'], o['code']), {})
+            case.setdefault((table, o['row']), ROOT/'results'/table/f'{o["name"]}.json')
+    for (commit, code), rows in cases.items():
         with tempfile.TemporaryDirectory() as work:
             old = Path(work)/'tree'
             old.mkdir()
             packed = subprocess.run(['git', 'archive', commit, 'sagan_nb'], cwd=ROOT, check=True, capture_output=True).stdout
             subprocess.run(['tar', '-x', '-C', old], input=packed, check=True)
-            same, was = compare(old, ROOT, files, Path(work)/'runs')
-        if was != code: raise SystemExit(f'{files[0].name} says that code {code} made it, but that of {commit} is {was}')
-        for file, alike in same.items():
-            print(f'{commit[:7]} {file.parent.name:10} {file.stem:40} {"the same" if alike else "OTHER NUMBERS"}', flush=True)
-            out['cases'].append(dict(table=file.parent.name, row=file.stem.split('-')[0], commit=commit, code=code, same=alike))
+            same, was = compare(old, ROOT, [*rows.values()], Path(work)/'runs')
+        if was != code: raise SystemExit(f'results of {commit} say that code {code} made them, but its code is {was}')
+        for (table, row), file in rows.items():
+            print(f'{commit[:7]} {table:10} {file.stem:40} {"the same" if same[file] else "OTHER NUMBERS"}', flush=True)
+            out['cases'].append(dict(table=table, row=row, commit=commit, code=code, same=same[file]))
         (ROOT/'results'/'same_code.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 

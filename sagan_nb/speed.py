@@ -179,7 +179,7 @@ def conv_rate(
     device='cpu',                 # where
     seconds:float=.2,             # to spend on each shape
 )->float:                         # operations per second
-    "The best rate of a 3x3 convolution, forward, over a few shapes and both layouts; on a CPU by processor seconds."
+    "The best rate that 3x3 convolutions, forward, keep up, over a few shapes and both layouts; on a CPU by processor seconds."
     gpu, dtype = torch.device(device).type == 'cuda', torch.bfloat16 if precision == 'bf16' else torch.float32
     wait = torch.cuda.synchronize if gpu else lambda: None
     clock = time.perf_counter if gpu else lambda: time.process_time() / torch.get_num_threads()
@@ -188,12 +188,13 @@ def conv_rate(
         for layout in (torch.contiguous_format, torch.channels_last):
             x, w = torch.randn(B, C, side, side, device=device), torch.randn(C, C, 3, 3, device=device)
             x, w = (t.to(dtype).to(memory_format=layout) for t in (x, w))
-            F.conv2d(x, w, padding=1)
-            end = time.perf_counter() + seconds
+            F.conv2d(x, w, padding=1); wait()
+            end, start, calls = time.perf_counter() + seconds, clock(), 0
             while time.perf_counter() < end:
-                wait(); start = clock()
-                F.conv2d(x, w, padding=1); wait()
-                best = max(best, 2*9*B*C*C*side**2 / (clock() - start))
+                F.conv2d(x, w, padding=1)
+                calls += 1
+            wait()
+            best = max(best, calls*2*9*B*C*C*side**2 / (clock() - start))
     return best
 
 # %% ../nbs/14_speed.ipynb #7cc791c3

@@ -1,10 +1,12 @@
 "Chapter 14 and the folds of chapter 03: same function, faster; which kernel ran; memory; what `--against` times."
+import itertools
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,15 +289,17 @@ def test_what_is_only_emulated_is_left_out(monkeypatch):
 
 
 @pytest.mark.long
-def test_a_compiled_step_is_the_same_step():
-    "torch.compile with its default backend, both networks, fp32: losses of three updates as in eager, and D's first gradients, before Adam has made much of rounding."
+@pytest.mark.parametrize('precision, off', [('fp32', 1e-3), ('bf16', .1)])
+def test_a_compiled_step_is_the_same_step(precision, off):
+    "torch.compile with its default backend, both networks: losses of three updates as in eager; in fp32 also D's first gradients, before Adam has made much of rounding."
     needs_compiler()
+    if precision == 'bf16' and not speed.fast_bf16(): pytest.skip('no bfloat16 in this processor, and emulated it takes too long')
     net = replace(NETS['small'], batch=4, channels=(16,)*4)
-    eager, compiled = (Step(net, replace(FAST, compiled=o)) for o in (False, True))
+    eager, compiled = (Step(net, replace(FAST, precision=precision, compiled=o)) for o in (False, True))
     for i in range(3):
         torch.manual_seed(i); expected = torch.stack(eager.losses())
-        torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=1e-3, atol=1e-3)
-        if i: continue
+        torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=off, atol=off)
+        if i or precision == 'bf16': continue
         for p, q in zip(eager.D.parameters(), compiled.D.parameters()):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5*max(1., p.grad.abs().max().item()))
 
@@ -304,6 +308,16 @@ def test_peak_memory_and_rate():
     assert 2**27 < speed.peak_bytes(replace(NETS['small'], batch=2), FAST) < 2**32
     slow, fast = (2*9*4*32**2*8**2 / 1., speed.conv_rate('fp32', seconds=.02))
     assert slow < fast < 1e15
+
+
+def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
+    "Clocks tick, so one call of ten seems ten times as fast as it is; the rate must not be taken from it."
+    now, calls = [0.], itertools.count()
+    def conv2d(x, w, padding): now[0] += .001 if next(calls) % 10 else .0001
+    monkeypatch.setattr(speed, 'F', SimpleNamespace(conv2d=conv2d))
+    monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0]*torch.get_num_threads()))
+    expected = 2*9*8*512*512*16**2 / .00091                # the largest of its shapes has the most operations
+    assert abs(speed.conv_rate(seconds=.5)/expected - 1) < .02
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------------------------

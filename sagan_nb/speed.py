@@ -179,7 +179,7 @@ def conv_rate(
     device='cpu',                 # where
     seconds:float=.2,             # to spend on each shape
 )->float:                         # operations per second
-    "The best rate that 3x3 convolutions, forward, keep up, over a few shapes and both layouts; on a CPU by processor seconds."
+    "The best rate that 3x3 convolutions keep up, forward, over some shapes and layouts; on a CPU by processor seconds."
     gpu, dtype = torch.device(device).type == 'cuda', torch.bfloat16 if precision == 'bf16' else torch.float32
     wait = torch.cuda.synchronize if gpu else lambda: None
     clock = time.perf_counter if gpu else lambda: time.process_time() / torch.get_num_threads()

@@ -5,6 +5,9 @@ test:
 	python3 start.py test
 docs:
 	python3 start.py docs
+long: SHELL = bash
+long: .SHELLFLAGS = -o pipefail -c
 long:
-	(.venv/bin/python -m pytest -m long -rA --no-header tests && .venv/bin/python -m tools.mutate) 2>&1 | tee results/long.txt
+	(.venv/bin/python -c 'from sagan_nb.speed import here; print(here())' && \
+	.venv/bin/python -m pytest -m long -v --durations=0 --durations-min=1 --no-header tests && .venv/bin/python -m tools.mutate) 2>&1 | tee results/long.txt
 .PHONY: run test docs long

@@ -576,7 +576,7 @@ def protocol(
     if maps := moved(results):
         here, there = zip(*maps)
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
-    if codes != {code_version()}: parts.append(f'made by other code ({each(codes)}): `--retrain ROW` does it anew')
+    if other := codes - {code_version()}: parts.append(f'made by other code ({each(other)}): `--retrain ROW` does it anew')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
     return '; '.join(parts) + '.'
 

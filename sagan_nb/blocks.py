@@ -89,7 +89,7 @@ def standing_statistics(
 FOLDS = ('box', 'kernel', 'none')
 
 class Box(torch.autograd.Function):
-    "2x2 means in steps of 1. The gradient of the one with a row of zeros around the map is the one without, and back."
+    "2x2 means in steps of 1. The gradient of the one with zeros around the map is the one without, and the other way round."
     @staticmethod
     def forward(ctx, x, zeros):
         ctx.zeros = zeros
@@ -100,7 +100,7 @@ class Box(torch.autograd.Function):
 
 def box(
     x:Tensor,                 # map, (B, C, H, W)
-    zeros:int=0,              # rows of zeros around it: 0 or 1
+    zeros:int=0,              # width of a border of zeros around it: 0 or 1
 )->Tensor:                    # (B, C, H - 1, W - 1), or H + 1 and W + 1 with zeros
     "2x2 means in steps of 1."
     return Box.apply(x, zeros)

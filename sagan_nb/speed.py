@@ -189,11 +189,10 @@ def conv_rate(
             x, w = torch.randn(B, C, side, side, device=device), torch.randn(C, C, 3, 3, device=device)
             x, w = (t.to(dtype).to(memory_format=layout) for t in (x, w))
             F.conv2d(x, w, padding=1); wait()
-            end, start, calls = time.perf_counter() + seconds, clock(), 0
-            while time.perf_counter() < end:
-                F.conv2d(x, w, padding=1)
-                calls += 1
-            wait()
+            start, calls = clock(), 0
+            while clock() - start < seconds:
+                for _ in range(many): F.conv2d(x, w, padding=1)
+                wait(); calls += many
             best = max(best, calls*2*9*B*C*C*side**2 / (clock() - start))
     return best
 

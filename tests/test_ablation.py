@@ -183,6 +183,8 @@ def test_other_code_is_used_and_said(table, monkeypatch):
     out, _ = table
     cfg = row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0]['t1_none']
     assert ablation.done(Job(cfg), out)
+    first, *rest = collect(out)
+    assert 'made by other code (abc)' in markdown('table1', [first | dict(code='abc'), *rest])
     monkeypatch.setattr(ablation, 'code_version', lambda: '0123456789')
     assert ablation.done(Job(cfg), out) and 'made by other code' in markdown('table1', collect(out))
     assert ablation.done(Job(replace(cfg, lr_g=1e-3)), out) is None

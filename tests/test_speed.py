@@ -291,7 +291,7 @@ def test_what_is_only_emulated_is_left_out(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize('precision, off', [('fp32', 1e-3), ('bf16', .1)])
 def test_a_compiled_step_is_the_same_step(precision, off):
-    "torch.compile with its default backend, both networks: losses of three updates as in eager; in fp32 also D's first gradients, before Adam has made much of rounding."
+    "torch.compile with its default backend, both networks: losses of three updates as in eager, and D's first gradients, before Adam has made much of rounding (in bf16 their direction)."
     needs_compiler()
     if precision == 'bf16' and not speed.fast_bf16(): pytest.skip('no bfloat16 in this processor, and emulated it takes too long')
     net = replace(NETS['small'], batch=4, channels=(16,)*4)
@@ -299,7 +299,11 @@ def test_a_compiled_step_is_the_same_step(precision, off):
     for i in range(3):
         torch.manual_seed(i); expected = torch.stack(eager.losses())
         torch.manual_seed(i); torch.testing.assert_close(torch.stack(compiled.losses()), expected, rtol=off, atol=off)
-        if i or precision == 'bf16': continue
+        if i: continue
+        if precision == 'bf16':
+            a, b = (torch.cat([p.grad.flatten() for p in s.D.parameters()]) for s in (eager, compiled))
+            assert F.cosine_similarity(a, b, dim=0) > .99
+            continue
         for p, q in zip(eager.D.parameters(), compiled.D.parameters()):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5*max(1., p.grad.abs().max().item()))
 

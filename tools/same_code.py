@@ -2,7 +2,7 @@
 
 One seed of every row in results/ that was made by other code is begun anew, twice: with the package of its commit, and with that of this tree. Settings,
 seed and pictures are the row's own, but for a few updates and fewer pictures in the metrics. "The same": losses, norms, curve and metrics, to the last bit.
-Code that sums in another order is not the same. How far its losses are off is written down: much is a fault; little proves nothing in bfloat16, and something in float32.
+Code that sums in another order is not the same, and a few updates make much of rounding. So how far the losses of the first update are off is written down, too.
 """
 import json
 import os
@@ -34,18 +34,18 @@ def begin(tree, out, files):
 
 
 def numbers(out, file):
-    "What a run came to, without its seconds, names and versions; its losses first."
+    "What a run came to, without its seconds, names and versions; the losses of its first update first."
     result = json.loads(next((out/Path(file).stem).glob('*.json')).read_text(encoding='utf-8'))
     log = [json.loads(o) for o in (out/'runs'/result['name']/'log.jsonl').read_text(encoding='utf-8').splitlines()]
     records = 'metric', 'splits', 'value', 'real', 'spread', 'per_class', 'features_hash'
-    return ([o[k] for o in log for k in ('loss_d', 'loss_g') if k in o], result['parameters'],
+    return ([log[0][k] for k in ('loss_d', 'loss_g')], result['parameters'],
             [{k: v for k, v in o.items() if k.startswith(COMPARED)} for o in log],
             [[o.get(k) for k in ('t', 'distance', 'diversity', 'mi')] for o in result['curve']],
             [[o.get(k) for k in records] for o in result['records']])
 
 
 def compare(old, new, files, work):
-    "Are result files (all by one version of the code) begun alike by the packages in two trees? file -> (bool, largest difference of a loss), hash of the old code"
+    "Are result files (all by one version of the code) begun alike by the packages in two trees? file -> (bool, larger difference of the first losses), hash of the old code"
     work.mkdir(exist_ok=True)
     env = dict(os.environ, MPLBACKEND='agg', IN_TEST='1')
     start = lambda side, tree: subprocess.Popen([sys.executable, __file__, tree, work/side, *files], cwd=work,
@@ -76,7 +76,7 @@ def main():
         if was != code: raise SystemExit(f'results of {commit} say that code {code} made them, but its code is {was}')
         for (table, row), file in rows.items():
             same, off = found[file]
-            print(f'{commit[:7]} {table:10} {file.stem:40} {"the same" if same else f"other numbers: losses differ by up to {off:.1e}"}', flush=True)
+            print(f'{commit[:7]} {table:10} {file.stem:40} {"the same" if same else f"other numbers: the first losses differ by {off:.1e}"}', flush=True)
             out['cases'].append(dict(table=table, row=row, commit=commit, code=code, same=same, loss_difference=off))
         (ROOT/'results'/'same_code.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 

@@ -564,7 +564,7 @@ def protocol(
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
     of = lambda key: each(o[key] for o in rows if key in o)
     cfg, env = (lambda key, part=part: each(r[part].get(key) for r in results) for part in ('config', 'env'))
-    codes = {o['code'] for o in results}
+    codes = {o['code'] for o in results} - {code_version()}
     where = lambda maps: each('+'.join(map(str, m)) for m in maps)
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
              f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}',
@@ -576,7 +576,7 @@ def protocol(
     if maps := moved(results):
         here, there = zip(*maps)
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
-    if other := codes - {code_version()}: parts.append(f'made by other code ({each(other)}): `--retrain ROW` does it anew')
+    if codes: parts.append(f'made by other code ({each(codes)}): `--retrain ROW` does it anew')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
     return '; '.join(parts) + '.'
 

@@ -89,7 +89,7 @@ def standing_statistics(
 FOLDS = ('box', 'kernel', 'none')
 
 class Box(torch.autograd.Function):
-    "2x2 means in steps of 1. The gradient of the one with zeros around the map is the one without, and the other way round."
+    "2x2 means in steps of 1. The gradient of the one with zeros around the map is the one without, and vice versa."
     @staticmethod
     def forward(ctx, x, zeros):
         ctx.zeros = zeros

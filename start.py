@@ -19,6 +19,8 @@ BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
 EXCERPT = ['table1', '--data', 'toy', '--scale', 'laptop']
 BESIDE = ['t1_none', 't1_res_16']
+FULL = ('table1 --data pairs --scale laptop --set steps=2000 reduction=2 precision=fp32 --seeds 0,1,2 '
+        '--minutes 20 --out runs/table1-laptop')
 
 
 def read(name):
@@ -116,7 +118,11 @@ def excerpt(run):
     table, alone = [tool('sagan_table')] + EXCERPT + ['--out', run + '-table1', '--only'], dict(os.environ, OMP_NUM_THREADS='1')
     first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=subprocess.DEVNULL, env=alone)
     code = call(table + BESIDE[1:], alone)
-    return first.wait() or code or call(table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run])
+    code = first.wait() or code or call(table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run])
+    if not code:
+        print('\nThe full table, every row that exists at this size, from three seeds, is 21 runs of some minutes:\n'
+              'repeat this, 20 minutes each time, until it is done.\n  "%s" %s' % (tool('sagan_table'), FULL), flush=True)
+    return code
 
 
 def main(args):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'LATER', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version', 'Job', 'key_of',
-           'keep_claims', 'row_configs', 'about_run', 'measure', 'Curve', 'clock', 'collapse', 'strip', 'result_of',
-           'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect', 'value_of',
-           'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published', 'notes_of', 'difference',
-           'row_cells', 'table_lines', 'moved', 'protocol', 'sentences', 'not_applicable', 'markdown', 'show_rows',
-           'show_training', 'show_samples', 'table1', 'table2', 'fig3', 'fig4']
+           'keep_claims', 'row_configs', 'about_run', 'measure', 'Curve', 'keep_good', 'clock', 'collapse', 'strip',
+           'result_of', 'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect',
+           'asked_for', 'value_of', 'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published',
+           'published_kinds', 'notes_of', 'difference', 'row_cells', 'table_lines', 'moved', 'protocol', 'sentences',
+           'not_applicable', 'markdown', 'show_rows', 'show_training', 'show_samples', 'table1', 'table2', 'fig3',
+           'fig4']
 
 # %% ../nbs/12_ablation.ipynb #1ca5093d
 import ast
@@ -16,6 +17,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 
 from .config import BOOKKEEPING, PUBLISHED, Config, at_scale, from_json, override, preset, to_json
-from .core import Refused, whole
+from .core import Refused, from_uint8, whole
 from .data import diversity
 from .metrics import (evaluate, fake_table, file_sha256, frechet_distance, open_features, real_table)
 from .train import (Diverged, GAN, Stopped, draw, environment, fixed_noise, load_checkpoint, networks,
@@ -46,7 +48,7 @@ class Plan:
 def _tables()->dict:
     "Every table by its name."
     maps = (8, 16, 32, 64)
-    blocks = ('res', 'the residual block of equal size'), ('res3x3', 'a 3x3 block of equal size')
+    blocks = ('res', 'the residual block of equal size'), ('res3x3', 'a 3x3 block of nearly equal size')
     beats = tuple((f't1_attn_{m}', 't1_none', f'attention at {m} is better than none') for m in maps)
     control = tuple((f't1_attn_{m}', f't1_{c}_{m}', f'attention at {m} is better than {words} at {m}')
                     for m in maps for c, words in blocks)
@@ -194,7 +196,7 @@ def measure(
     return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about)
 
 class Curve:
-    "Hook: Fréchet distance at a small size, diversity of a fixed batch and agreement, as lines of curve.jsonl."
+    "Hook: Fréchet distance at a small size, diversity of a fixed batch, agreement and collapse, in curve.jsonl."
     points = 8                # how often it looks in a run
     wide = 1000               # pictures from which mutual information is taken
     def __init__(self,
@@ -204,11 +206,15 @@ class Curve:
         device='cpu',             # where to
         features='domain',        # see `evaluate`
     ):
-        self.path, self.n = Path(run)/'curve.jsonl', max(SIZES[cfg.scale][0] // 10, 50)
+        self.run, self.n = Path(run), max(SIZES[cfg.scale][0] // 10, 50)
+        self.path, self.steps = self.run/'curve.jsonl', cfg.steps
         self.every = max(cfg.steps // self.points, 1)
         self.features = open_features(features, source, device=device)
         self.real = real_table(source, self.features, 4*self.n).stats()
         self.rule = getattr(source, 'long_range', None)      # of pictures drawn by code
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:self.n]
+        x, y = source.batch(rows)
+        self.real_diversity = diversity(from_uint8(x), y) or math.inf      # unknown where classes have one picture
 
     def __call__(self, gan:GAN, log:dict=None)->dict:    # the line
         "Look."
@@ -222,8 +228,29 @@ class Curve:
             y = torch.arange(self.wide) % max(gan.cfg.n_classes, 1)
             z = torch.randn(self.wide, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
             line['mi'] = self.rule(draw(G, z, y), y)['mi']
+        self.note_collapse(line)
         with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
         return line
+
+    def note_collapse(self, line:dict):                      # what is about to be written
+        "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
+        path, before = self.run/'log.jsonl', []
+        if self.path.exists(): before = [json.loads(o) for o in self.path.read_text().splitlines()]
+        signs = collapse(read_log(path) if path.exists() else [], [*before, line], self.real_diversity, self.steps)
+        if signs: line['collapse'] = signs
+        if any('collapse' in o for o in before): return
+        if signs: print('\nsign of collapse:', '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in signs))
+        else: keep_good(self.run)
+
+def keep_good(
+    run,                      # run folder
+):
+    "Name the newest checkpoint, if there is one, checkpoints/good.pt, too."
+    try: path = newest_checkpoint(run)
+    except Refused: return
+    with whole(path.with_name('good.pt')) as part:
+        try: os.link(path, part)
+        except (OSError, NotImplementedError, AttributeError): shutil.copy2(path, part)     # where there are no links
 
 def clock(
     log:list,                 # from `read_log`
@@ -238,8 +265,9 @@ def collapse(
     log:list,                 # from `read_log`
     curve:list,               # lines with t and diversity
     real:float,               # diversity of the real pictures
+    steps:int,                # length of the run; jumps in its first tenth are no sign
 )->list:                      # dicts: t, sign, words; in order of t
-    "Signs that a run has collapsed. Empty for a run that has not."
+    "Signs that a run has collapsed. Empty for a run that has not. The loss of D of an AC-GAN never saturates."
     found, best, run = {}, 0., 0
     for o in curve:
         best = max(best, o['diversity'])
@@ -249,7 +277,7 @@ def collapse(
         run = run + 1 if o['loss_d'] < .02 else 0
         if run == 3: found.setdefault('saturation', (o['t'], f'loss of D {o["loss_d"]:.3f}'))
     for net in ('raw_G', 'raw_D'):
-        looks = [o for o in log if net in o and o['t'] > .1*log[-1]['t']]
+        looks = [o for o in log if net in o and o['t'] > .1*steps]
         for a, b in zip(looks, looks[1:]):
             for name, sigma in b[net].items():
                 if sigma > 2*a[net].get(name, math.inf):
@@ -288,7 +316,7 @@ def result_of(
                 parameters=dict(G=count(G), D=count(D)), records=records, curve=curve,
                 seconds_per_step=float(np.median([o['seconds_per_step'] for o in log])) if log else None,
                 wait_share=float(np.mean([o['wait_share'] for o in log])) if log else None,
-                collapse=collapse(log, curve, real) if log else [])
+                collapse=collapse(log, curve, real, job.cfg.steps))
 
 def prepare(
     run,                      # run folder of a job, perhaps of an earlier try
@@ -366,10 +394,12 @@ def done(
 
 def until(
     end:float,                # time.time() at which to stop
+    then_say:str='',          # what else to say then
 ):                            # a hook
     "End a slice of a long table between two steps."
+    words = f'the time of this slice is over; all is saved. {then_say}'.rstrip()
     def check(gan:GAN, log:dict):
-        if time.time() > end and gan.t < gan.cfg.steps: raise Stopped('the time of this slice is over; all is saved')
+        if time.time() > end and gan.t < gan.cfg.steps: raise Stopped(words)
     return check
 
 def forget(
@@ -390,14 +420,16 @@ def run_rows(
     hooks=(),                 # (1, hook) pairs for every run
     say=print,                # where progress goes
 )->dict:                      # job name -> why it failed
-    "Train and measure what is missing. Stopped passes; other failures are returned, so that one row costs no other."
+    "Train and measure what is missing. Failures are returned, so that one row costs no other; Stopped carries them."
     missing, failed, took = [j for j in jobs if not done(j, out)], {}, []
     for i, job in enumerate(missing):
         left = f', about {np.mean(took)*(len(missing) - i)/60:.0f} min left' if took else ''
         say(f'[{len(jobs) - len(missing) + i + 1}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
         began = time.time()
         try: run_job(job, source, out, runs, device, hooks)
-        except Stopped: raise
+        except Stopped as e:
+            e.failed = failed
+            raise
         except Exception as e:
             failed[job.name] = f'{type(e).__name__}: {e}'
             say(f'{job.name} failed: {failed[job.name]}', flush=True)
@@ -413,13 +445,23 @@ OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 def collect(
     out,                      # folder of results
     rows=None,                # presets; None: all
-)->list:                      # results, sorted by row and seed; of several by the same settings the newest file
+)->list:                      # results, sorted by row and seed; of several by the same settings, as of `done`
     "Read the results that are there."
-    found = {}
-    for path in sorted(Path(out).glob('*-s*-*-*.json'), key=lambda p: p.stat().st_mtime):
+    found, own = {}, code_version()[:6]
+    for path in sorted(Path(out).glob('*-s*-*-*.json'), key=lambda p: (not p.stem.endswith(own), p.name)):
         o = json.loads(path.read_text(encoding='utf-8'))
-        if rows is None or o['row'] in rows: found[o['name'].rsplit('-', 1)[0]] = o
+        if rows is None or o['row'] in rows: found.setdefault(o['name'].rsplit('-', 1)[0], o)
     return sorted(found.values(), key=lambda o: (o['row'], o['seed']))
+
+def asked_for(
+    results:list,             # runs of any settings
+    found:dict,               # row -> Config, from `row_configs`
+    features:str='domain',    # as of `Job`
+)->tuple[list,list]:          # runs by these settings, of any seed; the others
+    "Tell the runs of a table from others in its folder."
+    stem = lambda o: Job(replace(found[o['row']], seed=o['seed']), features).stem
+    same = [o['row'] in found and stem(o) == o['name'].rsplit('-', 1)[0] for o in results]
+    return tuple([o for o, s in zip(results, same) if s == which] for which in (True, False))
 
 def value_of(
     result:dict,              # one run
@@ -441,8 +483,10 @@ def by_seed(
     row:str,                  # which
     kind:str,                 # metric
 )->dict:                      # seed -> value, finite ones only
-    "The values of a row."
-    values = {o['seed']: value_of(o, kind) for o in results if o['row'] == row}
+    "The values of a row. Raises Refused for two runs of one seed: their settings differ."
+    own = [o for o in results if o['row'] == row]
+    values = {o['seed']: value_of(o, kind) for o in own}
+    if len(values) < len(own): raise Refused(f'{row}: two runs of one seed, by different settings, make no row')
     return {s: v for s, v in values.items() if math.isfinite(v)}
 
 def paired_difference(
@@ -450,7 +494,8 @@ def paired_difference(
     row:str,                  # a row
     other:str,                # what it is compared with
     kind:str,                 # metric
-)->tuple[float,float,float,int]:      # mean of row minus other, its 95 % interval, pairs; nan where there is none
+    level:float=.95,          # of the interval
+)->tuple[float,float,float,int]:      # mean of row minus other, its interval, pairs; nan where there is none
     "Difference over seeds that both rows have, with Student's interval; with one pair there is none."
     from scipy import stats
     a, b = by_seed(results, row, kind), by_seed(results, other, kind)
@@ -458,7 +503,7 @@ def paired_difference(
     d = np.array([a[s] - b[s] for s in seeds])
     if not len(d): return math.nan, math.nan, math.nan, 0
     if len(d) == 1 or not d.any(): return d.mean(), math.nan, math.nan, len(d)
-    low, high = stats.ttest_1samp(d, 0).confidence_interval(.95) if d.std() else (d[0], d[0])
+    low, high = stats.ttest_1samp(d, 0).confidence_interval(level) if d.std() else (d[0], d[0])
     return d.mean(), float(low), float(high), len(d)
 
 def verdict(
@@ -466,11 +511,14 @@ def verdict(
     better:str,               # row that the paper puts first
     worse:str,                # row that it puts second
     kind:str,                 # metric
+    among:int=1,              # orderings that are judged together and share the 5 % of error (Bonferroni)
 )->str:                       # 'holds', 'is reversed', 'not resolved', 'no difference', or 'not run'
     "Does an ordering of the paper hold here?"
-    d, low, high, n = paired_difference(results, better, worse, kind)
+    d, low, high, n = paired_difference(results, better, worse, kind, 1 - .05/among)
     if not n: return 'not run'
     if n > 1 and not d and math.isnan(low): return f'no difference ({n} seeds)'
+    alone = verdict(results, better, worse, kind) if among > 1 else ''
+    if not low*high > 0 and alone in ('holds', 'is reversed'): return f'not resolved among {among}; alone it {alone}'
     if not low*high > 0: return f'not resolved ({n} seed{"s"*(n != 1)})'
     return 'holds' if (d < 0) == (kind in LOWER) else 'is reversed'
 
@@ -491,6 +539,11 @@ def published(
     "The paper's number, and whether it was checked."
     found = PUBLISHED.get(row, {}).get(OFFICIAL.get(kind))
     return f'{found[0]:g}' + ('' if found[1] else ' (unchecked)') if found else '-'
+
+def published_kinds(plan:Plan)->list:
+    "The metrics that the paper gives for a row of the table; FID and IS at least."
+    there = [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(r, {}) for r in plan.rows)]
+    return [k for k in OFFICIAL if k in ('distance', 'score', *there)]
 
 def notes_of(
     row:str,                  # preset
@@ -527,7 +580,7 @@ def row_cells(
     own = [o for o in results if o['row'] == row]
     return [f'`{row}`', *[mean_spread(by_seed(results, row, k).values()) for k in kinds],
             *[difference(results, row, plan.base, k) for k in kinds if k in ('distance', 'mi')],
-            published(row, 'distance'), published(row, 'score'),
+            *[published(row, k) for k in published_kinds(plan)],
             f'{sum(own[0]["parameters"].values()):,}' if own else '-',
             mean_spread([o['seconds_per_step'] or math.nan for o in own], 3), str(len(own)),
             ', '.join(sorted({(o['env']['commit'] or 'unknown')[:7] for o in own})) or '-']
@@ -542,7 +595,8 @@ def table_lines(
     kinds = [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
     head = ['row', *[name_of(results, k) for k in kinds],
             *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
-            'paper: FID', 'paper: IS', 'parameters', 's/step', 'seeds', 'commit', 'notes']
+            *[f'paper: {KINDS[k][0]}' for k in published_kinds(plan)],
+            'parameters', 's/step', 'seeds', 'commit', 'notes']
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     own = lambda row: [o for o in results if o['row'] == row]
     return [line(head), '|---' * len(head) + '|',
@@ -572,7 +626,7 @@ def protocol(
              f'pictures {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
-             f'{env("device_name")}, {env("threads")} threads, torch {env("torch")}']
+             f'{env("device_name")}, processor {env("cpu")}, {env("threads")} threads, torch {env("torch")}']
     if maps := moved(results):
         here, there = zip(*maps)
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
@@ -587,9 +641,11 @@ def sentences(
     "What the paper orders, and what is found here: computed, not written. Without claims, each row against the base."
     rows = [(row, plan.base, f'{row} is better than {plan.base}') for row in plan.rows if row != plan.base]
     out, asked = [], 'orderings of the paper' if plan.claims else 'orderings (ours: the paper claims none)'
+    pairs = [(a, b, k) for k in ('distance', 'mi') if name_of(results, k) for a, b, _ in plan.claims or rows]
+    among = sum(paired_difference(results, *o)[3] > 1 for o in pairs) or 1
     for kind in ('distance', 'mi'):
         name = name_of(results, kind)
-        said = [(words, verdict(results, a, b, kind)) for a, b, words in plan.claims or rows]
+        said = [(words, verdict(results, a, b, kind, among)) for a, b, words in plan.claims or rows]
         run = [o for o in said if o[1] != 'not run']
         if name and run: out += [f'By {name}, of {len(run)} {asked} that could be run here:', '',
                                  *[f'- {words}: **{v}**' for words, v in run], '']

@@ -30,8 +30,8 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, code_version, collect, forget, key_of, markdown, measure,
-                               row_configs, run_rows, show_rows, show_samples, show_training, until)
+from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, forget, key_of, markdown,
+                               measure, row_configs, run_rows, show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
@@ -55,6 +55,7 @@ def command(f):               # a function with docments
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
         words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
+        words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
         given = vars(anno_parser(f).parse_args(words))
         try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
         except (Refused, Diverged) as e: fault, code = str(e), 1
@@ -423,13 +424,17 @@ def commands(
 def write_table(
     table:str,                # a key of TABLES
     out:Path,                 # folder of results
+    found:dict,               # row -> Config, from `row_configs`
+    features:str,             # as of `Job`
     skipped:dict=None,        # row -> why it does not apply
     failed:dict=None,         # job name -> error
 )->str:                       # Markdown
-    "Write TABLE.md and its figures from the results that are there."
+    "Write TABLE.md and its figures from the results that are there and were made by these settings."
     out.mkdir(parents=True, exist_ok=True)
-    results = collect(out, TABLES[table].rows)
+    results, others = asked_for(collect(out, TABLES[table].rows), found, features)
+    for path in out.glob(f'{table}*.png'): path.unlink()             # of other settings, perhaps
     text = markdown(table, results, skipped, failed)
+    if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
     (out/f'{table}.md').write_text(text + '\n', encoding='utf-8')
     if results: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results): save_fig(show_training(table, results), out/f'{table}-training.png')
@@ -455,6 +460,8 @@ def sagan_table(
     "Train and measure what a table of the paper still lacks, and write the table."
     if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
     (rows, numbers), out = slice_of(TABLES[table], only, seeds), Path(out or f'runs/{table}-{scale}')
+    again = slice_of(TABLES[table], retrain, seeds)[0] if retrain else ()
+    if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
     if print_commands: return print(commands(table, rows, numbers, data, scale, out, features, set))
     sizes = [p for p in set or () if key_of(p) == 'res']
     source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
@@ -463,17 +470,17 @@ def sagan_table(
     jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
     where = pick_device(device, any(job.cfg.compiled for job in jobs))
     open_features(features, source, device=where)            # refuses, or learns, before anything is trained
-    again = slice_of(TABLES[table], retrain, seeds)[0] if retrain else ()
+    goes_on = f'The same command{" without --retrain"*bool(again)} goes on.'
     for job in jobs:
         if job.cfg.preset in again: forget(job, out, out/'runs')
     if adopt: adopt_run(adopt, jobs, out)
-    hooks = [(1, StopOnSignal('The same command goes on.'))]
-    if minutes: hooks.append((1, until(time.time() + 60*minutes)))
+    hooks = [(1, StopOnSignal(goes_on))]
+    if minutes: hooks.append((1, until(time.time() + 60*minutes, goes_on)))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
-    except Stopped:
-        write_table(table, out, skipped)
+    except Stopped as e:
+        write_table(table, out, found, features, skipped, e.failed)
         raise
-    text = write_table(table, out, skipped, failed)
+    text = write_table(table, out, found, features, skipped, failed)
     print(f'\n{text}\nwritten to {out}')
     if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed; the same command tries them again')
 
@@ -653,7 +660,8 @@ def sagan_bench(
     make_step, path = callable_from(against) if against else None, Path(out)
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device, compiled)
+    if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
     which = usable(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
-    result = bench_all(names, rounds, which, make_step, where, not no_sampling, note=note)
-    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')

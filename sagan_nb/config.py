@@ -250,7 +250,7 @@ def at_scale(
 def _published()->dict:
     "row -> metric -> (value, was it checked, where)."
     memory, text, abstract = (False, 'from memory'), (True, 'text of section 5'), (True, 'abstract and text')
-    other = (True, 'table in another reproduction')
+    other = (False, 'table in another reproduction')
     rows = dict(t1_none=(22.96, memory, 42.87, memory),
                 t1_attn_8=(22.98, text, 43.15, memory), t1_attn_16=(22.14, memory, 45.94, memory),
                 t1_attn_32=(18.28, text, 51.43, other), t1_attn_64=(18.65, abstract, 52.52, abstract),
@@ -260,7 +260,7 @@ def _published()->dict:
     table = {row: dict(fid=(fid, *a), inception_score=(score, *b)) for row, (fid, a, score, b) in rows.items()}
     table['t2_acgan'] = dict(inception_score=(28.5, *memory), intra_fid=(260.0, *memory))
     table['t2_sngan_projection']['intra_fid'] = (92.4, *memory)
-    table['t2_sagan']['intra_fid'] = (83.7, True, 'a reader quoting the paper')
+    table['t2_sagan']['intra_fid'] = (83.7, False, 'a reader quoting the paper')
     return table
 
 PUBLISHED = _published()

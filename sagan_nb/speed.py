@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PLAIN', 'FAST', 'VARIANTS', 'COMPILED', 'EAGER', 'ENDS', 'FLOOR', 'Net', 'Variant', 'fast_bf16', 'usable',
-           'build', 'Step', 'step_operations', 'kept_bytes', 'conv_rate', 'in_turns', 'table', 'callable_from', 'tried',
-           'peak_bytes', 'Draw', 'attention_bytes', 'processor', 'here', 'bench', 'bench_drawing', 'bench_all',
-           'show_table']
+           'rounding', 'build', 'Step', 'step_operations', 'kept_bytes', 'conv_rate', 'in_turns', 'table',
+           'callable_from', 'tried', 'peak_bytes', 'Draw', 'attention_bytes', 'processor', 'here', 'bench',
+           'bench_drawing', 'bench_all', 'show_table']
 
 # %% ../nbs/14_speed.ipynb #718a48c6
 import contextlib
@@ -14,6 +14,7 @@ import importlib.util
 import os
 import platform
 import statistics
+import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ class Variant:
     fused_adam:bool = False       # all of Adam in one pass
     frozen:bool = False           # no gradient to D's weights in G's step
     channels_last:bool = False    # memory layout
-    precision:str = 'fp32'        # 'fp32' or 'bf16' (autocast)
+    precision:str = 'fp32'        # 'fp32'; 'tf32' (CUDA: inputs of products in 10 bits); 'bf16' (autocast)
     compiled:bool = False         # torch.compile of both networks
 
 PLAIN = Variant()
@@ -65,11 +66,11 @@ VARIANTS = {'plain': PLAIN, "D frozen in G's step": replace(PLAIN, frozen=True),
             'fold: kernel': replace(PLAIN, fold='kernel'), 'fold: box': replace(PLAIN, fold='box'),
             'fused attention': replace(PLAIN, fused_attention=True), 'fused Adam': replace(PLAIN, fused_adam=True),
             'channels last': replace(PLAIN, channels_last=True), 'bf16': replace(PLAIN, precision='bf16'),
-            'all, fp32': FAST, 'all, bf16': replace(FAST, precision='bf16')}
+            **{f'all, {p}': replace(FAST, precision=p) for p in ('fp32', 'tf32', 'bf16')}}
 COMPILED = {f'{n}, compiled': replace(VARIANTS[n], compiled=True) for n in ('all, fp32', 'all, bf16')}    # minutes each
 VARIANTS |= COMPILED
 EAGER = tuple(n for n, v in VARIANTS.items() if not v.compiled)
-ENDS = 'plain', 'all, fp32', 'all, bf16'
+ENDS = 'plain', 'all, fp32', 'all, tf32', 'all, bf16'
 
 def fast_bf16()->bool:
     "Does this processor compute bfloat16 in hardware? Without, it is emulated, many times slower than float32."
@@ -79,10 +80,24 @@ def fast_bf16()->bool:
 def usable(
     device='cpu',                 # where
     names=EAGER,                  # of VARIANTS; all but COMPILED if not said
-)->list:                          # those that make sense there: bfloat16 only in hardware
+)->list:                          # those that make sense there: bfloat16 only in hardware, TF32 only on a GPU
     "Leave out the variants that a device only emulates."
-    low = torch.device(device).type != 'cpu' or fast_bf16()
-    return [n for n in names if low or VARIANTS[n].precision == 'fp32']
+    gpu = torch.device(device).type == 'cuda'
+    there = dict(fp32=True, tf32=gpu, bf16=gpu or fast_bf16())
+    return [n for n in names if there[VARIANTS[n].precision]]
+
+@contextlib.contextmanager
+def rounding(
+    precision:str,                # of a Variant
+):
+    "CUDA rounds the inputs of float32 products for 'tf32' alone; torch, left to itself, does so in convolutions."
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [f.allow_tf32 for f in flags]
+    try:
+        for f in flags: f.allow_tf32 = precision == 'tf32'
+        yield
+    finally:
+        for f, b in zip(flags, before): f.allow_tf32 = b
 
 def build(
     net:Net,                      # sizes
@@ -120,7 +135,7 @@ class Step:
 
     def precision(self):              # a context manager
         "Autocast where the variant asks for it."
-        if self.v.precision == 'fp32': return contextlib.nullcontext()
+        if self.v.precision != 'bf16': return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def losses(self)->tuple:          # D's loss, then G's: scalars, the first after D's update
@@ -137,10 +152,8 @@ class Step:
         return loss_d.detach(), loss_g.detach()
 
     def __call__(self):
-        "Both updates, to their end."
-        out = self.losses()
-        if self.device.type == 'cuda': torch.cuda.synchronize(self.device)
-        return out
+        "Both updates."
+        with rounding(self.v.precision): return self.losses()
 
 # %% ../nbs/14_speed.ipynb #11f83c36
 def step_operations(
@@ -175,7 +188,7 @@ def kept_bytes(
     return kept
 
 def conv_rate(
-    precision:str='fp32',         # 'fp32' or 'bf16'
+    precision:str='fp32',         # of a Variant
     device='cpu',                 # where
     seconds:float=.2,             # to spend on each shape
 )->float:                         # operations per second
@@ -188,12 +201,13 @@ def conv_rate(
         for layout in (torch.contiguous_format, torch.channels_last):
             x, w = torch.randn(B, C, side, side, device=device), torch.randn(C, C, 3, 3, device=device)
             x, w = (t.to(dtype).to(memory_format=layout) for t in (x, w))
-            F.conv2d(x, w, padding=1); wait()
-            start, calls = clock(), 0
-            while clock() - start < seconds:
-                for _ in range(many): F.conv2d(x, w, padding=1)
-                wait(); calls += many
-            best = max(best, calls*2*9*B*C*C*side**2 / (clock() - start))
+            with rounding(precision):
+                F.conv2d(x, w, padding=1); wait()
+                start, calls = clock(), 0
+                while clock() - start < seconds:
+                    for _ in range(many): F.conv2d(x, w, padding=1)
+                    wait(); calls += many
+                best = max(best, calls*2*9*B*C*C*side**2 / (clock() - start))
     return best
 
 # %% ../nbs/14_speed.ipynb #7cc791c3
@@ -202,14 +216,16 @@ def in_turns(
     rounds:int=5,                 # timed calls of each
     warm:int=1,                   # calls of each before
 )->dict:                          # name -> (seconds, processor seconds of all threads) of each round
-    "Call each in turn, again and again."
+    "Call each in turn, again and again. Work that a call leaves on a GPU is waited for."
     for f in steps.values():
         for _ in range(warm): f()
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     taken = {name: [] for name in steps}
     for _ in progress(range(rounds)):
         for name, f in steps.items():
             start, cpu = time.perf_counter(), time.process_time()
-            f()
+            f(); wait()
             taken[name].append((time.perf_counter() - start, time.process_time() - cpu))
     return taken
 
@@ -229,7 +245,7 @@ def table(
     return rows
 
 def callable_from(
-    path:str,                     # a Python file with a function `make_step(res, batch, n_classes)`
+    path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
 ):                                # that function; it returns a callable that makes one update of D and one of G
     "What `--against` times. Raises Refused for a file without it."
     if not Path(path).is_file(): raise Refused(f'{path}: there is no such file')
@@ -260,15 +276,15 @@ def peak_bytes(
 )->int:                           # bytes: of the process on a CPU (torch included), of tensors on a GPU
     "Peak memory of two steps, in a process of its own."
     import json
-    import subprocess
     import sys
     code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
             'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
             'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'
             'try: cpu = int([o for o in open("/proc/self/status") if "VmHWM" in o][0].split()[1])*1024\n'
             'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
-            'print(torch.cuda.max_memory_allocated() if "cuda" in device else cpu)')
+            'print(torch.cuda.max_memory_allocated(device) if "cuda" in device else cpu)')
     args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
+    torch.cuda.empty_cache()                      # on a GPU the other process needs the room
     out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)
     return int(out.stdout)
 
@@ -288,11 +304,9 @@ class Draw:
 
     def __call__(self)->Tensor:       # pictures, (B, 3, res, res)
         "Draw one batch."
-        low = self.v.precision == 'bf16'
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            x = self.G(torch.randn(len(self.y), 128).to(self.device), self.y)
-        if self.device.type == 'cuda': torch.cuda.synchronize(self.device)
-        return x
+        low, z = self.v.precision == 'bf16', torch.randn(len(self.y), 128).to(self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+        with torch.inference_mode(), rounding(self.v.precision), autocast: return self.G(z, self.y)
 
 def attention_bytes(
     form:str='paper',             # attention form
@@ -323,8 +337,10 @@ def here(
 )->dict:                          # as it is written down
     "What the figures belong to."
     allocator = {k: v for k, v in os.environ.items() if k.startswith('MALLOC_') or k == 'LD_PRELOAD'}
-    return dict(environment(device), date=time.strftime('%Y-%m-%d'), cores=os.cpu_count(), allocator=allocator,
-                load=os.getloadavg() if hasattr(os, 'getloadavg') else None, cpu_name=processor())
+    facts = dict(environment(device), date=time.strftime('%Y-%m-%d'), cores=os.cpu_count(), allocator=allocator,
+                 load=os.getloadavg() if hasattr(os, 'getloadavg') else None, cpu_name=processor())
+    if torch.device(device).type == 'cuda': facts |= dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
+    return facts
 
 def bench(
     name:str,                     # one of NETS
@@ -345,10 +361,12 @@ def bench(
         rows |= table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
         for p in {VARIANTS[n].precision for n in steps if n in VARIANTS}:
             rates[p] = max(rates.get(p, 0.), conv_rate(p, device))
+        steps.clear()
     for n, r in rows.items():
         if n not in VARIANTS: continue
         at_best = floor / rates[VARIANTS[n].precision]
-        r['share'], r['share_of_cpu'] = at_best / r['seconds'], at_best / r['cpu_seconds'] * torch.get_num_threads()
+        r['share'] = at_best / r['seconds']
+        if torch.device(device).type == 'cpu': r['share_of_cpu'] = at_best / r['cpu_seconds'] * torch.get_num_threads()
     return dict(asdict(net), rounds=rounds, operations_per_s=rates, floor_operations=floor,
                 plain_operations=step_operations(net, PLAIN) * net.batch, rows=rows)
 
@@ -370,18 +388,22 @@ def bench_all(
     drawing:bool=True,            # time sampling, too
     memory:bool=True,             # measure peak memory of plain and of all, in a process for each
     note:str='',                  # what else should be known, for instance who shared the machine
+    save=lambda out: None,        # is called with what is there after each net
 )->dict:                          # as it is written to JSON
     "The whole bench, printed as it goes."
     out = dict(made_by='sagan_bench', note=note, **here(device), nets={})
     for name in nets:
         result = out['nets'][name] = bench(name, rounds, names, against, device)
         for n, r in result['rows'].items():
-            if memory and n in ENDS:
-                r['peak_bytes'] = peak_bytes(NETS[name], VARIANTS[n], device)
+            if not memory or n not in ENDS: continue
+            try: r['peak_bytes'] = peak_bytes(NETS[name], VARIANTS[n], device)
+            except subprocess.CalledProcessError as e: r['no_peak'] = (e.stderr.strip().splitlines() or [str(e)])[-1]
         print(f'\n{result["res"]} px, batch {result["batch"]}\n{show_table(result["rows"])}', flush=True)
+        save(out)
     if drawing:
         out['drawing'] = bench_drawing(rounds=rounds, device=device)
         print(f'\nsampling, 128 px, batch {out["drawing"]["batch"]}\n{show_table(out["drawing"]["rows"])}')
+        save(out)
     return out
 
 def show_table(
@@ -390,8 +412,8 @@ def show_table(
     "The table as text."
     lines = [f'{"":24}  seconds processor pictures/s   against plain: seconds, processor   share of floor   peak']
     for n, r in rows.items():
-        share = f'{r["share"]:.0%}, {r["share_of_cpu"]:.0%}' if 'share' in r else ''
-        peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else ''
+        share = ', '.join(f'{r[k]:.0%}' for k in ('share', 'share_of_cpu') if k in r)
+        peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else r.get('no_peak', '')
         lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} '
                      f'{r["ratio"]:23.2f}x {r["ratio_of_cpu"]:10.2f}x {share:>15}  {peak}'.rstrip())
     return '\n'.join(lines)

@@ -3,6 +3,7 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from commands import spawn
 from sagan_nb import ablation, cli
@@ -19,7 +21,7 @@ from sagan_nb.ablation import TABLES, Job, code_version, collect, markdown, row_
 from sagan_nb.config import PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, WithoutLabels
-from sagan_nb.train import fit, make_gan
+from sagan_nb.train import fit, load_checkpoint, make_gan
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent/'shared'/'data'
@@ -28,7 +30,7 @@ SMOKE = '--scale', 'smoke', '--only', 't1_none,t1_attn_16,t1_res_16'
 
 def numbers(out):
     "A table without what belongs to the clock."
-    return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| [0-9a-f]{7}|unknown', r'| s/step | \2 | commit', (out/'table1.md').read_text())
+    return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| ([0-9a-f]{7}|unknown) ', r'| s/step | \2 | commit ', (out/'table1.md').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -45,8 +47,10 @@ def test_table_says_what_it_is(table):
     out, text = table
     assert len(list(out.glob('*.json'))) == len(list(out.glob('t1_*.png'))) == 3
     for words in ('Table 1', '`t1_attn_32`', 'not applicable: attention at 32', 'one seed: shows the machinery, decides nothing', 'not resolved (1 seed)',
-                  '22.14 (unchecked)', 'attention at 16 is better than the residual block of equal size at 16', 'about'):
+                  '22.14 (unchecked)', 'attention at 16 is better than the residual block of equal size at 16'):
         assert words in text, words
+    said = re.findall(r'\[(\d)/3\] (t1_\w+), seed 0(, about \d+ min left)?', text)
+    assert [o[:2] for o in said] == [('1', 't1_none'), ('2', 't1_attn_16'), ('3', 't1_res_16')] and [bool(o[2]) for o in said] == [False, True, True]
     o = json.loads(next(out.glob('t1_attn_16-*.json')).read_text())
     assert o['status'] == 'finished' and len(o['curve']) == 4 and o['parameters'] == json.loads(next(out.glob('t1_res_16-*.json')).read_text())['parameters']
     assert [p['seconds'] for p in o['curve']] == sorted(p['seconds'] for p in o['curve']) and o['curve'][0]['seconds'] > 0
@@ -73,13 +77,17 @@ def test_a_finished_run_is_taken_for_a_row(tmp_path, capsys):
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_restarted_gives_the_same_table(table, tmp_path, how):
-    out, wait = tmp_path/'t1', random.Random(int(how)).uniform(4, 12)
+    out, seed = tmp_path/'t1', random.randrange(10**6)
+    wait = random.Random(seed).uniform(.5, 12)
+    print('seed', seed, 'wait', wait)
     process = spawn('sagan_table', 'table1', *SMOKE, '--out', out)
     while process.poll() is None and not (out/'runs').exists(): time.sleep(.05)
-    time.sleep(wait)
+    while process.poll() is None and wait > 0 and len(list(out.glob('*.json'))) < 2: time.sleep(.05); wait -= .05
+    assert process.poll() is None, 'there is nothing left to interrupt'
     process.send_signal(how)
     process.communicate()
     before = {p: p.stat().st_mtime_ns for p in out.glob('*.json')}
+    assert process.returncode != 0 and len(before) < 3
     process = spawn('sagan_table', 'table1', *SMOKE, '--out', out)
     text = process.communicate()[0]
     assert process.returncode == 0, text
@@ -98,6 +106,39 @@ def test_only_what_is_missing_is_made(table):
     age = gone.stat().st_mtime_ns
     cli.sagan_table('table1', scale='smoke', only='t1_none,t1_attn_16,t1_res_16', retrain='t1_none', out=str(out))
     assert gone.stat().st_mtime_ns > age and {p: p.stat().st_mtime_ns for p in kept} == kept
+    with pytest.raises(Refused, match='--only leaves this row out'): cli.sagan_table('table1', scale='smoke', only='t1_none', retrain='t1_res_16', out=str(out))
+
+
+def test_other_settings_make_no_row(tmp_path, capsys):
+    "A folder that holds the same row and seed by other settings: the table is of those that were asked for, and names the others."
+    how = dict(scale='smoke', only='t1_none', out=str(tmp_path))
+    cli.sagan_table('table1', set=['batch=4'], **how)
+    cli.sagan_table('table1', seeds='0', **how)
+    text, results = (tmp_path/'table1.md').read_text(), collect(tmp_path)
+    asked, others = ablation.asked_for(results, row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0])
+    assert [o['config']['batch'] for o in asked] == [8] and [o['config']['batch'] for o in others] == [4]
+    assert 'batch 8;' in text and 'batch 4' not in text and f'made by other settings: {others[0]["name"]}.' in text
+    assert re.search(r'^\| `t1_none` .* \| 1 \| \S+ \|  \|$', text, re.M)
+    with pytest.raises(Refused, match='two runs of one seed'): markdown('table1', results)
+
+
+def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
+    "Diversity is planted: fine at the first looks, gone from then on."
+    toy = Toy(32, 4, n=600)
+    cfg = replace(row_configs(TABLES['table1'], toy, 'smoke')[0]['t1_none'], steps=16, checkpoint_every=1)
+    seen = []
+    def planted(x, y):
+        seen.append(len(seen))
+        return .3 if len(seen) < 6 else .01                                      # the first is that of the real pictures
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(ablation, 'diversity', planted)
+        run_rows([Job(cfg)], toy, tmp_path/'r', tmp_path/'runs', say=lambda *a, **k: None)
+    o, = collect(tmp_path/'r')
+    assert [(c['sign'], c['t']) for c in o['collapse']] == [('diversity', 10)] and 'seed 0: diversity at step 10' in markdown('table1', [o])
+    assert [bool(p.get('collapse')) for p in o['curve']] == [False]*4 + [True]*4
+    assert capsys.readouterr().out.count('sign of collapse: diversity at step 10') == 1
+    run, = (tmp_path/'runs').iterdir()
+    assert {p.name: load_checkpoint(p).t for p in (run/'checkpoints').iterdir()} == {'step_0000015.pt': 15, 'step_0000016.pt': 16, 'good.pt': 8}
 
 
 def test_one_failing_row_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
@@ -112,6 +153,13 @@ def test_one_failing_row_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, 'train', train)
     cli.sagan_table('table1', scale='smoke', only='t1_res_16,t1_none', out=str(tmp_path/'t'))
     assert 'planted' not in (tmp_path/'t'/'table1.md').read_text() and len(list((tmp_path/'t').glob('*.json'))) == 2
+
+
+def test_a_slice_that_ends_says_what_failed(tmp_path, monkeypatch):
+    def some(cfg, *args, **kw): raise cli.Stopped('over') if cfg.block == 'none' else RuntimeError('planted')
+    monkeypatch.setattr(ablation, 'train', some)
+    with pytest.raises(cli.Stopped): cli.sagan_table('table1', scale='smoke', only='t1_res_16,t1_none', out=str(tmp_path/'t'))
+    assert 'failed: RuntimeError: planted' in (tmp_path/'t'/'table1.md').read_text()
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
@@ -130,13 +178,16 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     assert 'seed 0 diverged' in markdown('table1', [o])
 
 
-def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys):
+def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatch):
     cli.sagan_table('table1', scale='smoke', seeds='0,1', print_commands=True, out=str(tmp_path/'a b'), data='toy', set=['batch=4'])
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2*len(TABLES['table1'].rows) and lines[1].endswith("--features domain --only t1_none --seeds 1 --set batch=4") and "'" in lines[0]
     assert not (tmp_path/'a b').exists()
-    with pytest.raises(cli.Stopped, match='the time of this slice is over'):
-        cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'), minutes=1e-6)
+    monkeypatch.setattr(sys, 'argv', ['sagan_table', 'table1', '--scale', 'smoke', '--print-commands'])     # a hyphen will do
+    cli.sagan_table()
+    assert len(capsys.readouterr().out.strip().splitlines()) == len(TABLES['table1'].rows)
+    with pytest.raises(cli.Stopped, match='all is saved. The same command without --retrain goes on'):
+        cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'), minutes=1e-6, retrain='t1_none')
     assert list((tmp_path/'s').glob('*.json')) == [] and list((tmp_path/'s'/'runs').glob('*/checkpoints/*.pt'))
     cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'))
     ours, = (json.loads(p.read_text())['records'] for p in (tmp_path/'s').glob('*.json'))
@@ -190,6 +241,17 @@ def test_other_code_is_used_and_said(table, monkeypatch):
     assert ablation.done(Job(replace(cfg, lr_g=1e-3)), out) is None
 
 
+def test_of_several_codes_the_same_one_is_read_and_used(tmp_path):
+    job, own = Job(row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0]['t1_none']), code_version()[:6]
+    def there(*codes):
+        for p in tmp_path.iterdir(): p.unlink()
+        for code in codes: (tmp_path/f'{job.stem}-{code}.json').write_text(json.dumps(dict(name=f'{job.stem}-{code}', row='t1_none', seed=0)))
+        (o,), path = collect(tmp_path), ablation.done(job, tmp_path)
+        assert path.stem == o['name']
+        return path.stem.rsplit('-', 1)[1]
+    assert there('aaaaaa', 'ffffff') == 'aaaaaa' and there('000000', own, 'ffffff') == own
+
+
 @pytest.mark.parametrize('row', PRESETS)
 def test_every_preset_takes_two_steps_at_128(row):
     cfg = replace(PRESETS[row], res=128, width=8, batch=2, n_classes=4, bn_ghost=0, steps=2, d_per_g=min(PRESETS[row].d_per_g, 2))
@@ -198,12 +260,38 @@ def test_every_preset_takes_two_steps_at_128(row):
     assert gan.t == 2 and all(map(math.isfinite, losses)) and all(p.isfinite().all() for p in gan.G.parameters())
 
 
-@pytest.mark.skipif(not (DATA/'imagenet-sample.zip').exists(), reason='shared/data/imagenet-sample.zip is not on this machine')
-def test_the_paper_scale_commands_at_smoke_scale(tmp_path):
-    out = tmp_path/'imagenet'
-    cli.sagan_table('table1', data=str(DATA/'imagenet-sample.zip'), scale='smoke', only='t1_none,t1_attn_16', out=str(out))
-    assert '1000' not in (out/'table1.md').read_text().split('\n')[0] and len(list(out.glob('*.json'))) == 2
-    assert all(o['config']['n_classes'] == 1000 for o in collect(out))
+def paper_commands():
+    "The commands of docs/reproduce.md that are for the paper's size."
+    text = (ROOT/'docs'/'reproduce.md').read_text(encoding='utf-8')
+    lines = [o for block in re.findall(r'```\{code-block\} sh\n(.*?)```', text, re.S) for o in block.splitlines()]
+    return [o for o in lines if 'imagenet-128' in o or '--scale paper' in o or 'runs/released' in o]
+
+
+def test_the_commands_for_the_paper_s_size_at_smoke_scale(tmp_path):
+    "Each as the page has it, but for scale, pictures (where they are at hand, one of each class of ImageNet), features, and all but a row or two of a table."
+    pictures, K = DATA/'imagenet-sample.zip', 1000
+    if not pictures.exists():
+        pictures, K = tmp_path/'drawn', 4
+        for i, (x, k) in enumerate(zip(*Toy(32, K, n=40).batch(torch.arange(40)))):
+            (pictures/str(int(k))).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x.permute(1, 2, 0).numpy()).save(pictures/str(int(k))/f'{i}.png')
+    few = dict(table1='t1_none,t1_attn_16', table2='t2_acgan', fig3='f3_sn_gd_ttur')
+    changes = {'imagenet/train': pictures, '--res 128': '--res 32', 'imagenet-128.pack': tmp_path/'imagenet.pack', '--scale paper': '--scale smoke',
+               'inception': 'domain', '50000': '100', 'runs/': f'{tmp_path}/runs/', **{f'sagan_table {t} ': f'sagan_table {t} --only {rows} ' for t, rows in few.items()}}
+    said = paper_commands()
+    assert [o.split()[0] for o in said] == ['sagan_pack', *['sagan_table']*3, *['sagan_train']*2, 'sagan_eval'], said
+    for line in said:
+        for old, new in changes.items(): line = line.replace(old, str(new))
+        if line.startswith('sagan_train'): line += ' --set attn_at=16'          # their maps are not there at 32 pixels
+        assert line.count('--set') <= 1
+        process = spawn(*shlex.split(line))
+        text = process.communicate()[0]
+        assert process.returncode == 0, f'{line}\n{text}'
+    for table, rows in few.items():
+        found = collect(tmp_path/'runs'/table)
+        assert {o['row'] for o in found} == {*rows.split(',')} and all(o['config']['n_classes'] == K for o in found)
+        assert (tmp_path/'runs'/table/f'{table}.md').exists()
+    assert {o['metric'] for o in json.loads((tmp_path/'runs'/'released'/'metrics.json').read_text())} >= {'classifier score', 'precision', 'intra distance'}
 
 
 def test_what_an_update_costs(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 "What the project ships: the archives hold the package alone, and the wheel works where the checkout is not in reach."
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -125,3 +126,19 @@ def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
     assert stages.export() == 1
     said = capsys.readouterr().out
     assert 'gone.py: has no notebook' in said and 'core.py: differs' in said
+
+
+def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch, capfd):
+    "At smoke scale: the run is adopted, the two others are trained beside it, and the command for the full table, which exists, is the last line."
+    monkeypatch.setattr(start, 'HERE', str(tmp_path))
+    monkeypatch.setattr(start, 'tool', lambda name: str(Path(sys.executable).parent/name))
+    monkeypatch.setattr(start, 'EXCERPT', ['table1', '--data', 'toy', '--scale', 'smoke'])
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
+    assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--out', 'runs/toy']) == 0
+    assert start.excerpt('runs/toy') == 0
+    said = capfd.readouterr().out
+    assert sorted(p.name.split('-')[0] for p in (tmp_path/'runs'/'toy-table1').glob('*.json')) == ['t1_attn_16', 't1_none', 't1_res_16']
+    assert 'one seed: shows the machinery, decides nothing' in said and '] t1_attn_16' not in said
+    last = said.strip().splitlines()[-1].strip()
+    assert last.endswith(f'sagan_table" {start.FULL}')
+    assert start.FULL in re.sub(' +', ' ', (ROOT/'docs'/'reproduce.md').read_text(encoding='utf-8'))

@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -284,8 +286,59 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_what_is_only_emulated_is_left_out(monkeypatch):
     for hardware, left_out in ((True, set()), (False, {'bf16', 'all, bf16'})):
         monkeypatch.setattr(speed, 'fast_bf16', lambda: hardware)
-        assert set(VARIANTS) - {*usable('cpu')} == left_out | {*COMPILED}
-        assert usable('cuda', VARIANTS) == [*VARIANTS] and {*usable('cpu', VARIANTS)} == {n for n in VARIANTS if hardware or 'bf16' not in n}
+        assert set(VARIANTS) - {*usable('cpu')} == left_out | {*COMPILED, 'all, tf32'}
+        assert usable('cuda', VARIANTS) == [*VARIANTS]
+        assert {*usable('cpu', VARIANTS)} == {n for n in VARIANTS if (hardware or 'bf16' not in n) and 'tf32' not in n}
+
+
+def test_what_a_gpu_rounds():
+    "fp32 means fp32 in convolutions, too, where torch's default is TF32; within a step, its backward pass included, and no longer."
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    read, seen = lambda: [f.allow_tf32 for f in flags], []
+    before = read()
+    for v, on in ((FAST, False), (VARIANTS['all, tf32'], True)):
+        step = Step(replace(NETS['small'], batch=2), v)
+        step.opt_d.step = lambda: seen.append(read())
+        step()
+        assert seen.pop() == [on, on] and read() == before
+
+
+def test_what_a_call_leaves_on_a_gpu_is_waited_for(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: order.append('.'))
+    in_turns({n: lambda n=n: order.append(n) for n in 'ab'}, 2, warm=1)
+    assert ''.join(order) == 'ab.' + 'a.b.'*2
+
+
+def test_a_net_without_a_peak_costs_no_timings(monkeypatch):
+    "On a GPU the process that measures memory may find too little of it."
+    monkeypatch.setattr(speed, 'conv_rate', lambda *_: 1e12)
+    monkeypatch.setitem(NETS, 'small', replace(NETS['small'], batch=2))
+    for stderr, words in (('Traceback\nOutOfMemoryError: no room\n', 'OutOfMemoryError: no room'), ('', 'died with')):     # or killed, without a word
+        def full(*_): raise subprocess.CalledProcessError(-9, 'python', stderr=stderr)
+        monkeypatch.setattr(speed, 'peak_bytes', full)
+        saved = []
+        speed.bench_all(['small'], 1, ['plain'], drawing=False, save=lambda out: saved.append(json.dumps(out)))
+        assert words in json.loads(saved[0])['nets']['small']['rows']['plain']['no_peak']
+
+
+def test_the_other_implementation_says_what_it_lacks(monkeypatch):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    make_step = callable_from(ROOT/'tools'/'against_mimicry.py')
+    with pytest.raises(Refused, match='torch-mimicry is not installed'): speed.tried(make_step, NETS['32'])
+    with pytest.raises(Refused, match='another shape than ours'): speed.tried(make_step, NETS['128'])
+
+
+@pytest.mark.long
+def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
+    from tools import bench_left_out
+    monkeypatch.setattr(sys, 'argv', ['bench_left_out', '--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
+    bench_left_out.main()
+    found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
+    assert {"D's pictures in one pass", 'power steps alone', 'all'} == set(found['fp32']) and set(found['one_missing_fp32']) == set(bench_left_out.ALONE)
+    assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
 
 
 @pytest.mark.long
@@ -310,8 +363,10 @@ def test_a_compiled_step_is_the_same_step(precision, off):
 
 def test_peak_memory_and_rate():
     assert 2**27 < speed.peak_bytes(replace(NETS['small'], batch=2), FAST) < 2**32
-    slow, fast = (2*9*4*32**2*8**2 / 1., speed.conv_rate('fp32', seconds=.02))
-    assert slow < fast < 1e15
+    x = torch.randn(512, 512)
+    timed = in_turns({'product': lambda: [x @ x for _ in range(20)]}, 5)['product']
+    product = 20*2*512**3 / min(cpu for _, cpu in timed) * torch.get_num_threads()
+    assert .1*product < speed.conv_rate('fp32', seconds=.05) < 10*product
 
 
 def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
@@ -335,10 +390,16 @@ def test_import_is_quick():
 
 
 def test_data_never_waits(tmp_path):
-    "At laptop scale, a run's own log: less than 2 % of the time is spent waiting for pictures."
-    from sagan_nb.data import Toy
-    toy = Toy(32, 10, n=500)
-    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'laptop'), steps=12, n_classes=10, log_every=4, standing=0, data_id=toy.fingerprint)
-    train(cfg, toy, tmp_path/'run')
+    "At laptop scale, from a packed file and mirrored, a run's own log: less than 2 % of the time is spent waiting for pictures."
+    from sagan_nb.data import Toy, open_source, pack
+    x, y = Toy(32, 4, n=200).batch(torch.arange(200))
+    for i, (picture, k) in enumerate(zip(x, y)):
+        folder = tmp_path/'in'/str(int(k))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder/f'{i}.png')
+    pack(tmp_path/'in', 32, tmp_path/'toy.pack')
+    source = open_source(tmp_path/'toy.pack', res=32)
+    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'laptop'), steps=30, n_classes=4, log_every=5, standing=0, flip=True, data_id=source.fingerprint)
+    train(cfg, source, tmp_path/'run')
     shares = [o['wait_share'] for o in read_log(tmp_path/'run'/'log.jsonl')]
-    assert min(shares[1:]) < .02, shares
+    assert len(shares) == 6 and statistics.median(shares[1:]) < .02, shares

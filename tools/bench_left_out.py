@@ -1,8 +1,10 @@
-"""What was tried and left out, with its figure: `python -m tools.bench_left_out [--rounds 5] [--net 32] [--compile]`.
+"""What was tried and left out, with its figure: `python -m tools.bench_left_out [--rounds 5] [--net 32] [--compile] [--device cuda]`.
 
-Writes results/speed/left_out.json, which chapter 14 reads. Compilation takes minutes.
+Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
+Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A trial of these that fails is written down with its reason.
 """
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 import torch
 
 from sagan_nb.losses import hinge_d, hinge_g
-from sagan_nb.speed import FAST, NETS, Step, fast_bf16, here, in_turns, table
+from sagan_nb.self_attention import SelfAttention
+from sagan_nb.speed import NETS, VARIANTS, Step, here, in_turns, rounding, table, usable
 from sagan_nb.spectral_norm import normalised
 from sagan_nb.train import frozen
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 class OnePass(Step):
     "D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same function."
     def losses(self):
-        noise = lambda: torch.randn(len(self.y), 128)
+        noise = lambda: torch.randn(len(self.y), 128).to(self.device)
         with self.precision():
             with torch.no_grad(): fake = self.G(noise(), self.y)
             real, fake = self.D(torch.cat([self.x, fake]), self.y.repeat(2)).float().chunk(2)
@@ -48,37 +51,88 @@ ALONE = {'without own spectral norm': dict(sn='torch'), 'kernel for box': dict(f
          'D not frozen': dict(frozen=False), 'without channels last': dict(channels_last=False)}
 
 
+def compiled(net, v, device, mode=None):
+    "A compiled step after its first calls, and how long they took. `mode='reduce-overhead'` replays CUDA graphs."
+    from torch._inductor import config
+    config.force_disable_caches = True                                          # as on a machine that never compiled this
+    step = Step(net, v, device)
+    step.G.compile(mode=mode), step.D.compile(mode=mode)
+    start = time.perf_counter()
+    step(), step()
+    if step.device.type == 'cuda': torch.cuda.synchronize()
+    return step, time.perf_counter() - start
+
+
+def attention_in_paper_form(net, device):
+    "On a GPU: seconds and peak of one layer, forward and backward, at 64x64 and the net's batch, or why there are none."
+    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    block = SelfAttention(128, 'paper').to(device)
+    x = torch.randn(net.batch, 128, 64, 64, device=device, requires_grad=True)
+    try: pairs = in_turns({'layer': lambda: block(x).sum().backward()}, 3)['layer']
+    except torch.OutOfMemoryError as e: return dict(batch=net.batch, failed=str(e))
+    return dict(batch=net.batch, seconds=statistics.median(s for s, _ in pairs), peak_bytes=torch.cuda.max_memory_allocated())
+
+
+def profile(step):
+    "Where the time of a step goes, as text."
+    kinds = torch.profiler.ProfilerActivity
+    gpu = step.device.type == 'cuda'
+    with torch.profiler.profile(activities=[kinds.CPU, *[kinds.CUDA]*gpu]) as p: step(), step()
+    return p.key_averages().table(sort_by=f'self_{"cuda" if gpu else "cpu"}_time_total', row_limit=25, max_name_column_width=60)
+
+
+def forget(steps):
+    "Give back what steps hold, compiled code and graphs included."
+    steps.clear()
+    torch._dynamo.reset(), gc.collect(), torch.cuda.empty_cache()
+
+
+def measure(net, v, o):
+    "One precision: (what the JSON holds of it, profile)."
+    steps, out, p = {'all': Step(net, v, o.device), "D's pictures in one pass": OnePass(net, v, o.device)}, {}, v.precision
+    steps['power steps alone'] = power_steps(steps['all'])
+    modes = {'compiled': ('compile_seconds', None), 'CUDA graphs': ('graph_seconds', 'reduce-overhead')}
+    if 'cuda' not in o.device: del modes['CUDA graphs']
+    for name, (key, mode) in modes.items() if o.compile else ():
+        try: steps[name], out[f'{key}_{p}'] = compiled(net, v, o.device, mode)
+        except Exception as e: out[f'{key}_{p}'] = f'failed: {type(e).__name__}: {e}'
+    seconds, where = in_turns(steps, o.rounds), profile(steps['all'])
+    out[p], out[f'one_missing_{p}'] = table(seconds, net.batch, base='all'), {}
+    out[f'power_share_{p}'] = statistics.median(a[1] / b[1] for a, b in zip(seconds['power steps alone'], seconds['all']))
+    forget(steps)
+    for names in (list(ALONE)[:4], list(ALONE)[4:]):
+        steps = {'all': Step(net, v, o.device), **{n: Step(net, replace(v, **ALONE[n]), o.device) for n in names}}
+        found = table(in_turns(steps, o.rounds), net.batch, base='all')
+        out[f'one_missing_{p}'] |= {n: r for n, r in found.items() if n != 'all'}
+        forget(steps)
+    rows = out[p] | out[f'one_missing_{p}']
+    print(p, json.dumps({k: [round(r['ratio'], 3), round(r['ratio_of_cpu'], 3)] for k, r in rows.items()}), flush=True)
+    return out, where
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--rounds', type=int, default=5)
-    p.add_argument('--net', default='32')
+    p.add_argument('--net', default='32', choices=NETS)
     p.add_argument('--compile', action='store_true')
+    p.add_argument('--device', default='cpu')
     p.add_argument('--note', default='')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'left_out.json')
     o = p.parse_args()
-    net, out = NETS[o.net], dict(made_by='python -m tools.bench_left_out', note=o.note, **here(), net=asdict(NETS[o.net]))
-    for precision in ('fp32', 'bf16') if fast_bf16() else ('fp32',):
-        v = replace(FAST, precision=precision)
-        steps = {'all': Step(net, v), "D's pictures in one pass": OnePass(net, v)}
-        steps['power steps alone'] = power_steps(steps['all'])
-        if o.compile:
-            from torch._inductor import config
-            config.force_disable_caches = True                          # as on a machine that never compiled this
-            steps['compiled'] = Step(net, replace(v, compiled=True))
-            start = time.perf_counter()
-            steps['compiled'](), steps['compiled']()
-            out[f'compile_seconds_{precision}'] = time.perf_counter() - start
-        seconds = in_turns(steps, o.rounds)
-        out[precision] = table(seconds, net.batch, base='all')
-        del steps
-        for names in (list(ALONE)[:4], list(ALONE)[4:]):
-            steps = {'all': Step(net, v), **{n: Step(net, replace(v, **ALONE[n])) for n in names}}
-            out[f'one_missing_{precision}'] = out.get(f'one_missing_{precision}', {}) | {
-                n: r for n, r in table(in_turns(steps, o.rounds), net.batch, base='all').items() if n != 'all'}
-        out[f'power_share_{precision}'] = statistics.median(a[1] / b[1] for a, b in zip(seconds['power steps alone'], seconds['all']))
-        print(precision, json.dumps({k: round(r['ratio_of_cpu'], 3) for k, r in (out[precision] | out[f'one_missing_{precision}']).items()}), flush=True)
+    net = NETS[o.net]
+    if torch.device(o.device).index is not None: torch.cuda.set_device(o.device)
+    out, texts = dict(made_by='python -m tools.bench_left_out', note=o.note, **here(o.device), net=asdict(net)), []
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+    for name in usable(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
+        v = VARIANTS[name]
+        with rounding(v.precision): found, where = measure(net, v, o)
+        out |= found
+        texts.append(f'{name}, {o.net}\n{where}')
+        o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+        o.out.with_suffix('.txt').write_text('\n'.join(texts), encoding='utf-8')
+    if 'cuda' in o.device:
+        out['attention_in_paper_form'] = attention_in_paper_form(net, o.device)
+        o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()

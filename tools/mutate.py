@@ -54,6 +54,10 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('looking at a map moves u', '11', 'for b, was in buffers: b.copy_(was)', 'pass', '11'),
     ('a walk between classes keeps the old offsets', '15', "for name in ('gain', 'offset'):", "for name in ('gain',):", '15'),
     ('the line in place of the great circle', '15', '(((1 - t)*w).sin()*a[..., None, :] + (t*w).sin()*b[..., None, :]) / w.sin()', '(1 - t)*a[..., None, :] + t*b[..., None, :]', '15'),
+    ('an ordering that is reversed counts as held', '12', "(d < 0) == (kind in LOWER)", "(d < 0) != (kind in LOWER)", '12'),
+    ('interval over rows for interval over pairs', '12', 'd = np.array([a[s] - b[s] for s in seeds])', 'd = np.array([a[s] - b[t] for s, t in zip(seeds, reversed(seeds))])', '12'),
+    ('loss of diversity not seen', '12', "o['diversity'] < .25*min(best, real)", "o['diversity'] < .025*min(best, real)", '12'),
+    ('a finished row trained again', '12', 'missing, failed, took = [j for j in jobs if not done(j, out)]', 'missing, failed, took = [*jobs]', '12'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

@@ -61,7 +61,7 @@ def main():
     from sagan_nb.ablation import TABLES, code_version, collect
     from sagan_nb.speed import here
     cases, out = {}, dict(made_by='python -m tools.same_code', **here(), code=code_version(), fewer=FEWER, cases=[])
-    for table in TABLES:
+    for table in (*TABLES, 'precision'):
         for o in collect(ROOT/'results'/table):                     # by row and seed: the first of each row stays
             if o['code'] == code_version(): continue
             case = cases.setdefault((o['env']['commit'], o['code']), {})

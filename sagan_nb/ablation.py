@@ -518,8 +518,10 @@ def verdict(
     if not n: return 'not run'
     if n > 1 and not d and math.isnan(low): return f'no difference ({n} seeds)'
     alone = verdict(results, better, worse, kind) if among > 1 else ''
-    if not low*high > 0 and alone in ('holds', 'is reversed'): return f'not resolved among {among}; alone it {alone}'
-    if not low*high > 0: return f'not resolved ({n} seed{"s"*(n != 1)})'
+    seeds = f'({n} seed{"s"*(n != 1)})'
+    if not low*high > 0 and alone in ('holds', 'is reversed'):
+        return f'not resolved among {among} {seeds}, though by its own interval it {alone}'
+    if not low*high > 0: return f'not resolved {seeds}'
     return 'holds' if (d < 0) == (kind in LOWER) else 'is reversed'
 
 # %% ../nbs/12_ablation.ipynb #de34c173

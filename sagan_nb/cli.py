@@ -432,7 +432,7 @@ def write_table(
     "Write TABLE.md and its figures from the results that are there and were made by these settings."
     out.mkdir(parents=True, exist_ok=True)
     results, others = asked_for(collect(out, TABLES[table].rows), found, features)
-    for path in out.glob(f'{table}*.png'): path.unlink()             # of other settings, perhaps
+    for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
     text = markdown(table, results, skipped, failed)
     if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
     (out/f'{table}.md').write_text(text + '\n', encoding='utf-8')

@@ -122,6 +122,13 @@ def test_other_settings_make_no_row(tmp_path, capsys):
     with pytest.raises(Refused, match='two runs of one seed'): markdown('table1', results)
 
 
+def test_a_new_table_takes_away_old_figures_and_no_samples(tmp_path):
+    "The samples of a row may begin as the table does: `best` and best_known."
+    for name in ('best.png', 'best-training.png', 'best-samples.png', 'best_known-s0-a-b.png'): (tmp_path/name).write_bytes(b'')
+    cli.write_table('best', tmp_path, {}, 'domain')
+    assert {p.name for p in tmp_path.glob('*.png')} == {'best_known-s0-a-b.png'}
+
+
 def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
     "Diversity is planted: fine at the first looks, gone from then on."
     toy = Toy(32, 4, n=600)

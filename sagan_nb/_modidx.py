@@ -50,6 +50,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'sagan_nb.ablation.show_rows': ('ablation.html#show_rows', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.show_samples': ('ablation.html#show_samples', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.show_training': ('ablation.html#show_training', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation.stem_of': ('ablation.html#stem_of', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.strip': ('ablation.html#strip', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.table1': ('ablation.html#table1', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.table2': ('ablation.html#table2', 'sagan_nb/ablation.py'),

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'LATER', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version', 'Job', 'key_of',
            'keep_claims', 'row_configs', 'about_run', 'measure', 'Curve', 'keep_good', 'clock', 'collapse', 'strip',
-           'result_of', 'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'collect',
-           'asked_for', 'value_of', 'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread', 'published',
-           'published_kinds', 'notes_of', 'difference', 'row_cells', 'table_lines', 'moved', 'protocol', 'sentences',
-           'not_applicable', 'markdown', 'show_rows', 'show_training', 'show_samples', 'table1', 'table2', 'fig3',
-           'fig4']
+           'result_of', 'prepare', 'run_job', 'keep', 'adopt', 'done', 'until', 'forget', 'run_rows', 'stem_of',
+           'collect', 'asked_for', 'value_of', 'name_of', 'by_seed', 'paired_difference', 'verdict', 'mean_spread',
+           'published', 'published_kinds', 'notes_of', 'difference', 'row_cells', 'table_lines', 'moved', 'protocol',
+           'sentences', 'not_applicable', 'markdown', 'show_rows', 'show_training', 'show_samples', 'table1', 'table2',
+           'fig3', 'fig4']
 
 # %% ../nbs/12_ablation.ipynb #1ca5093d
 import ast
@@ -442,6 +442,10 @@ KINDS = dict(distance=('FID', 'Fréchet classifier distance'), score=('IS', 'cla
 LOWER = ('distance', 'intra')                                    # the smaller the better
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 
+def stem_of(result:dict)->str:
+    "The part of a result's name that does not depend on the code, as of `Job.stem`."
+    return result['name'].rsplit('-', 1)[0]
+
 def collect(
     out,                      # folder of results
     rows=None,                # presets; None: all
@@ -450,7 +454,7 @@ def collect(
     found, own = {}, code_version()[:6]
     for path in sorted(Path(out).glob('*-s*-*-*.json'), key=lambda p: (not p.stem.endswith(own), p.name)):
         o = json.loads(path.read_text(encoding='utf-8'))
-        if rows is None or o['row'] in rows: found.setdefault(o['name'].rsplit('-', 1)[0], o)
+        if rows is None or o['row'] in rows: found.setdefault(stem_of(o), o)
     return sorted(found.values(), key=lambda o: (o['row'], o['seed']))
 
 def asked_for(
@@ -460,7 +464,7 @@ def asked_for(
 )->tuple[list,list]:          # runs by these settings, of any seed; the others
     "Tell the runs of a table from others in its folder."
     stem = lambda o: Job(replace(found[o['row']], seed=o['seed']), features).stem
-    same = [o['row'] in found and stem(o) == o['name'].rsplit('-', 1)[0] for o in results]
+    same = [o['row'] in found and stem(o) == stem_of(o) for o in results]
     return tuple([o for o, s in zip(results, same) if s == which] for which in (True, False))
 
 def value_of(

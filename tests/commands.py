@@ -3,6 +3,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
 
 from sagan_nb import cli
 from sagan_nb.core import Refused
@@ -22,6 +24,13 @@ def spawn(*args, stderr=subprocess.STDOUT):
     "The real thing: a process of its own."
     command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
     return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def as_folders(source, folder):
+    "Write the pictures of a source as PNG files, a folder for each class."
+    for i, (picture, k) in enumerate(zip(*source.batch(torch.arange(len(source))))):
+        (folder/f'{int(k)}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder/f'{int(k)}'/f'{i}.png')
 
 
 def needs_compiler():

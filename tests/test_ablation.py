@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from commands import spawn
+from commands import as_folders, spawn
 from sagan_nb import ablation, cli
 from sagan_nb.ablation import TABLES, Job, code_version, collect, markdown, row_configs, run_rows
 from sagan_nb.config import PRESETS, to_json
@@ -279,9 +278,7 @@ def test_the_commands_for_the_paper_s_size_at_smoke_scale(tmp_path):
     pictures, K = DATA/'imagenet-sample.zip', 1000
     if not pictures.exists():
         pictures, K = tmp_path/'drawn', 4
-        for i, (x, k) in enumerate(zip(*Toy(32, K, n=40).batch(torch.arange(40)))):
-            (pictures/str(int(k))).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(x.permute(1, 2, 0).numpy()).save(pictures/str(int(k))/f'{i}.png')
+        as_folders(Toy(32, K, n=40), pictures)
     few = dict(table1='t1_none,t1_attn_16', table2='t2_acgan', fig3='f3_sn_gd_ttur')
     changes = {'imagenet/train': pictures, '--res 128': '--res 32', 'imagenet-128.pack': tmp_path/'imagenet.pack', '--scale paper': '--scale smoke',
                'inception': 'domain', '50000': '100', 'runs/': f'{tmp_path}/runs/', **{f'sagan_table {t} ': f'sagan_table {t} --only {rows} ' for t, rows in few.items()}}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from commands import spawn
+from commands import as_folders, spawn
 from sagan_nb import cli, metrics
 from sagan_nb.ablation import code_version
 from sagan_nb.core import Refused, from_uint8
@@ -422,15 +422,12 @@ def test_damaged_and_full(tmp_path, toy, small, G, monkeypatch):
 
 
 def test_bad_pictures_are_listed(tmp_path, capsys, small):
-    x, y = Toy(n=60).batch(torch.arange(60))
-    from PIL import Image
-    for i, (p, k) in enumerate(zip(x, y)):
-        (tmp_path/f'{int(k)}').mkdir(exist_ok=True)
-        Image.fromarray(p.permute(1, 2, 0).numpy()).save(tmp_path/f'{int(k)}'/f'{i}.png')
+    toy = Toy(n=60)
+    as_folders(toy, tmp_path)
     (tmp_path/'1'/'broken.png').write_bytes(b'\x89PNG, but no')
     source = open_source(tmp_path, res=32, max_bad=.1)
     assert 'broken.png' in capsys.readouterr().out
-    o, = evaluate(Replay(x).eval(), source, ('distance',), small, 30, cache=None)
+    o, = evaluate(Replay(toy.batch(torch.arange(60))[0]).eval(), source, ('distance',), small, 30, cache=None)
     assert o['unreadable'] == 1 and o['n_real'] == 60 and math.isfinite(o['value'])
 
 
@@ -599,13 +596,8 @@ def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
 
 
 def test_a_pack_changed_in_place_is_not_taken_for_itself(tmp_path, small):
-    from PIL import Image
-
     from sagan_nb.data import pack
-    x, y = Toy(n=60).batch(torch.arange(60))
-    for i, (p, k) in enumerate(zip(x, y)):
-        (tmp_path/'zoo'/f'{int(k)}').mkdir(parents=True, exist_ok=True)
-        Image.fromarray(p.permute(1, 2, 0).numpy()).save(tmp_path/'zoo'/f'{int(k)}'/f'{i}.png')
+    as_folders(Toy(n=60), tmp_path/'zoo')
     pack(tmp_path/'zoo', 32, tmp_path/'zoo.pack')
     take = lambda: real_table(open_source(tmp_path/'zoo.pack'), small, 60, folder=tmp_path/'cache').complete().rows('features')
     first, again = take(), take()

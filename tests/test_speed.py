@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands import needs_compiler
+from commands import as_folders, needs_compiler
 from sagan_nb import speed
 from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
 from sagan_nb.cli import sagan_bench
@@ -392,11 +391,7 @@ def test_import_is_quick():
 def test_data_never_waits(tmp_path):
     "At laptop scale, from a packed file and mirrored, a run's own log: less than 2 % of the time is spent waiting for pictures."
     from sagan_nb.data import Toy, open_source, pack
-    x, y = Toy(32, 4, n=200).batch(torch.arange(200))
-    for i, (picture, k) in enumerate(zip(x, y)):
-        folder = tmp_path/'in'/str(int(k))
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder/f'{i}.png')
+    as_folders(Toy(32, 4, n=200), tmp_path/'in')
     pack(tmp_path/'in', 32, tmp_path/'toy.pack')
     source = open_source(tmp_path/'toy.pack', res=32)
     cfg = replace(at_scale(PRESETS['t1_attn_16'], 'laptop'), steps=30, n_classes=4, log_every=5, standing=0, flip=True, data_id=source.fingerprint)

@@ -304,6 +304,7 @@ def result_of(
     run,                      # its run folder, trained
     records:list,             # from `measure`
     status:str,               # 'finished', or why it ended earlier
+    took:float=None,          # seconds of the measuring
 )->dict:                      # JSON values
     "Everything that a table needs from a run."
     run, (G, D) = Path(run), networks(job.cfg)
@@ -315,7 +316,7 @@ def result_of(
                 code=code_version(), env=json.loads((run/'env.json').read_text()), config=json.loads(to_json(job.cfg)),
                 parameters=dict(G=count(G), D=count(D)), records=records, curve=curve,
                 seconds_per_step=float(np.median([o['seconds_per_step'] for o in log])) if log else None,
-                wait_share=float(np.mean([o['wait_share'] for o in log])) if log else None,
+                wait_share=float(np.mean([o['wait_share'] for o in log])) if log else None, evaluation_seconds=took,
                 collapse=collapse(log, curve, real, job.cfg.steps))
 
 def prepare(
@@ -348,11 +349,12 @@ def run_job(
     curve = Curve(run, source, job.cfg, device, job.features)
     try: train(job.cfg, source, run, resume, device, [(curve.every, curve), *hooks])
     except Diverged as e: status = f'diverged: {e}'
+    began = time.time()
     try: records = measure(run, source, device, job.features)
     except Refused:
         if status == 'finished': raise
         records = []                                     # it diverged before its first checkpoint
-    return keep(job, run, records, status, out)
+    return keep(job, run, records, status, out, round(time.time() - began, 1))
 
 def keep(
     job:Job,                  # what was trained
@@ -360,9 +362,10 @@ def keep(
     records:list,             # from `measure`
     status:str,               # as of `result_of`
     out,                      # folder of results
+    took:float=None,          # seconds of the measuring
 )->dict:                      # the result, as written
     "Write what a table needs of a run: one picture, one JSON."
-    run, out, result = Path(run), Path(out), result_of(job, run, records, status)
+    run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
     out.mkdir(parents=True, exist_ok=True)
     if any((run/'samples').glob('step_*.png')): strip(run).save(out/f'{job.name}.png', optimize=True)
     with whole(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')

@@ -52,7 +52,7 @@ def test_table_says_what_it_is(table):
     assert [o[:2] for o in said] == [('1', 't1_none'), ('2', 't1_attn_16'), ('3', 't1_res_16')] and [bool(o[2]) for o in said] == [False, True, True]
     o = json.loads(next(out.glob('t1_attn_16-*.json')).read_text())
     assert o['status'] == 'finished' and len(o['curve']) == 4 and o['parameters'] == json.loads(next(out.glob('t1_res_16-*.json')).read_text())['parameters']
-    assert [p['seconds'] for p in o['curve']] == sorted(p['seconds'] for p in o['curve']) and o['curve'][0]['seconds'] > 0
+    assert [p['seconds'] for p in o['curve']] == sorted(p['seconds'] for p in o['curve']) and o['curve'][0]['seconds'] > 0 and o['evaluation_seconds'] > 0
     assert markdown('table1', collect(out)) in text                                         # from the files alone, the same
 
 

@@ -32,7 +32,26 @@ class Near(Toy):
         return f | dict(size=size, x=(size + .02 + .08*r) * torch.tensor([-1., 1.]))
 
 
-VARIANTS = dict(now=Toy, near=Near, pairs=Pairs)
+class Apart(Pairs):
+    "Pairs at a distance of its own: how far the edge of each part is from the middle lines."
+    gap = lambda self, size, free: size + .02 + .08*free
+    def draw_factors(self):
+        f = super().draw_factors()
+        free = torch.rand(self.n, 2, 4, generator=torch.Generator().manual_seed(self.seed + 7))
+        x, y = self.gap(f['size'], free[:, 0]), self.gap(f['size'], free[:, 1])
+        return f | dict(x=x * torch.tensor([-1., 1., -1., 1.]), y=y * torch.tensor([-1., 1., 1., -1.]))
+
+
+class PairsNear(Apart):
+    "Pairs with all four parts close to the centre: a short way between partners."
+
+
+class PairsFar(Apart):
+    "Pairs with all four parts at the border: a long way between partners."
+    gap = lambda self, size, free: .94 - size - .08*free
+
+
+VARIANTS = dict(now=(Toy, 32), near=(Near, 32), pairs=(Pairs, 32), pairs_near=(PairsNear, 32), pairs_far=(PairsFar, 32), pairs_64=(Pairs, 64))
 
 
 def measure(source, x, y):
@@ -43,8 +62,9 @@ def measure(source, x, y):
 
 def main(variant, seed, steps):
     assert seed >= 100, 'seeds below 100 belong to the tables'
-    source = VARIANTS[variant](32, 4)
-    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, data_id=f'{source.fingerprint} {variant}',
+    kind, res = VARIANTS[variant]
+    source = kind(res, 4)
+    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, res=res, data_id=f'{source.fingerprint} {variant}',
                   sample_every=steps, checkpoint_every=steps)
     pictures, labels = source.batch(torch.arange(3000))
     curve, began, folder = [], time.time(), Path(tempfile.mkdtemp())
@@ -53,7 +73,7 @@ def main(variant, seed, steps):
     train(cfg, source, folder/'run', hooks=[(max(steps // 8, 1), look)])
     shutil.rmtree(folder)
     OUT.mkdir(exist_ok=True)
-    result = dict(variant=variant, words=VARIANTS[variant].__doc__, row='t1_none', seed=seed, steps=steps, width=cfg.width, precision=cfg.precision,
+    result = dict(variant=variant, words=kind.__doc__, row='t1_none', seed=seed, steps=steps, res=res, width=cfg.width, precision=cfg.precision,
                   code=code_version(), env=environment('cpu'), n_fake=2000, real=measure(source, from_uint8(pictures), labels), curve=curve,
                   seconds=round(time.time() - began))
     (OUT/f'{variant}-s{seed}-{steps}.json').write_text(json.dumps(result, indent=1))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
            'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
-           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'commands',
-           'write_table', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries',
-           'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
+           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'asked_rows',
+           'commands', 'write_table', 'rows_of', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge',
+           'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report',
+           'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -30,15 +31,16 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, forget, key_of, markdown,
-                               measure, row_configs, run_rows, show_rows, show_samples, show_training, until)
+from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, features_of, key_of,
+                               markdown, measure, row_configs, run_rows, set_aside, show_rows, show_samples,
+                               show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
-from .core import Refused, from_uint8, save_fig, show_grid
+from .core import Refused, from_uint8, save_fig, show_grid, whole
 from .data import describe, open_source, pack
 from .interop import checkpoint_of, export, load_weights
-from .metrics import (as_table, domain, evaluate, file_sha256, labels_of, one_line, open_features,
+from .metrics import (as_table, domain, evaluate, file_sha256, labels_of, one_line,
                               save_records)
 from .networks import Discriminator, Generator
 from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, report, there_and_back,
@@ -165,14 +167,19 @@ def check_compiler():
 def pick_device(
     name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
     compiled:bool=False,      # is torch.compile to work there?
+    bf16:bool=False,          # is it to compute in bfloat16?
 )->torch.device:              # where to compute
-    "The device asked for; 'auto' is a GPU if there is one. Raises Refused for one that is not there or cannot compile."
+    "The device asked for; 'auto' is a GPU if there is one. Raises Refused for one that is not there or cannot do it."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.split(':')[0] not in ('cpu', 'cuda'): raise Refused(f'there is no device {name!r}; say auto, cpu or cuda')
     try: device = torch.device(name)
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise Refused('there is no CUDA device here; say --device cpu')
+    if device.type == 'cuda' and (device.index or 0) >= (n := torch.cuda.device_count()):
+        raise Refused(f'there is no device {name!r}: there are {n} here, counted from 0')
+    if bf16 and device.type == 'cuda' and not fast_bf16(device):
+        raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
     if compiled and device.type == 'cpu': check_compiler()
     return device
 
@@ -184,10 +191,11 @@ def plan(
     pairs,                    # key=value texts
     resume:bool,              # start from the settings of the run in `out`
     unlabelled:bool,          # pictures without classes
+    device,                   # where
 )->Config:                    # complete but for what only the pictures know
     "The settings that a command line asks for. Raises Refused for anything that does not exist."
     if not resume:
-        cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16())
+        cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16(device))
         without = dict(n_classes=0, head='none') if unlabelled else {}
         return override(replace(cfg, data='toy' if data is None else data, **without), pairs)
     saved = Path(out)/'config.json'
@@ -232,8 +240,8 @@ def sagan_train(
 ):
     "Train a SAGAN."
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
-    cfg = plan(preset, data, scale, out, pairs, resume, unlabelled)
-    where = pick_device(device, cfg.compiled)
+    cfg = plan(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
+    where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
@@ -276,7 +284,7 @@ def neighbours_of(
     if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
     source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
     y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
-    return beside_real(draw(model.G, z, y), source, domain(source))
+    return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
 
 def check_sample(
     kind:str,                 # as in sagan_sample
@@ -399,27 +407,42 @@ def slice_of(
     seeds:str,                # numbers, separated by commas
 )->tuple[list,list]:          # rows, seeds
     "What of a table is asked for. Raises Refused for rows and seeds that do not exist."
-    rows = only.split(',') if only else list(plan.rows)
+    rows = list(plan.rows) if only is None else only.split(',')
     if strange := [r for r in rows if r not in plan.rows]:
         raise Refused(f'there is no row {strange[0]!r} in this table; there are {", ".join(plan.rows)}')
     if not all(s.isdecimal() for s in seeds.split(',')): raise Refused(f'seeds are numbers like 0,1,2; got {seeds!r}')
     return rows, [int(s) for s in seeds.split(',')]
 
+def asked_rows(
+    table:str,                # a key of TABLES
+    only:str,                 # as in sagan_table
+    seeds:str,                # as in sagan_table
+    retrain:str,              # as in sagan_table
+    adopt:str,                # as in sagan_table
+    print_commands:bool,      # as in sagan_table
+)->tuple[list,list,list]:     # rows, seeds, rows to do anew
+    "What sagan_table is asked for. Raises Refused for what is not there, or does not go together."
+    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    rows, numbers = slice_of(TABLES[table], only, seeds)
+    again = [] if retrain is None else slice_of(TABLES[table], retrain, seeds)[0]
+    if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
+    if again and adopt: raise Refused('--retrain and --adopt are two commands')
+    if print_commands and (again or adopt): raise Refused('--print_commands goes with neither --retrain nor --adopt')
+    return rows, numbers, again
+
 def commands(
     table:str,                # a key of TABLES
-    rows:list,                # presets
-    seeds:list,               # numbers
-    data:str,                 # pictures
-    scale:str,                # scale
-    out:Path,                 # folder of results
-    features:str,             # features
+    jobs:list,                # what it needs
+    options:dict,             # name -> value, for all alike
     pairs,                    # key=value texts
 )->str:                       # one line for each row and seed
-    "Commands that do not depend on each other, for the scheduler of a cluster. The table is made of whatever is there."
-    where = f'--data {shlex.quote(data)} --scale {scale} --out {shlex.quote(str(out))} --features {features}'
-    line = f'sagan_table {table} {where}'
-    more = f' --set {" ".join(map(shlex.quote, pairs))}' if pairs else ''
-    return '\n'.join(f'{line} --only {row} --seeds {s}{more}' for row in rows for s in seeds)
+    "Commands that do not depend on each other, for the scheduler of a cluster."
+    given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
+    line = shlex.join(['sagan_table', table, *given])
+    more = f' --set {shlex.join(pairs)}' if pairs else ''
+    each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]
+    rows, seeds = (','.join(dict.fromkeys(str(getattr(j.cfg, k)) for j in jobs)) for k in ('preset', 'seed'))
+    return '\n'.join([*each, f'# when all are done, the table: {line} --only {rows} --seeds {seeds}{more}'])
 
 def write_table(
     table:str,                # a key of TABLES
@@ -435,11 +458,26 @@ def write_table(
     for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
     text = markdown(table, results, skipped, failed)
     if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
-    (out/f'{table}.md').write_text(text + '\n', encoding='utf-8')
+    with whole(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
     if results: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results): save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
     return text
+
+def rows_of(
+    table:str,                # a key of TABLES
+    rows:list,                # those asked for
+    data:str,                 # pictures
+    scale:str,                # scale
+    pairs,                    # key=value texts
+    device,                   # where
+)->tuple:                     # pictures; row -> Config; row -> why it does not apply
+    "Open the pictures and settle the rows. Raises Refused where none of those asked for can be trained."
+    sizes = [p for p in pairs if key_of(p) == 'res']
+    source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
+    found, skipped = row_configs(TABLES[table], source, scale, pairs, fast_bf16(device))
+    if not found.keys() & {*rows}: raise Refused(f'no row can be trained: {rows[0]}: {skipped[rows[0]]}')
+    return source, found, skipped
 
 @command
 def sagan_table(
@@ -458,31 +496,31 @@ def sagan_table(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table."
-    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
-    (rows, numbers), out = slice_of(TABLES[table], only, seeds), Path(out or f'runs/{table}-{scale}')
-    again = slice_of(TABLES[table], retrain, seeds)[0] if retrain else ()
-    if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
-    if print_commands: return print(commands(table, rows, numbers, data, scale, out, features, set))
-    sizes = [p for p in set or () if key_of(p) == 'res']
-    source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
-    print(describe(source))
-    found, skipped = row_configs(TABLES[table], source, scale, set or (), fast_bf16())
+    rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
+    out = Path(out or f'runs/{table}-{scale}')
+    source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
-    where = pick_device(device, any(job.cfg.compiled for job in jobs))
-    open_features(features, source, device=where)            # refuses, or learns, before anything is trained
-    goes_on = f'The same command{" without --retrain"*bool(again)} goes on.'
+    if print_commands:
+        options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
+        return print(commands(table, jobs, options, set))
+    print(describe(source))
+    collect(out)                                             # refuses a damaged result before anything is trained
+    cfgs = [job.cfg for job in jobs]
+    where = pick_device(device, any(c.compiled for c in cfgs), any(c.precision == 'bf16' for c in cfgs))
+    features_of(features, source, out, where)                # refuses, or learns, before anything is trained
+    same = f'The same command{" without --retrain"*bool(again)}'
     for job in jobs:
-        if job.cfg.preset in again: forget(job, out, out/'runs')
-    if adopt: adopt_run(adopt, jobs, out)
-    hooks = [(1, StopOnSignal(goes_on))]
-    if minutes: hooks.append((1, until(time.time() + 60*minutes, goes_on)))
+        if job.cfg.preset in again: set_aside(job, out, out/'runs')
+    if adopt: adopt_run(adopt, jobs, source, out, where)
+    hooks = [(1, StopOnSignal(f'{same} goes on.'))]
+    if minutes: hooks.append((1, until(time.time() + 60*minutes, f'{same} goes on.')))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
     except Stopped as e:
         write_table(table, out, found, features, skipped, e.failed)
         raise
     text = write_table(table, out, found, features, skipped, failed)
     print(f'\n{text}\nwritten to {out}')
-    if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed; the same command tries them again')
+    if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed. {same} tries them again')
 
 @command
 def sagan_pack(

@@ -10,6 +10,7 @@ __all__ = ['NETS', 'PLAIN', 'FAST', 'VARIANTS', 'COMPILED', 'EAGER', 'ENDS', 'FL
 
 # %% ../nbs/14_speed.ipynb #718a48c6
 import contextlib
+import gc
 import importlib.util
 import os
 import platform
@@ -72,8 +73,11 @@ VARIANTS |= COMPILED
 EAGER = tuple(n for n, v in VARIANTS.items() if not v.compiled)
 ENDS = 'plain', 'all, fp32', 'all, tf32', 'all, bf16'
 
-def fast_bf16()->bool:
-    "Does this processor compute bfloat16 in hardware? Without, it is emulated, many times slower than float32."
+def fast_bf16(
+    device='cpu',                 # where
+)->bool:
+    "Does it compute bfloat16 in hardware? Without, it is emulated, many times slower than float32."
+    if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
@@ -83,7 +87,7 @@ def usable(
 )->list:                          # those that make sense there: bfloat16 only in hardware, TF32 only on a GPU
     "Leave out the variants that a device only emulates."
     gpu = torch.device(device).type == 'cuda'
-    there = dict(fp32=True, tf32=gpu, bf16=gpu or fast_bf16())
+    there = dict(fp32=True, tf32=gpu, bf16=fast_bf16(device))
     return [n for n in names if there[VARIANTS[n].precision]]
 
 @contextlib.contextmanager
@@ -284,7 +288,7 @@ def peak_bytes(
             'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
             'print(torch.cuda.max_memory_allocated(device) if "cuda" in device else cpu)')
     args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
-    torch.cuda.empty_cache()                      # on a GPU the other process needs the room
+    gc.collect(), torch.cuda.empty_cache()        # on a GPU the other process needs the room
     out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)
     return int(out.stdout)
 

@@ -29,7 +29,7 @@ SMOKE = '--scale', 'smoke', '--only', 't1_none,t1_attn_16,t1_res_16'
 
 def numbers(out):
     "A table without what belongs to the clock."
-    return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| ([0-9a-f]{7}|unknown) ', r'| s/step | \2 | commit ', (out/'table1.md').read_text())
+    return re.sub(r'\| [\d.]+( ± [\d.e-]+)? \| (\d) \| ([0-9a-f]{7}|unknown)( \(changed\))? ', r'| s/step | \2 | commit ', (out/'table1.md').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -69,9 +69,11 @@ def test_a_finished_run_is_taken_for_a_row(tmp_path, capsys):
     assert {p.suffix for p in (tmp_path/'table').glob('t1_attn_16*')} == {'.json', '.png'} and (tmp_path/'table'/'table1-samples.png').exists()
     with pytest.raises(Refused, match='none of those'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), seeds='1', **how)
     with pytest.raises(Refused, match='no finished run'): cli.sagan_table('table1', adopt=str(tmp_path/'table'), **how)
-    env = json.loads((tmp_path/'run'/'env.json').read_text())
-    (tmp_path/'run'/'env.json').write_text(json.dumps(env | dict(commit='0'*40)))
+    measured = (tmp_path/'run'/'metrics.json').read_text()
+    (tmp_path/'run'/'metrics.json').write_text(measured.replace(code_version(), '0123456789'))
     with pytest.raises(Refused, match='other code'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+    (tmp_path/'run'/'metrics.json').write_text(measured.replace('"step": 4', '"step": 2'))
+    with pytest.raises(Refused, match='not at its last step'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
@@ -117,7 +119,7 @@ def test_other_settings_make_no_row(tmp_path, capsys):
     asked, others = ablation.asked_for(results, row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0])
     assert [o['config']['batch'] for o in asked] == [8] and [o['config']['batch'] for o in others] == [4]
     assert 'batch 8;' in text and 'batch 4' not in text and f'made by other settings: {others[0]["name"]}.' in text
-    assert re.search(r'^\| `t1_none` .* \| 1 \| \S+ \|  \|$', text, re.M)
+    assert re.search(r'^\| `t1_none` .* \| 1 \| [^|]+ \|  \|$', text, re.M)
     with pytest.raises(Refused, match='two runs of one seed'): markdown('table1', results)
 
 
@@ -143,7 +145,7 @@ def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
     assert [(c['sign'], c['t']) for c in o['collapse']] == [('diversity', 10)] and 'seed 0: diversity at step 10' in markdown('table1', [o])
     assert [bool(p.get('collapse')) for p in o['curve']] == [False]*4 + [True]*4
     assert capsys.readouterr().out.count('sign of collapse: diversity at step 10') == 1
-    run, = (tmp_path/'runs').iterdir()
+    run, = (tmp_path/'runs').glob('t1_*')
     assert {p.name: load_checkpoint(p).t for p in (run/'checkpoints').iterdir()} == {'step_0000015.pt': 15, 'step_0000016.pt': 16, 'good.pt': 8}
 
 
@@ -187,11 +189,12 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
 def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatch):
     cli.sagan_table('table1', scale='smoke', seeds='0,1', print_commands=True, out=str(tmp_path/'a b'), data='toy', set=['batch=4'])
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 2*len(TABLES['table1'].rows) and lines[1].endswith("--features domain --only t1_none --seeds 1 --set batch=4") and "'" in lines[0]
-    assert not (tmp_path/'a b').exists()
+    there = row_configs(TABLES['table1'], Toy(32, 4), 'smoke')[0]
+    assert len(lines) == 2*len(there) + 1 and lines[-1].startswith('# ') and f'--only {",".join(there)} --seeds 0,1' in lines[-1] and lines[1].endswith("--features domain --device auto --only t1_none --seeds 1 --set batch=4")
+    assert shlex.split(lines[0])[shlex.split(lines[0]).index('--out') + 1] == str(tmp_path/'a b') and not (tmp_path/'a b').exists()
     monkeypatch.setattr(sys, 'argv', ['sagan_table', 'table1', '--scale', 'smoke', '--print-commands'])     # a hyphen will do
     cli.sagan_table()
-    assert len(capsys.readouterr().out.strip().splitlines()) == len(TABLES['table1'].rows)
+    assert len(capsys.readouterr().out.strip().splitlines()) == len(there) + 1
     with pytest.raises(cli.Stopped, match='all is saved. The same command without --retrain goes on'):
         cli.sagan_table('table1', scale='smoke', only='t1_none', out=str(tmp_path/'s'), minutes=1e-6, retrain='t1_none')
     assert list((tmp_path/'s').glob('*.json')) == [] and list((tmp_path/'s'/'runs').glob('*/checkpoints/*.pt'))
@@ -204,6 +207,9 @@ def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize('args, words', [
     (['table9'], "no table 'table9'; choose one of table1"), (['table1', '--only', 't1_nine'], "no row 't1_nine'"), (['table1', '--seeds', 'a'], 'seeds are numbers'),
     (['table1', '--set', 'attn_at=8'], 'tells the rows of this table apart'), (['table1', '--scale', 'huge'], 'choose one of smoke'),
+    (['table1', '--set', 'seed=5'], 'seed is not for --set: say --seeds'), (['table1', '--set', 'scale=paper'], 'say --scale'), (['table1', '--only', ''], "no row ''"),
+    (['table1', '--set', 'res=48'], 'no row can be trained: t1_none: res is 48'), (['table1', '--retrain', 't1_none', '--adopt', 'there'], 'are two commands'),
+    (['table1', '--print_commands', '--adopt', 'there'], 'goes with neither'), (['table1', '--print_commands', '--set', 'foo=1'], "no setting 'foo'"),
     (['table1', '--data', 'nowhere'], 'no file or folder'), (['table1', '--device', 'tpu'], 'say auto'), (['table1', '--features', 'vgg'], "no features 'vgg'")])
 def test_refused_in_one_line(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -234,6 +240,95 @@ def test_a_map_for_all_rows_is_said():
     assert not ablation.not_applicable(TABLES['table2'], [run(*o) for o in found.items()])
     k1 = run('k1', row_configs(TABLES['reduction'], Toy(32, 4), 'laptop', ['attn_at=16'])[0]['k1'])
     assert not ablation.not_applicable(TABLES['reduction'], [k1]) and '| not run |' in markdown('reduction', [k1])
+
+
+@pytest.fixture
+def one_job(tmp_path):
+    "A row on few pictures: the job, the pictures, where results and runs go."
+    toy = Toy(32, 4, n=600)
+    return Job(row_configs(TABLES['table1'], toy, 'smoke')[0]['t1_none']), toy, tmp_path/'r', tmp_path/'runs'
+
+
+def quietly(*args, **kw): return run_rows(*args, say=lambda *a, **k: None, **kw)
+
+
+def test_two_processes_do_not_train_the_same_run(one_job):
+    job, toy, out, runs = one_job
+    with ablation.alone(runs/job.name):                                          # as another process would hold it
+        (runs/job.name).mkdir()
+        assert 'another process is at it' in quietly([job], toy, out, runs)[job.name]
+        assert (runs/job.name).exists() and not out.exists()
+    assert quietly([job], toy, out, runs) == {} and len(collect(out)) == 1
+
+
+def test_a_result_is_replaced_only_by_a_new_one(one_job, monkeypatch):
+    job, toy, out, runs = one_job
+    quietly([job], toy, out, runs)
+    old, = out.glob('*.json')
+    text = old.read_text()
+    ablation.set_aside(job, out, runs)
+    assert not old.exists() and (out/'replaced'/old.name).read_text() == text and not [*runs.glob('t1_*')] and not collect(out)
+    def fail(*args, **kw): raise RuntimeError('planted')
+    with monkeypatch.context() as m:
+        m.setattr(ablation, 'train', fail)
+        assert quietly([job], toy, out, runs)
+    assert (out/'replaced'/old.name).read_text() == text
+    quietly([job], toy, out, runs)
+    assert old.exists() and not [*(out/'replaced').iterdir()]
+
+
+def test_stopped_between_saving_and_looking(one_job, monkeypatch):
+    "The last look is made up for, and the machine that goes on is named beside the first."
+    job, toy, out, runs = one_job
+    look, here = ablation.Curve.__call__, ablation.environment
+    def killed(self, gan, log=None):
+        if gan.t == 4: raise cli.Stopped('over')
+        return look(self, gan, log)
+    with monkeypatch.context() as m:
+        m.setattr(ablation.Curve, '__call__', killed)
+        with pytest.raises(cli.Stopped): quietly([job], toy, out, runs)
+    assert [o['t'] for o in map(json.loads, (runs/job.name/'curve.jsonl').read_text().splitlines())] == [1, 2, 3]
+    monkeypatch.setattr(ablation, 'environment', lambda device: here(device) | dict(commit='f'*40, changed=True, device_name='another'))
+    quietly([job], toy, out, runs)
+    o, = collect(out)
+    assert [p['t'] for p in o['curve']] == [1, 2, 3, 4]
+    assert 'fffffff (changed)' in markdown('table1', [o]) and ' / '.join(sorted(['another', o['env']['device_name']])) in ablation.protocol([o])
+
+
+def test_a_folder_keeps_what_it_is_measured_by(one_job, monkeypatch, tmp_path):
+    "Another machine, with no cache of its own, measures by the classifier that lies beside the results."
+    job, toy, out, runs = one_job
+    own = ablation.features_of('domain', toy, out).hash
+    monkeypatch.setattr('sagan_nb.metrics.train_classifier', None)              # it could not learn another
+    quietly([job], toy, out, runs)
+    o, = collect(out)
+    assert {r['features_hash'] for r in o['records'] if 'classifier' in r['metric']} == {own}
+
+
+def test_a_run_begun_by_other_code_is_named(one_job):
+    job, toy, out, runs = one_job
+    (runs/f'{job.stem}-000000').mkdir(parents=True)
+    said = []
+    run_rows([job], toy, out, runs, say=lambda *a, **k: said.append(a[0]))
+    assert any('-000000 was begun by other code' in o for o in said) and (runs/f'{job.stem}-000000').exists()
+
+
+def test_runs_without_a_number_are_counted(one_job):
+    "A seed that diverged before its first checkpoint, an error of several lines, other features, a damaged file."
+    job, toy, out, runs = one_job
+    quietly([job, Job(replace(job.cfg, seed=1)), Job(replace(job.cfg, seed=2))], toy, out, runs)
+    found = collect(out)
+    lost = dict(found[0], records=[], status='diverged: planted')
+    text = markdown('table1', [lost, *found[1:]], failed={'t1_res_16-s0-a-b': 'RuntimeError: one\ntwo | three'})
+    row = next(o for o in text.splitlines() if o.startswith('| `t1_none`'))
+    assert row.count('(2 of 3 seeds)') == 4 and 'seed 0 diverged: planted' in row
+    assert '| failed: RuntimeError: one two / three |' in text and next(o for o in text.splitlines() if 't1_attn_16`' in o).endswith('| not run |')
+    both = [dict(o, row='t1_attn_16') for o in found] + [lost, *found[1:]]
+    assert 'attention at 16 is better than none: **no difference (2 seeds)**; 1 run of t1_none ended early' in markdown('table1', both)
+    for o in both[:3]: o['records'] = [r | dict(features_hash='other') for r in o['records']]
+    assert 'attention at 16 is better than none: **not comparable' in markdown('table1', both) and '| not comparable |' in markdown('table1', both)
+    next(out.glob('*.json')).write_text('{"row": ')
+    with pytest.raises(Refused, match='damaged: delete it'): collect(out)
 
 
 def test_other_code_is_used_and_said(table, monkeypatch):
@@ -283,7 +378,7 @@ def test_the_commands_for_the_paper_s_size_at_smoke_scale(tmp_path):
     changes = {'imagenet/train': pictures, '--res 128': '--res 32', 'imagenet-128.pack': tmp_path/'imagenet.pack', '--scale paper': '--scale smoke',
                'inception': 'domain', '50000': '100', 'runs/': f'{tmp_path}/runs/', **{f'sagan_table {t} ': f'sagan_table {t} --only {rows} ' for t, rows in few.items()}}
     said = paper_commands()
-    assert [o.split()[0] for o in said] == ['sagan_pack', *['sagan_table']*3, *['sagan_train']*2, 'sagan_eval'], said
+    assert [o.split()[0] for o in said] == ['sagan_pack', *['sagan_table']*4, *['sagan_train']*2, 'sagan_eval'], said
     for line in said:
         for old, new in changes.items(): line = line.replace(old, str(new))
         if line.startswith('sagan_train'): line += ' --set attn_at=16'          # their maps are not there at 32 pixels
@@ -291,6 +386,7 @@ def test_the_commands_for_the_paper_s_size_at_smoke_scale(tmp_path):
         process = spawn(*shlex.split(line))
         text = process.communicate()[0]
         assert process.returncode == 0, f'{line}\n{text}'
+        if '--print_commands' in line: assert text.count('\n') == 2 and text.startswith('sagan_table table2') and '\n# when all are done' in text, text
     for table, rows in few.items():
         found = collect(tmp_path/'runs'/table)
         assert {o['row'] for o in found} == {*rows.split(',')} and all(o['config']['n_classes'] == K for o in found)

@@ -292,6 +292,17 @@ def test_fold_and_compiled_reach_the_networks():
     assert is_compiled(gan.G, gan.D, gan.ema, sampler(gan), plain.G, plain.D) == [True, True, False, False, False, False]
 
 
+def test_a_gpu_that_is_not_there_or_only_emulates(monkeypatch, tmp_path):
+    "One old GPU, pretended: refused before anything is trained, for bfloat16 and for a second one."
+    from sagan_nb import cli
+    for name, value in (('is_available', True), ('device_count', 1), ('is_bf16_supported', False)):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **kw: value)
+    with pytest.raises(Refused, match="no device 'cuda:1': there are 1 here"): cli.pick_device('cuda:1')
+    with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_train('t1_none', scale='gpu', out=str(tmp_path/'run'))
+    with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_table('table1', data='toy', scale='gpu', out=str(tmp_path/'table'))
+    assert cli.pick_device('auto') == torch.device('cuda') and cli.plan(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
+
+
 @pytest.mark.parametrize('command', [('sagan_train',), ('sagan_table', 'table1')])
 def test_compiled_without_a_compiler(command, monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))

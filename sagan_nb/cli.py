@@ -191,7 +191,7 @@ def plan(
     pairs,                    # key=value texts
     resume:bool,              # start from the settings of the run in `out`
     unlabelled:bool,          # pictures without classes
-    device,                   # where
+    device='cpu',             # where
 )->Config:                    # complete but for what only the pictures know
     "The settings that a command line asks for. Raises Refused for anything that does not exist."
     if not resume:

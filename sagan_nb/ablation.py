@@ -334,7 +334,7 @@ def note_machine(
 ):
     "Add where a run goes on, if that is not where it was."
     here = environment(device)
-    if here == machines(run)[-1]: return
+    if not (Path(run)/'env.json').exists() or here == machines(run)[-1]: return
     with (Path(run)/'machines.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(here) + '\n')
 
 def result_of(

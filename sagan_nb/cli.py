@@ -31,8 +31,8 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, features_of, key_of,
-                               markdown, measure, row_configs, run_rows, set_aside, show_rows, show_samples,
+from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, features_of, key_of, markdown,
+                               measure, note_machine, row_configs, run_rows, set_aside, show_rows, show_samples,
                                show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
@@ -250,6 +250,7 @@ def sagan_train(
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
     stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')
+    if resume: note_machine(out, where)
     gan = train(cfg, source, out, resume, where, [(1, stop)])
     return summarise(gan, source, out)
 

@@ -305,6 +305,16 @@ def test_a_folder_keeps_what_it_is_measured_by(one_job, monkeypatch, tmp_path):
     assert {r['features_hash'] for r in o['records'] if 'classifier' in r['metric']} == {own}
 
 
+def test_sagan_train_notes_where_it_goes_on(tmp_path):
+    run = tmp_path/'run'
+    cli.sagan_train('t1_none', data='toy', scale='smoke', out=str(run))
+    cli.sagan_train(out=str(run), resume=True, steps=5)
+    assert len(ablation.machines(run)) == 1                                      # here, as before
+    (run/'env.json').write_text(json.dumps(ablation.machines(run)[0] | dict(commit='0'*40)))
+    cli.sagan_train(out=str(run), resume=True, steps=6)
+    assert [e['commit'] for e in ablation.machines(run)] == ['0'*40, ablation.environment('cpu')['commit']]
+
+
 def test_a_run_begun_by_other_code_is_named(one_job):
     job, toy, out, runs = one_job
     (runs/f'{job.stem}-000000').mkdir(parents=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLES', 'MATTERS', 'SIZES', 'LATER', 'ELSEWHERE', 'KINDS', 'LOWER', 'OFFICIAL', 'Plan', 'bare', 'code_version',
            'Job', 'key_of', 'refuse_pair', 'row_configs', 'about_run', 'measure', 'Curve', 'keep_good', 'clock',
-           'collapse', 'strip', 'machines', 'note_machine', 'result_of', 'features_of', 'prepare', 'run_job', 'keep',
+           'collapse', 'strip', 'machines', 'NoteMachine', 'result_of', 'features_of', 'prepare', 'run_job', 'keep',
            'adopt', 'done', 'until', 'alone', 'set_aside', 'run_rows', 'stem_of', 'collect', 'asked_for', 'value_of',
            'name_of', 'by_seed', 'paired_difference', 'alike', 'verdict', 'mean_spread', 'published', 'published_kinds',
            'notes_of', 'difference', 'mean_cell', 'commit_of', 'envs_of', 'row_cells', 'table_lines', 'moved',
@@ -252,7 +252,8 @@ class Curve:
     def note_collapse(self, line:dict):                      # what is about to be written
         "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
         path, before = self.run/'log.jsonl', self.before()
-        signs = collapse(read_log(path) if path.exists() else [], [*before, line], self.real_diversity, self.steps)
+        log = read_log(path, line['t']) if path.exists() else []
+        signs = collapse(log, [*before, line], self.real_diversity, self.steps)
         if signs: line['collapse'] = signs
         if any('collapse' in o for o in before): return
         if signs: print('\nsign of collapse:', '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in signs))
@@ -298,10 +299,12 @@ def collapse(
             found.setdefault('silence', (lines[-1]['t'], f'D says {said[0]:.3f} of every picture'))
     for net in ('raw_G', 'raw_D'):
         looks = [o for o in log if net in o and o['t'] > .1*steps]
-        for a, b in zip(looks, looks[1:]):
-            for name, sigma in b[net].items():
-                if sigma > 2*a[net].get(name, math.inf):
-                    found.setdefault('jump', (b['t'], f'{net[-1]} {name}: {a[net][name]:.2f} to {sigma:.2f}'))
+        for a, b, c in zip(looks, looks[1:], looks[2:]):
+            for name in a[net].keys() & b[net].keys() & c[net].keys():
+                first, second, third = (o[net][name] for o in (a, b, c))
+                goes_on = second + max(second - first, 0)*(c['t'] - b['t'])/(b['t'] - a['t'])
+                if third > 2*goes_on:
+                    found.setdefault('jump', (c['t'], f'{net[-1]} {name}: {second:.2f} to {third:.2f}'))
     return [dict(t=t, sign=sign, words=words) for sign, (t, words) in sorted(found.items(), key=lambda o: o[1][0])]
 
 # %% ../nbs/12_ablation.ipynb #5a5b133c
@@ -328,14 +331,19 @@ def machines(
     lines = later.read_text(encoding='utf-8').splitlines() if later.exists() else []
     return [json.loads((Path(run)/'env.json').read_text(encoding='utf-8')), *map(json.loads, lines)]
 
-def note_machine(
-    run,                      # run folder that is gone on with
-    device,                   # where
-):
-    "Add where a run goes on, if that is not where it was."
-    here = environment(device)
-    if not (Path(run)/'env.json').exists() or here == machines(run)[-1]: return
-    with (Path(run)/'machines.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(here) + '\n')
+class NoteMachine:
+    "Hook for a run that is gone on with: after its first step, add where, if that is not where it was."
+    def __init__(self,
+        run,                      # run folder
+        device,                   # where
+    ):
+        self.run, self.device, self.noted = Path(run), device, False
+
+    def __call__(self, gan:GAN, log:dict):
+        if self.noted: return
+        self.noted, here = True, environment(self.device)
+        if here == machines(self.run)[-1]: return
+        with (self.run/'machines.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(here) + '\n')
 
 def result_of(
     job:Job,                  # what was asked for
@@ -399,10 +407,9 @@ def run_job(
     resume = prepare(run)
     features = features_of(job.features, source, out, device)
     curve = Curve(run, source, job.cfg, device, features)
-    if resume:
-        note_machine(run, device)
-        curve.catch_up()
-    try: train(job.cfg, source, run, resume, device, [(curve.every, curve), *hooks])
+    if resume: curve.catch_up()
+    own = [(1, NoteMachine(run, device))]*resume + [(curve.every, curve)]
+    try: train(job.cfg, source, run, resume, device, [*own, *hooks])
     except Diverged as e: status = f'diverged: {e}'
     began = time.time()
     try: records = measure(run, source, device, features)
@@ -442,11 +449,12 @@ def adopt(
     cfg, there = from_json((run/'config.json').read_text()), json.loads((run/'metrics.json').read_text())
     job = next((j for j in jobs if j.stem == Job(cfg, j.features).stem), None)
     if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
-    ended = [o for o in there if o.get('step') == cfg.steps]
-    if not ended: raise Refused(f'{run} is not at its last step')
-    if all(o.get('code') != code_version() for o in ended): raise Refused(f'{run} was made by other code')
+    if not any(o.get('step') == cfg.steps and o.get('code') == code_version() for o in there):
+        raise Refused(f'{run} was not measured at its last step, or by other code')
     features, began = features_of(job.features, source, out, device), time.time()
-    return keep(job, run, measure(run, source, device, features), 'finished', out, round(time.time() - began, 1))
+    records = measure(run, source, device, features)
+    if records[0]['step'] != cfg.steps: raise Refused(f'{run} is not at its last step')
+    return keep(job, run, records, 'finished', out, round(time.time() - began, 1))
 
 def done(
     job:Job,                  # what is asked for
@@ -481,16 +489,18 @@ def alone(
     finally: lock.release()
 
 def set_aside(
-    job:Job,                  # a job that is to be done anew
+    jobs:list,                # those that are to be done anew
     out,                      # folder of results
     runs,                     # folder of run folders
 ):
-    "Make room: the run folder goes; the result waits in the folder `replaced` of the results until there is a new one."
-    for path in Path(runs).glob(f'{job.stem}-*'):
-        with alone(path): shutil.rmtree(path)
-    for path in Path(out).glob(f'{job.stem}-*'):
-        (Path(out)/'replaced').mkdir(exist_ok=True)
-        os.replace(path, Path(out)/'replaced'/path.name)
+    "Make room: run folders go, results wait in `replaced` until there are new ones. Raises Refused if one is in use."
+    found = lambda folder: [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
+    with contextlib.ExitStack() as held:
+        for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(alone(path))
+        for path in found(runs): shutil.rmtree(path)
+        for path in found(out):
+            (Path(out)/'replaced').mkdir(exist_ok=True)
+            os.replace(path, Path(out)/'replaced'/path.name)
 
 def run_rows(
     jobs:list,                # what the table needs
@@ -613,7 +623,7 @@ def verdict(
     among:int=1,              # orderings that are judged together and share the 5 % of error (Bonferroni)
 )->str:                       # 'holds', 'is reversed', 'not resolved', 'no difference', 'not comparable', or 'not run'
     "Does an ordering of the paper hold here? With the number of pairs, where there are any."
-    if not alike(results, (better, worse), kind): return 'not comparable: measured by different features'
+    if not alike(results, (better, worse), kind): return 'not comparable: measured by other features or sizes'
     d, *own, n = paired_difference(results, better, worse, kind)
     shared = paired_difference(results, better, worse, kind, 1 - .05/among)[1:3]
     seeds, words = f'({n} seed{"s"*(n != 1)})', 'holds' if (d < 0) == (kind in LOWER) else 'is reversed'
@@ -681,7 +691,7 @@ def mean_cell(
     kind:str,                 # metric
 )->str:                       # a cell
     "Mean and spread of a row; of how many runs, where some have no number."
-    if not alike(results, (row,), kind): return 'different features'
+    if not alike(results, (row,), kind): return 'not comparable'
     values, runs = by_seed(results, row, kind).values(), sum(o['row'] == row for o in results)
     return mean_spread(values) + f' ({len(values)} of {runs} seeds)'*(0 < len(values) < runs)
 

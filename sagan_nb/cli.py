@@ -6,9 +6,9 @@
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
            'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
            'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'asked_rows',
-           'commands', 'write_table', 'rows_of', 'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge',
-           'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention', 'write_attention', 'sagan_report',
-           'sagan_bench']
+           'commands', 'write_table', 'warn_of_others', 'rows_of', 'sagan_table', 'sagan_pack', 'sagan_export',
+           'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention', 'write_attention',
+           'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -31,9 +31,9 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, about_run, asked_for, code_version, collect, features_of, key_of, markdown,
-                               measure, note_machine, row_configs, run_rows, set_aside, show_rows, show_samples,
-                               show_training, until)
+from .ablation import (TABLES, Job, NoteMachine, about_run, alike, asked_for, code_version, collect,
+                               features_of, key_of, markdown, measure, row_configs, run_rows, set_aside,
+                               show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
@@ -250,8 +250,7 @@ def sagan_train(
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
     stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')
-    if resume: note_machine(out, where)
-    gan = train(cfg, source, out, resume, where, [(1, stop)])
+    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
 # %% ../nbs/16_cli.ipynb #0c5101f7
@@ -440,7 +439,8 @@ def commands(
     "Commands that do not depend on each other, for the scheduler of a cluster."
     given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
     line = shlex.join(['sagan_table', table, *given])
-    more = f' --set {shlex.join(pairs)}' if pairs else ''
+    kept = [] if 'precision' in map(key_of, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
+    more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
     each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]
     rows, seeds = (','.join(dict.fromkeys(str(getattr(j.cfg, k)) for j in jobs)) for k in ('preset', 'seed'))
     return '\n'.join([*each, f'# when all are done, the table: {line} --only {rows} --seeds {seeds}{more}'])
@@ -460,10 +460,20 @@ def write_table(
     text = markdown(table, results, skipped, failed)
     if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
     with whole(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
-    if results: save_fig(show_rows(table, results), out/f'{table}.png')
-    if any(o['curve'] for o in results): save_fig(show_training(table, results), out/f'{table}-training.png')
+    same = alike(results, TABLES[table].rows, 'distance')                        # else one axis would mix two measures
+    if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
+    if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
     return text
+
+def warn_of_others(
+    results:list,             # those that are there
+    judge,                    # the features that measure what comes
+):
+    "Say how many of them other features have measured."
+    other = lambda o: any(r['features'] != 'pixels' and r['features_hash'] != judge.hash for r in o['records'])
+    if n := sum(map(other, results)):
+        print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
 
 def rows_of(
     table:str,                # a key of TABLES
@@ -505,13 +515,12 @@ def sagan_table(
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))
     print(describe(source))
-    collect(out)                                             # refuses a damaged result before anything is trained
     cfgs = [job.cfg for job in jobs]
     where = pick_device(device, any(c.compiled for c in cfgs), any(c.precision == 'bf16' for c in cfgs))
-    features_of(features, source, out, where)                # refuses, or learns, before anything is trained
+    judge = features_of(features, source, out, where)        # refuses, or learns, before anything is trained
+    warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
     same = f'The same command{" without --retrain"*bool(again)}'
-    for job in jobs:
-        if job.cfg.preset in again: set_aside(job, out, out/'runs')
+    set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
     if minutes: hooks.append((1, until(time.time() + 60*minutes, f'{same} goes on.')))

@@ -73,7 +73,7 @@ def test_a_finished_run_is_taken_for_a_row(tmp_path, capsys):
     (tmp_path/'run'/'metrics.json').write_text(measured.replace(code_version(), '0123456789'))
     with pytest.raises(Refused, match='other code'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
     (tmp_path/'run'/'metrics.json').write_text(measured.replace('"step": 4', '"step": 2'))
-    with pytest.raises(Refused, match='not at its last step'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+    with pytest.raises(Refused, match='not measured at its last step'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
@@ -190,7 +190,7 @@ def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatc
     cli.sagan_table('table1', scale='smoke', seeds='0,1', print_commands=True, out=str(tmp_path/'a b'), data='toy', set=['batch=4'])
     lines = capsys.readouterr().out.strip().splitlines()
     there = row_configs(TABLES['table1'], Toy(32, 4), 'smoke')[0]
-    assert len(lines) == 2*len(there) + 1 and lines[-1].startswith('# ') and f'--only {",".join(there)} --seeds 0,1' in lines[-1] and lines[1].endswith("--features domain --device auto --only t1_none --seeds 1 --set batch=4")
+    assert len(lines) == 2*len(there) + 1 and lines[-1].startswith('# ') and f'--only {",".join(there)} --seeds 0,1' in lines[-1] and lines[1].endswith("--features domain --device auto --only t1_none --seeds 1 --set batch=4 precision=fp32")
     assert shlex.split(lines[0])[shlex.split(lines[0]).index('--out') + 1] == str(tmp_path/'a b') and not (tmp_path/'a b').exists()
     monkeypatch.setattr(sys, 'argv', ['sagan_table', 'table1', '--scale', 'smoke', '--print-commands'])     # a hyphen will do
     cli.sagan_table()
@@ -266,7 +266,9 @@ def test_a_result_is_replaced_only_by_a_new_one(one_job, monkeypatch):
     quietly([job], toy, out, runs)
     old, = out.glob('*.json')
     text = old.read_text()
-    ablation.set_aside(job, out, runs)
+    with ablation.alone(runs/job.name), pytest.raises(Refused, match='another process'): ablation.set_aside([job], out, runs)
+    assert old.read_text() == text and [*runs.glob('t1_*')]
+    ablation.set_aside([job], out, runs)
     assert not old.exists() and (out/'replaced'/old.name).read_text() == text and not [*runs.glob('t1_*')] and not collect(out)
     def fail(*args, **kw): raise RuntimeError('planted')
     with monkeypatch.context() as m:
@@ -295,14 +297,21 @@ def test_stopped_between_saving_and_looking(one_job, monkeypatch):
     assert 'fffffff (changed)' in markdown('table1', [o]) and ' / '.join(sorted(['another', o['env']['device_name']])) in ablation.protocol([o])
 
 
-def test_a_folder_keeps_what_it_is_measured_by(one_job, monkeypatch, tmp_path):
+def test_a_folder_keeps_what_it_is_measured_by(one_job, monkeypatch, tmp_path, capsys):
     "Another machine, with no cache of its own, measures by the classifier that lies beside the results."
     job, toy, out, runs = one_job
     own = ablation.features_of('domain', toy, out).hash
+    assert [*(out/'features').glob('classifier-*.safetensors')]
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'empty'))
     monkeypatch.setattr('sagan_nb.metrics.train_classifier', None)              # it could not learn another
     quietly([job], toy, out, runs)
     o, = collect(out)
     assert {r['features_hash'] for r in o['records'] if 'classifier' in r['metric']} == {own}
+    cli.warn_of_others([o], ablation.features_of('domain', toy, out))
+    assert not capsys.readouterr().out
+    for r in o['records']: r['features_hash'] = 'another'
+    cli.warn_of_others([o], ablation.features_of('domain', toy, out))
+    assert '1 of 1 results here were measured by other features' in capsys.readouterr().out
 
 
 def test_sagan_train_notes_where_it_goes_on(tmp_path):

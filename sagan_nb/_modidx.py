@@ -178,6 +178,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'sagan_nb.cli.check_sample': ('cli.html#check_sample', 'sagan_nb/cli.py'),
                               'sagan_nb.cli.command': ('cli.html#command', 'sagan_nb/cli.py'),
                               'sagan_nb.cli.commands': ('cli.html#commands', 'sagan_nb/cli.py'),
+                              'sagan_nb.cli.fitting_steps': ('cli.html#fitting_steps', 'sagan_nb/cli.py'),
                               'sagan_nb.cli.left_out': ('cli.html#left_out', 'sagan_nb/cli.py'),
                               'sagan_nb.cli.named': ('cli.html#named', 'sagan_nb/cli.py'),
                               'sagan_nb.cli.neighbours_of': ('cli.html#neighbours_of', 'sagan_nb/cli.py'),

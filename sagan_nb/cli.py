@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'sagan_train', 'sample_rows', 'neighbours_of',
-           'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of', 'asked_rows',
-           'commands', 'write_table', 'warn_of_others', 'rows_of', 'sagan_table', 'sagan_pack', 'sagan_export',
-           'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention', 'write_attention',
-           'sagan_report', 'sagan_bench']
+           'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'fitting_steps', 'sagan_train', 'sample_rows',
+           'neighbours_of', 'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of',
+           'asked_rows', 'commands', 'write_table', 'warn_of_others', 'rows_of', 'sagan_table', 'sagan_pack',
+           'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention',
+           'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -38,7 +38,7 @@ from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_
                                      page, show_attention, widget_html)
 from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
 from .core import Refused, from_uint8, save_fig, show_grid, whole
-from .data import describe, open_source, pack
+from .data import Stream, describe, open_source, pack
 from .interop import checkpoint_of, export, load_weights
 from .metrics import (as_table, domain, evaluate, file_sha256, labels_of, one_line,
                               save_records)
@@ -47,8 +47,8 @@ from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, 
                              timelapse, walk_classes, walk_z)
 from .spectral_norm import settle
 from .speed import fast_bf16
-from .train import (Diverged, GAN, Stopped, draw, fixed_noise, load_checkpoint, networks, newest_checkpoint,
-                            read_log, sampler, show_curves, train)
+from .train import (Diverged, GAN, Stopped, average, draw, fit, fixed_noise, load_checkpoint, make_gan,
+                            networks, newest_checkpoint, read_log, sampler, show_curves, train)
 
 # %% ../nbs/16_cli.ipynb #17d97428
 def command(f):               # a function with docments
@@ -225,6 +225,26 @@ class StopOnSignal:
         "Raise Stopped if it was asked for."
         if self.asked and gan.t < gan.cfg.steps: raise Stopped(f'stopped at step {gan.t} and saved. {self.message}')
 
+def fitting_steps(
+    cfg:Config,               # settings; cfg.steps is the most there can be
+    source,                   # the pictures
+    device,                   # where to
+    minutes:float,            # of training, without what is measured after it
+    tries:int=20,             # updates of networks that are thrown away
+)->tuple:                     # how many, a multiple of ten; seconds an update takes
+    "Updates that fit into so many minutes on this machine. Raises Refused where not even ten do."
+    ends, gan = [], make_gan(replace(cfg, steps=tries), device)
+    stream = Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)
+    def clock(gan, log):
+        float(sum(log.values()))                              # waits for a GPU
+        ends.append(time.perf_counter())
+    try: fit(gan, stream, [(1, average), (1, clock)])
+    finally: stream.close()
+    each = (ends[-1] - ends[1]) / (tries - 2)                 # the first ones are slower
+    n = 60*minutes / each
+    if not n >= 10: raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
+    return cfg.steps if n >= cfg.steps else int(n)//10*10, each
+
 @command
 def sagan_train(
     preset:Param(f'row of the paper (default: t1_attn_16): {", ".join(PRESETS)}', str, opt=False, nargs='?')=None,
@@ -234,11 +254,13 @@ def sagan_train(
     seed:int=None,            # of weights, data order, z and labels (default: 0)
     steps:int=None,           # updates of G (default: as the scale says)
     set:Param(f'other settings, as key=value key=value, of: {", ".join(TYPES)}', str, nargs='*')=None,
+    within:float=None,        # at most as many updates as fit into so many minutes of training, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
     unlabelled:bool=False,    # train on a folder without classes
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
+    if resume and within is not None: raise Refused('--within is for a new run: one to go on with has its length')
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg = plan(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
@@ -247,6 +269,10 @@ def sagan_train(
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
+    if within is not None:
+        most, (steps, each) = cfg.steps, fitting_steps(cfg, source, where, within)
+        print(f'\nan update takes {each:.2g} s here: {steps} of {most} fit into {within:g} minutes')
+        cfg = replace(cfg, steps=steps)
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
     stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')

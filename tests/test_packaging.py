@@ -129,12 +129,12 @@ def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
 
 
 def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch, capfd):
-    "At smoke scale: the run is adopted, the two others are trained beside it, and the command for the full table, which exists, is the last line."
+    "At smoke scale, shortened: the run is adopted, the two others are trained beside it, and the command for the full table, which exists, is the last line."
     monkeypatch.setattr(start, 'HERE', str(tmp_path))
     monkeypatch.setattr(start, 'tool', lambda name: str(Path(sys.executable).parent/name))
     monkeypatch.setattr(start, 'EXCERPT', ['table1', '--data', 'toy', '--scale', 'smoke'])
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
-    assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--out', 'runs/toy']) == 0
+    assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '3', '--out', 'runs/toy']) == 0
     assert start.excerpt('runs/toy') == 0
     said = capfd.readouterr().out
     assert sorted(p.name.split('-')[0] for p in (tmp_path/'runs'/'toy-table1').glob('*.json')) == ['t1_attn_16', 't1_none', 't1_res_16']

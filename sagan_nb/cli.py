@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KINDS', 'command', 'Model', 'open_weights', 'open_model', 'pick_classes', 'tool', 'summarise',
-           'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'fitting_steps', 'sagan_train', 'sample_rows',
-           'neighbours_of', 'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out', 'sagan_eval', 'slice_of',
-           'asked_rows', 'commands', 'write_table', 'warn_of_others', 'rows_of', 'sagan_table', 'sagan_pack',
-           'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch', 'say_use', 'sagan_attention',
-           'write_attention', 'sagan_report', 'sagan_bench']
+           'check_compiler', 'pick_device', 'plan', 'StopOnSignal', 'time_update', 'steps_within', 'sagan_train',
+           'sample_rows', 'neighbours_of', 'check_sample', 'sagan_sample', 'write_gif', 'named', 'left_out',
+           'sagan_eval', 'slice_of', 'asked_rows', 'commands', 'write_table', 'warn_of_others', 'rows_of',
+           'sagan_table', 'sagan_pack', 'sagan_export', 'open_judge', 'real_pictures', 'read_queries', 'watch',
+           'say_use', 'sagan_attention', 'write_attention', 'sagan_report', 'sagan_bench']
 
 # %% ../nbs/16_cli.ipynb #925f2e78
 import inspect
@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -225,25 +226,37 @@ class StopOnSignal:
         "Raise Stopped if it was asked for."
         if self.asked and gan.t < gan.cfg.steps: raise Stopped(f'stopped at step {gan.t} and saved. {self.message}')
 
-def fitting_steps(
-    cfg:Config,               # settings; cfg.steps is the most there can be
+def time_update(
+    cfg:Config,               # settings
     source,                   # the pictures
     device,                   # where to
-    minutes:float,            # of training, without what is measured after it
-    tries:int=20,             # updates of networks that are thrown away
-)->tuple:                     # how many, a multiple of ten; seconds an update takes
-    "Updates that fit into so many minutes on this machine. Raises Refused where not even ten do."
-    ends, gan = [], make_gan(replace(cfg, steps=tries), device)
-    stream = Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)
+    most:float,               # seconds after which to stop; three updates are timed in any case
+)->float:                     # seconds; the first two updates, which are slower, do not count
+    "How long an update takes on this machine, from at most twenty of networks that are thrown away."
+    ends, gan = [], make_gan(replace(cfg, steps=22), device)
     def clock(gan, log):
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
-    try: fit(gan, stream, [(1, average), (1, clock)])
-    finally: stream.close()
-    each = (ends[-1] - ends[1]) / (tries - 2)                 # the first ones are slower
+        if len(ends) >= 5 and ends[-1] - ends[0] > most: raise Stopped
+    with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
+        fit(gan, stream, [(1, average), (1, clock)])
+    return (ends[-1] - ends[1]) / (len(ends) - 2)
+
+def steps_within(
+    minutes:float,            # of training, without what is measured after it
+    cfg:Config,               # settings; cfg.steps is the most there can be
+    source,                   # the pictures
+    device,                   # where to
+)->int:                       # cfg.steps, or a multiple of ten
+    "How many updates fit, as it says. Raises Refused where not even ten do."
+    print('timing an update', flush=True)
+    each = time_update(cfg, source, device, 6*minutes)        # a tenth of the time
     n = 60*minutes / each
-    if not n >= 10: raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
-    return cfg.steps if n >= cfg.steps else int(n)//10*10, each
+    if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
+    n = cfg.steps if n >= cfg.steps else int(n)//10*10
+    rest = f'; --resume --steps {cfg.steps} makes the rest'*(n < cfg.steps)
+    print(f'\nan update takes {each:.2g} s here: {n} of {cfg.steps} fit into {minutes:g} minutes{rest}')
+    return n
 
 @command
 def sagan_train(
@@ -254,13 +267,14 @@ def sagan_train(
     seed:int=None,            # of weights, data order, z and labels (default: 0)
     steps:int=None,           # updates of G (default: as the scale says)
     set:Param(f'other settings, as key=value key=value, of: {", ".join(TYPES)}', str, nargs='*')=None,
-    within:float=None,        # at most as many updates as fit into so many minutes of training, timed first
+    within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
     unlabelled:bool=False,    # train on a folder without classes
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
-    if resume and within is not None: raise Refused('--within is for a new run: one to go on with has its length')
+    if within is not None and (resume or not within > 0):
+        raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg = plan(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
@@ -269,10 +283,7 @@ def sagan_train(
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
-    if within is not None:
-        most, (steps, each) = cfg.steps, fitting_steps(cfg, source, where, within)
-        print(f'\nan update takes {each:.2g} s here: {steps} of {most} fit into {within:g} minutes')
-        cfg = replace(cfg, steps=steps)
+    if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
     stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')

@@ -128,6 +128,21 @@ def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
     assert 'gone.py: has no notebook' in said and 'core.py: differs' in said
 
 
+@pytest.mark.parametrize('args, more, folder, ends', [
+    ([], ['--within', '3'], 'runs/toy-2', ['excerpt of runs/toy-2']), (['--resume', '--steps', '1300'], None, 'runs/toy', [])])
+def test_only_the_bare_command_is_shortened(args, more, folder, ends, tmp_path, monkeypatch):
+    "Bare: a new folder, a length that fits, an excerpt. With arguments: what they say, no excerpt."
+    (tmp_path/'runs'/'toy').mkdir(parents=True)
+    done = []
+    monkeypatch.setattr(start, 'HERE', str(tmp_path))
+    monkeypatch.setattr(start, 'complaint', lambda version: None)
+    monkeypatch.setattr(start, 'install', lambda extra: 0)
+    monkeypatch.setattr(start, 'call', lambda command: done.append(command) or 0)
+    monkeypatch.setattr(start, 'excerpt', lambda run: done.append('excerpt of ' + run) or 0)
+    assert start.main(args) == 0
+    assert done == [[start.tool('sagan_train'), *start.MAIN_JOB, '--out', folder, *(more or args)], *ends]
+
+
 def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch, capfd):
     "At smoke scale, shortened: the run is adopted, the two others are trained beside it, and the command for the full table, which exists, is the last line."
     monkeypatch.setattr(start, 'HERE', str(tmp_path))

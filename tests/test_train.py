@@ -365,11 +365,11 @@ def test_a_run_is_as_long_as_fits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, 'summarise', lambda *args: [])
     assert shell(monkeypatch, capsys, *smoke(tmp_path/'a', '--steps', 10))[0] == 0
     ticks = lambda: itertools.chain([0], itertools.count(10)).__next__
-    monkeypatch.setattr(cli, 'time', SimpleNamespace(perf_counter=ticks()))
+    monkeypatch.setattr(cli, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 15, '--within', .2))
     assert code == 0 and 'an update takes 1 s here: 10 of 15 fit into 0.2 minutes; --resume --steps 15 makes the rest' in out, err
     assert not same_state(tmp_path/'a', tmp_path/'b')
-    monkeypatch.setattr(cli, 'time', SimpleNamespace(perf_counter=ticks()))
+    monkeypatch.setattr(cli, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 5, '--within', .1))
     assert code == 0 and '5 of 5 fit into 0.1 minutes\n' in out, err
 
@@ -386,8 +386,6 @@ def test_main_job(tmp_path):
     m = {o['metric']: o for o in json.loads((tmp_path/'run'/'metrics.json').read_text())}
     print(json.dumps({k: (o['value'], o.get('real')) for k, o in m.items()}), f'{time.time() - began:.0f} s', os.cpu_count(), 'cores')
     print(next(o for o in text.splitlines() if o.startswith('an update takes')))
-    assert m['diversity']['value'] > .8*m['diversity']['real']
-    whole = from_json((tmp_path/'run'/'config.json').read_text()).steps == 1300
-    score, mi = (3, .3) if whole else (1.3, .05)               # 1 and 0: class ignored, parts independent
-    assert m['classifier score']['value'] > score and m['long_range_mi']['value'] > mi
+    assert m['diversity']['value'] > .8*m['diversity']['real'] and m['long_range_mi']['value'] > .3
+    assert m['classifier score']['value'] > 1.5                # 1: the class is ignored
     assert time.time() - began < 300

@@ -73,7 +73,7 @@ def notebooks():
 
 def pytest():
     "All of tests/, two files at a time, each at one thread; tests/conftest.py prints every skip, and fails on one that is not allowed."
-    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=15', '-n', 2, '--dist', 'loadfile', minutes=60, OMP_NUM_THREADS='1')
+    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=15', '-n', 2, '--dist', 'loadfile', minutes=30, OMP_NUM_THREADS='1')
 
 
 def main(names):

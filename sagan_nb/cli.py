@@ -32,16 +32,16 @@ from fastcore.script import Param, anno_parser
 from torch import Tensor
 
 from .ablation import adopt as adopt_run
-from .ablation import (TABLES, Job, NoteMachine, about_run, alike, asked_for, code_version, collect,
+from .ablation import (TABLES, Job, NoteMachine, about_run, alike, asked_for, collect,
                                features_of, key_of, markdown, measure, row_configs, run_rows, set_aside,
                                show_rows, show_samples, show_training, until)
 from .attention_maps import (LayerMaps, attention_maps, attention_use, describe_attention, find_queries,
                                      page, show_attention, widget_html)
-from .config import PRESETS, TYPES, Config, at_scale, from_json, override, preset
+from .config import NUMERICS, PRESETS, TYPES, Config, at_scale, from_json, override, preset
 from .core import Refused, from_uint8, save_fig, show_grid, whole
 from .data import Stream, describe, open_source, pack
 from .interop import checkpoint_of, export, load_weights
-from .metrics import (as_table, domain, evaluate, file_sha256, labels_of, one_line,
+from .metrics import (as_table, domain, evaluate, file_sha256, one_line,
                               save_records)
 from .networks import Discriminator, Generator
 from .report import (beside_real, draw_z, film, gif, kept_samples, pictures_of, report, there_and_back,
@@ -432,7 +432,7 @@ def sagan_eval(
     if named(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, about=dict(model.about, code=code_version()))
+                       seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
     print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records
@@ -615,7 +615,7 @@ def real_pictures(
     if not data: raise Refused('the discriminator looks at real pictures: say where they are with --data')
     K = 0 if D.head == 'none' else D.n_classes
     source = open_source(data, res=D.res, unlabelled=not K, n_classes=K or None)
-    labels = labels_of(source)
+    labels = source.labels
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
     piles = [order[labels[order] == k] for k in pick_classes(classes, source.classes)]
     rows = torch.cat([pile[i:i + 1] for i in range(n) for pile in piles])[:n]

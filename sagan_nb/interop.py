@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import __version__
-from .blocks import Conv2d, ConditionalBatchNorm2d, conv, map_block
+from .blocks import Conv2d, ConditionalBatchNorm2d, control_width, conv, map_block
 from .core import Refused, whole
 from .networks import Discriminator, Generator
-from .self_attention import FORMS, SelfAttention, attention_widths
+from .self_attention import FORMS, SelfAttention
 from .spectral_norm import SpectralNorm, normalised, unit
 
 # %% ../nbs/13_interop.ipynb #1a95d571
@@ -128,10 +128,9 @@ def control_options(hidden:int, C:int, size:int)->dict:
     "The same for a residual control, from its first weight: any form and k of this width give this block."
     for reduction in (8, *range(1, C + 1)):
         for form in FORMS:
-            if C // reduction < 1: continue
-            narrow, value = attention_widths(C, form, reduction)
-            target = 2*C*narrow + C*value*(1 if form == 'v1' else 2)
-            if max(1, round(target / (C*(size**2 + 1)))) != hidden: continue
+            try: found = control_width(C, form, reduction, size)[0]
+            except Refused: continue
+            if found != hidden: continue
             return dict(block='residual' if size == 1 else 'residual3x3', form=form, reduction=reduction)
     raise Refused(f'no residual control has {hidden} hidden channels at {C} channels')
 

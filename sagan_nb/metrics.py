@@ -8,10 +8,9 @@ __all__ = ['INCEPTION', 'INCEPTION_SHA256', 'INCEPTION_URL', 'INCEPTION_LAYERS',
            'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum', 'squared_mmd', 'kernel_distance',
            'squared_distances', 'squared_radii', 'prdc', 'tf1_resize', 'as_bytes', 'weights_hash', 'Features',
            'file_sha256', 'inception_file', 'InceptionNet', 'inception', 'cache_folder', 'prune', 'content_hash',
-           'content_of', 'CacheWarning', 'put', 'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier',
-           'domain', 'open_features', 'Table', 'labels_of', 'key_of', 'real_table', 'fake_table', 'Task', 'record',
-           'still', 'evaluate', 'noted', 'check_task', 'protocol_of', 'as_table', 'one_line', 'read_records',
-           'save_records']
+           'CacheWarning', 'put', 'get', 'Classifier', 'task_of', 'held_out_accuracy', 'train_classifier', 'domain',
+           'open_features', 'Table', 'key_of', 'real_table', 'fake_table', 'Task', 'record', 'still', 'evaluate',
+           'noted', 'check_task', 'protocol_of', 'as_table', 'one_line', 'read_records', 'save_records']
 
 # %% ../nbs/10_metrics.ipynb #da40423d
 import copy
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .core import Refused, from_uint8, progress, to_uint8, whole
-from .data import Toy, diversity, seed_of
+from .data import diversity, seed_of
 
 # %% ../nbs/10_metrics.ipynb #1a534d5b
 def check_shape(
@@ -480,15 +479,6 @@ def content_hash(
     for name, v in sorted(tensors.items()): h.update(as_bytes(name, v))
     return h.hexdigest()
 
-def content_of(
-    source,                   # pictures
-)->str:                       # part of a cache key
-    "Their fingerprint; of a packed file, whose header says it, also the file's size and time of its last change."
-    pixels = getattr(getattr(source, 'source', source), 'pixels', None)
-    if not isinstance(pixels, np.memmap): return source.fingerprint
-    file = os.stat(pixels.filename)
-    return f'{source.fingerprint}-{file.st_size}-{file.st_mtime_ns}'
-
 class CacheWarning(UserWarning):
     "Something about a kept file, not about a number."
 
@@ -607,7 +597,7 @@ def domain(
 )->Features:                  # 128 wide, K logits
     "The features of a classifier trained on these pictures, once; kept under a key made from their content."
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
-    key = dict(version=Classifier.version, data_id=content_of(source), classes=len(source.classes), seed=seed)
+    key = dict(version=Classifier.version, data_id=source.content, classes=len(source.classes), seed=seed)
     path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
     kept = get(path) if path else None
     if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
@@ -691,13 +681,6 @@ class Table:
         if path and s.n > 1: put(path, dict(mean=s.mean, covariance=s.covariance))
         return s
 
-def labels_of(
-    source,                   # pictures
-)->Tensor:                    # class of each, int64, (n,)
-    "Labels without reading pictures."
-    if isinstance(source, Toy): return torch.arange(len(source)) % len(source.classes)
-    return getattr(source, 'labels', torch.zeros(len(source), dtype=torch.int64))
-
 def key_of(
     features:Features,        # the network
     rounding:bool,            # see evaluate
@@ -719,13 +702,13 @@ def real_table(
     "Features of real pictures."
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
-    index = index[labels_of(source)[index].argsort(stable=True)]
-    key = dict(key_of(features, rounding, **kwargs), real=content_of(source), index=content_hash(dict(index=index), {}))
+    index = index[source.labels[index].argsort(stable=True)]
+    key = dict(key_of(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
     place = folder and folder/f'real-{content_hash({}, key)[:16]}'
-    return Table(labels_of(source)[index], make, features, place, **kwargs)
+    return Table(source.labels[index], make, features, place, **kwargs)
 
 def fake_table(
     G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
@@ -832,11 +815,10 @@ class Task:
 
     def long_range(self):
         "For pictures drawn by code: do distant parts agree?"
-        rule = getattr(self.source, 'long_range', None)
+        rule = self.source.long_range
         if rule is None: return [('long_range', None, dict(reason='only pictures drawn by code have a rule'))]
-        kept = 'mi', 'agreement', 'chance', 'entropy_left', 'entropy_right'
         both = [rule(x, y) for x, y in self.pixels]
-        return self.from_pixels(*({f'long_range_{k}': o[k] for k in kept} for o in both))
+        return self.from_pixels(*({f'long_range_{k}': v for k, v in o.items() if type(v) is float} for o in both))
 
 def record(
     name:str,                 # as a metric of Task calls it
@@ -890,7 +872,7 @@ def evaluate(
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
                  seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
-                 unreadable=len(getattr(source, 'unreadable', ())), version=__version__, **held, **(about or {}))
+                 unreadable=len(source.unreadable), version=__version__, **held, **(about or {}))
     return [record(*found, stamp, net) for m in metrics for found in noted(getattr(task, m))]
 
 def noted(

@@ -17,7 +17,7 @@ from torch import nn
 
 from commands import as_folders, spawn
 from sagan_nb import cli, metrics
-from sagan_nb.ablation import code_version
+from sagan_nb.config import NUMERICS
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
 from sagan_nb.metrics import (Features, Stats, as_table, between_roots, domain, evaluate, fake_table, file_sha256, frechet_distance, get, inception,
@@ -572,7 +572,7 @@ def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, ca
     o, = json.loads((tmp_path/'metrics.json').read_text())
     assert o['metric'] == 'diversity' and o['checkpoint_sha256'] == file_sha256(published)
     own = json.loads((run/'metrics.json').read_text())                         # what the run itself ended with
-    assert {r['code'] for r in [o, *own]} == {code_version()} and {r['train_seed'] for r in own} == {0}
+    assert {r['numerics'] for r in [o, *own]} == {NUMERICS} and {r['train_seed'] for r in own} == {0}
 
 
 def test_classes_left_out_are_named_on_the_screen(run, tmp_path, capsys):

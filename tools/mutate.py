@@ -21,6 +21,7 @@ BIN = Path(sysconfig.get_path('scripts'))
 MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('softmax over the wrong axis', '02', '.softmax(dim=-1)', '.softmax(dim=-2)', '02'),
     ('gamma dropped', '02', 'return x + self.gamma*o', 'return x + o', '02'),
+    ("attention with torch's default initialisation", '02', 'make_layer(nn.Conv2d(c_in, c_out, 1, bias=False), sn)', '(lambda m: __import__("sagan_nb").spectral_norm.spectral_norm(m) if sn else m)(nn.Conv2d(c_in, c_out, 1, bias=False))', '04'),
     ('fused attention scaled by 1/sqrt(d)', '02', ', scale=1.0)', ')', '02'),
     ('hinge sign flipped', '05', 'F.relu(1 - real).mean() + F.relu(1 + fake).mean()', 'F.relu(1 + real).mean() + F.relu(1 - fake).mean()', '05'),
     ('G rewarded for fakes that look fake', '05', 'return -fake.mean()', 'return fake.mean()', '05'),

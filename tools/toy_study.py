@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sagan_nb.ablation import code_version
+from sagan_nb.config import NUMERICS
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import from_uint8
 from sagan_nb.data import Pairs, Toy, diversity
@@ -74,7 +74,7 @@ def main(variant, seed, steps):
     shutil.rmtree(folder)
     OUT.mkdir(exist_ok=True)
     result = dict(variant=variant, words=kind.__doc__, row='t1_none', seed=seed, steps=steps, res=res, width=cfg.width, precision=cfg.precision,
-                  code=code_version(), env=environment('cpu'), n_fake=2000, real=measure(source, from_uint8(pictures), labels), curve=curve,
+                  numerics=NUMERICS, env=environment('cpu'), n_fake=2000, real=measure(source, from_uint8(pictures), labels), curve=curve,
                   seconds=round(time.time() - began))
     (OUT/f'{variant}-s{seed}-{steps}.json').write_text(json.dumps(result, indent=1))
 

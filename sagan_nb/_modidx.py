@@ -393,6 +393,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'sagan_nb.losses.hinge_d': ('losses.html#hinge_d', 'sagan_nb/losses.py'),
                                  'sagan_nb.losses.hinge_g': ('losses.html#hinge_g', 'sagan_nb/losses.py'),
                                  'sagan_nb.losses.hinge_risk': ('losses.html#hinge_risk', 'sagan_nb/losses.py')},
+            'sagan_nb.machinery.probe': {},
             'sagan_nb.metrics': { 'sagan_nb.metrics.CacheWarning': ('metrics.html#cachewarning', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Classifier': ('metrics.html#classifier', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Classifier.__init__': ('metrics.html#classifier.__init__', 'sagan_nb/metrics.py'),

@@ -205,7 +205,7 @@ class Pairs(Toy):
         return {k: (found[0][k] + found[1][k]) / 2 for k in names}
 
 # %% ../nbs/06_data.ipynb #da8c4d76
-GROUND, SIDE, SOFT = -.8, .3, .16    # of `Twins`: the dark around the parts, half a part's side, the width of its edge
+GROUND, SIDE, SOFT = -.7, .32, .16   # of `Twins`: the dark around the parts, half a part's side, the width of its edge
 
 def cell_weights(
     u:Tensor,             # offset of pixels from the centre of a part, in half widths of the image, (..., P)
@@ -241,13 +241,13 @@ class Twins(Toy):
         self,
         res:int=32,       # pixels per side, a multiple of 8, 16 or more
         detail:int=2,     # k, 1 to 4: a pattern is 3 k^2 numbers
-        apart:float=0.,   # distance of the two centres in half widths of the image, 0.8 to 1.7; 0: any
+        apart:float=0.,   # distance of the two centres in half widths of the image, 0.8 to 1.6; 0: any
         same:bool=True,   # False: the control, where the two patterns are dealt independently
         n:int=50_000,     # number of images
         seed:int=0,       # another seed is another data set under the same rules
     ):
         if not 1 <= detail <= 4: raise Refused(f'twins have a detail of 1 to 4; got {detail}')
-        if apart and not .8 <= apart <= 1.7: raise Refused(f'twins are 0.8 to 1.7 apart, or 0 for any; got {apart}')
+        if apart and not .8 <= apart <= 1.6: raise Refused(f'twins are 0.8 to 1.6 apart, or 0 for any; got {apart}')
         self.detail, self.apart, self.same = detail, float(apart), bool(same)
         super().__init__(res, 1, n, seed)
         given = dict(detail=(detail, 2), apart=(self.apart, 0), same=(int(same), 1))
@@ -259,7 +259,7 @@ class Twins(Toy):
     def draw_factors(self):
         "Everything that varies: the colours of each part, code (n, 2, 3, k, k), and its centre x, y (n, 2)."
         rng = torch.Generator().manual_seed(self.seed + 18)
-        code = torch.rand(self.n, 2, 3, self.detail, self.detail, generator=rng) * 1.4 - .4
+        code = torch.rand(self.n, 2, 3, self.detail, self.detail, generator=rng) * 2 - 1
         if self.same: code[:, 1] = code[:, 0]
         x, y = twin_places(torch.rand(self.n, 4, generator=rng) * 2 - 1, self.apart)
         return dict(code=code, x=x, y=y)
@@ -289,7 +289,7 @@ def read_twins(
     k:int=2,              # cells in a row of the pattern
 )->dict:                  # as drawn: code (B, 2, 3, k, k); x, y (B, 2)
     "Solve the drawing rule for its numbers: of all places, take the one whose best pattern explains most of a half."
-    res, at_x, at_y = x.shape[-1], torch.arange(-8, 9) / 64, torch.arange(-40, 41) / 64
+    res, at_x, at_y = x.shape[-1], torch.arange(-6, 7) / 64, torch.arange(-38, 39) / 64
     pixels = (torch.arange(res) + .5) * (2 / res) - 1
     down = cell_weights(pixels - at_y[:, None], k).mT                            # (places, H, k)
     across = cell_weights(pixels[:res // 2] + .5 - at_x[:, None], k).mT          # (places, W / 2, k)
@@ -754,7 +754,7 @@ def twins_options(
     given = [o.partition('=')[::2] for o in spec.partition(':')[2].split(',') if o]
     try: return {name: OPTIONS[name](value) for name, value in given}
     except (KeyError, ValueError):
-        raise Refused(f'{spec}: say twins, or twins: and any of detail=1 to 4, apart=0.8 to 1.7, same=0') from None
+        raise Refused(f'{spec}: say twins, or twins: and any of detail=1 to 4, apart=0.8 to 1.6, same=0') from None
 
 def open_world(
     spec:str,             # toy, toy:K, pairs, pairs:K, twins or twins with options

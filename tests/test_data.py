@@ -17,7 +17,7 @@ from PIL import Image
 
 from sagan_nb import data
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Pairs, Stream, Toy, describe, diversity, long_range, open_source, pack
+from sagan_nb.data import Pairs, Stream, Toy, Twins, describe, diversity, long_range, open_source, pack
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
 
@@ -176,6 +176,70 @@ def test_toy_specs():
     refused('multiple of 8', 'toy', 0)
     refused('1 <= n_classes', 'toy:0')
     refused('asked for', 'toy:3', n_classes=4)
+
+
+def test_twins_specs():
+    twins = open_source('twins')
+    assert (twins.spec, twins.res, twins.classes, twins.counts, twins.detail, twins.same) == ('twins', 32, ['twins'], [50_000], 2, True)
+    for spec in ('twins:detail=3', 'twins:apart=1.2', 'twins:same=0', 'twins:detail=1,apart=0.8,same=0'):
+        s = open_source(spec)
+        assert s.spec == spec and open_source(s.spec).fingerprint == s.fingerprint != twins.fingerprint
+    for usual in ('twins:', 'twins:detail=2,apart=0,same=1'):
+        assert open_source(usual).spec == 'twins' and open_source(usual).fingerprint == twins.fingerprint
+    assert open_source('twins', unlabelled=True).classes == [] and open_source('twins', n_classes=1).classes == ['twins']
+    for spec in ('twins:3', 'twins:detail', 'twins:detail=2.5', 'twins:size=3', 'twins:same=2', 'twins:apart=far'): refused('say twins', spec)
+    refused('detail of 1 to 4', 'twins:detail=5')
+    for far in ('.5', '2', 'nan', '-1'): refused('0.8 to 1.6 apart', f'twins:apart={far}')
+    refused('multiple of 8', 'twins', 20)
+    refused('1 classes, but 4', 'twins', n_classes=4)
+
+
+@pytest.mark.parametrize('options', [{}, dict(detail=3), dict(detail=1, apart=1.6), dict(same=False)], ids=str)
+def test_twins_are_a_function_of_their_index(options):
+    for res in (16, 32, 64):
+        a, b, other = Twins(res, n=300, **options), Twins(res, n=300, **options), Twins(res, n=300, seed=1, **options)
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+        x, y = a.batch(order)
+        assert x.shape == (300, 3, res, res) and x.dtype == torch.uint8 and not y.any() and torch.equal(a.labels[order], y)
+        assert torch.equal(x, torch.cat([b.batch([i])[0] for i in order.tolist()])) and a.fingerprint == b.fingerprint
+        assert a.fingerprint != other.fingerprint and not torch.equal(other.batch(order)[0], x)
+
+
+def test_twins_lie_where_they_should():
+    "Whole parts, each in its half; a given distance is kept; at 64 px they are the same scenes."
+    for apart in (0, .8, 1., 1.3, 1.6):
+        f = Twins(n=2000, apart=apart).factors
+        assert (f['x'].abs() - .5).abs().max() <= .1001 and f['y'].abs().max() <= .6001 and (f['x'][:, 0] < 0).all() and (f['x'][:, 1] > 0).all()
+        distance = torch.hypot(f['x'][:, 1] - f['x'][:, 0], f['y'][:, 1] - f['y'][:, 0])
+        assert not apart or torch.allclose(distance, torch.tensor(float(apart)), atol=1e-5)
+        assert f['y'].std() > .25
+    small = torch.nn.functional.avg_pool2d(Twins(64).batch(range(50))[0].float(), 2)
+    assert (small - Twins(32).batch(range(50))[0].float()).abs().mean() < 1
+
+
+@pytest.mark.parametrize('res', [32, 64])
+@pytest.mark.parametrize('k', [1, 2, 3, 4])
+def test_twins_are_read_from_the_pixels(res, k):
+    "In the middle of a reading grid nothing is lost but rounding; elsewhere little. The measure: all, nothing, and in between."
+    twins = Twins(res, detail=k, n=400)
+    twins.factors['x'], twins.factors['y'] = ((twins.factors[o] * 64).round() / 64 for o in 'xy')
+    x = from_uint8(twins.batch(range(400))[0])
+    found = data.read_twins(x, k)
+    for name in 'xy': assert torch.equal(found[name], twins.factors[name])
+    assert (found['code'] - twins.factors['code']).abs().max() < .02 * k
+    whole, shuffled = twins.long_range(x, None)['mi'], torch.cat([x[..., :res//2], x.roll(1, 0)[..., res//2:]], -1)
+    assert .97 < whole / (3*k*k * 3.7) < 1.03 and twins.long_range(shuffled, None)['mi'] < .015 * k*k
+
+
+def test_agreement_is_the_formula():
+    "Against the closed form, for Gaussian numbers of known correlation; opposite and constant numbers have no bits."
+    rng = torch.Generator().manual_seed(0)
+    a, e = torch.randn(2, 20_000, 5, generator=rng)
+    for rho in (.3, .9):
+        o = data.agreement(a, rho*a + (1 - rho**2)**.5 * e)
+        assert abs(o['mi'] + 2.5 * np.log2(1 - rho**2)) < .1 and abs(o['correlation'] - rho) < .01 and abs(o['spread'] - 1) < .01
+    assert data.agreement(a, -a)['mi'] == 0 == data.agreement(a*0 + 3, a*0 + 3)['mi'] and data.agreement(a, -a)['correlation'] < -.99
+    assert data.agreement(a/1000, a/1000)['mi'] < .01 < 20 < data.agreement(a, a)['mi']
 
 
 # unreadable pictures

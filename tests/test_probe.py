@@ -1,0 +1,122 @@
+"The supervised probe of D: an easy world takes off, labels that mean nothing do not; censoring, files, claims."
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sagan_nb.core import Refused
+from sagan_nb.data import Pairs, Toy, Twins
+from sagan_nb.machinery import probe as p
+from sagan_nb.networks import Discriminator
+
+
+class Easy:
+    "The two kinds differ in their brightness."
+    name, spec = 'easy', 'easy'
+
+    def __init__(self, level, n=1600): self.level, self.n = level, n
+    def __len__(self): return self.n
+
+    def batch(self, i):
+        noise = torch.rand(len(i), 3, 32, 32, generator=torch.Generator().manual_seed(int(i[0])))
+        return ((noise + self.level) * 60).to(torch.uint8), torch.zeros(len(i), dtype=torch.int64)
+
+
+def judge():
+    torch.manual_seed(0)
+    return Discriminator(32, 1, 1, (), 'none', head='none')
+
+
+def test_an_easy_world_takes_off_and_labels_without_meaning_do_not():
+    seen = p.probe(judge(), Easy(2), Easy(1), 40, every=10)
+    assert [o['t'] for o in seen] == [10, 20, 30, 40] and p.take_off(seen)[1] and seen[-1]['auc'] > .99
+    blind = p.probe(judge(), Easy(2), Easy(2), 40, every=10)
+    assert not p.take_off(blind)[1] and all(.4 < o['auc'] < .6 for o in blind)
+    assert p.probe(judge(), Easy(2), Easy(2), 25, every=10)[-1]['t'] == 25
+
+
+def test_auc():
+    assert p.auc([2., 3.], [0., 1.]) == 1 and p.auc([0.], [1.]) == 0 and p.auc([1., 1.], [1., 1.]) == .5
+    assert p.auc([0., 2.], [1., 3.]) == .25
+
+
+@pytest.mark.parametrize('world', [Toy, Pairs, Twins])
+def test_dealing_out_changes_the_partner_alone(world):
+    intact = world(32, n=600)
+    dealt = p.deal_out(intact)
+    a, b = intact.batch(range(600))[0], dealt.batch(range(600))[0]
+    left = lambda x: x[..., :14]                                        # soft edges may cross the middle
+    assert not torch.equal(a, b) and torch.equal(intact.batch(range(600))[0], a)                    # the world itself is as it was
+    if world is not Pairs: assert torch.equal(left(a), left(b))
+    measured = [w.long_range(x.float() / 127.5 - 1, w.batch(range(600))[1])['mi'] for w, x in ((intact, a), (dealt, b))]
+    assert measured[0] > 20*abs(measured[1]) and measured[1] < .2
+    with pytest.raises(Refused, match='no parts'): p.deal_out(Easy(1))
+
+
+def looks(*aucs): return [dict(t=100*(i + 1), auc=v, loss=1.) for i, v in enumerate(aucs)]
+
+
+def test_take_off_and_censoring():
+    assert p.take_off(looks(.5, .91, .95)) == (200, True) == p.take_off(looks(.5, .9, .7)) and p.take_off(looks(.5, .6)) == (200, False)
+    row = [(100, True), (200, True), (400, False), (400, False)]
+    o = p.summary(row)
+    assert (o['n'], o['share'], o['restricted_mean'], o['median']) == (4, .5, 275, 200) and o['share_low'] < .2 < .8 < o['share_high']
+    assert p.summary([(400, False)]*3)['share'] == 0 and p.summary([(400, False)]*3)['median'] == np.inf
+    assert p.summary([(100, True)]*3)['restricted_mean'] == 100
+    with pytest.raises(Refused, match='different lengths'): p.summary([(400, False), (500, False)])
+
+
+def test_comparing_rows():
+    "The log-rank statistic by hand; a row against itself; nothing took off."
+    a, b = {0: (100, True), 1: (200, True), 2: (300, True)}, {0: (200, True), 1: (400, False), 2: (400, False), 3: (400, False)}
+    observed, expected, variance = 0., 0., 0.
+    for t in (100, 200, 300):
+        at_risk = [sum(o[0] >= t for o in g.values()) for g in (a, b)]
+        events = [sum(o == (t, True) for o in g.values()) for g in (a, b)]
+        n, d = sum(at_risk), sum(events)
+        observed, expected = observed + events[0], expected + d*at_risk[0]/n
+        variance += d*at_risk[0]*at_risk[1]*(n - d)/n**2/(n - 1)
+    from scipy import stats
+    o = p.compare(a, b)
+    assert np.isclose(o['p'], 2*stats.norm.sf(abs(observed - expected)/variance**.5)) and o['p'] < .1
+    assert o['pairs'] == 3 and np.isclose(o['difference'], (-100 - 200 - 100)/3) and o['low'] < o['difference'] < o['high']
+    assert p.compare(a, a)['p'] == 1 and 'low' not in p.compare(a, a)
+    never = {s: (400, False) for s in range(3)}
+    assert p.compare(never, never)['p'] == 1
+
+
+def test_holm():
+    assert np.allclose(p.holm([.01, .04, .03]), [.03, .06, .06]) and p.holm([]) == [] and p.holm([.9, .8]) == [1, 1]
+
+
+def test_claims():
+    rows = ['t1_none', 't1_attn_16', 't1_res_16', 't1_attn_8']
+    assert ('t1_attn_16', 't1_none') in p.claims_of(rows) and ('t1_attn_16', 't1_res_16') in p.claims_of(rows) and len(p.claims_of(rows)) == 3
+    assert p.claims_of(rows, 't1_attn_16>t1_attn_8') == [('t1_attn_16', 't1_attn_8')]
+    for bad in ('t1_attn_16', 't1_attn_16>t1_attn_32'):
+        with pytest.raises(Refused, match='better>worse'): p.claims_of(rows, bad)
+    assert p.seeds_of('10-12,4') == [10, 11, 12, 4]
+    with pytest.raises(Refused, match='seeds are like'): p.seeds_of('ten')
+    assert p.verdict(.04, -3) == 'holds' and p.verdict(.04, 3) == 'is reversed' and p.verdict(.06, -3) == 'not resolved'
+
+
+def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):
+    small = ['--rows', 't1_none,t1_attn_8', '--width', '2', '--updates', '4', '--every', '2', '--out', str(tmp_path)]
+    assert p.main([*small, '--seeds', '0', '--minutes', '0']) == 3 and 'missing still' in capsys.readouterr().out
+    assert p.main([*small, '--seeds', '0']) == 0
+    first = {f.name: f.read_bytes() for f in tmp_path.glob('t1_*.json')}
+    assert len(first) == 2 and 't1_attn_8 before t1_none' in capsys.readouterr().out
+    assert p.main([*small, '--seeds', '0,1']) == 0                                   # only seed 1 is run
+    assert {f.name: f.read_bytes() for f in tmp_path.glob('t1_*-s0-*.json')} == first and len([*tmp_path.glob('t1_*.json')]) == 4
+    one = json.loads(next(tmp_path.glob('t1_attn_8-s1-*.json')).read_text())
+    assert [o['t'] for o in one['curve']] == [2, 4] and one['settings']['row'] == 't1_attn_8' and list(one['gamma']) == ['8']
+    assert json.loads((tmp_path/'report.json').read_text())['rows']['t1_none']['n'] == 2
+    again = p.run_probe(p.Settings(**one['settings']))
+    assert again['curve'] == one['curve'] and again['data_id'] == one['data_id']                  # a seed decides it all
+    wide = p.Settings('t1_none', 0, width=8)
+    assert wide.name != p.Settings('t1_none', 0).name and wide.name.startswith('t1_none-s0-')
+    with p.FileLock(tmp_path/'locks'/f'{wide.name}.lock'): assert p.run_missing([wide], tmp_path) == [wide]       # another process is at it
+    monkeypatch.setattr(p, 'run_probe', lambda own: 1/0)
+    with pytest.raises(ZeroDivisionError): p.run_missing([wide], tmp_path)
+    assert not (tmp_path/f'{wide.name}.json').exists()

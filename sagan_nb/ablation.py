@@ -88,7 +88,7 @@ class Job:
 
     @property
     def settings(self)->str:                             # JSON
-        "The settings that determine the result, where they differ from those of `paper`; paths and intervals of logging do not."
+        "The settings that determine the result, where they differ from those of `paper`."
         own = {k: v for k, v in json.loads(to_json(self.cfg)).items() if k not in UNNAMED}
         own = {k: v for k, v in own.items() if v != PAPER[k]}
         asked = dict(steps=self.cfg.steps, row=self.cfg.preset, sizes=SIZES[self.cfg.scale], features=self.features)

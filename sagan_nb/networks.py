@@ -62,7 +62,7 @@ class Published(nn.Module):
     ):
         "Open a published network. Raises Refused for a file that is not ours."
         import importlib
-        importlib.import_module('sagan_nb.interop')      # a higher room; it puts the real method here
+        importlib.import_module('sagan_nb.machinery.publish')      # a higher room; it puts the real method here
         return cls.from_pretrained(path)
 
 class Generator(Published):

@@ -2,7 +2,7 @@
 
 WHICH is a chapter (10) or words of a mutation ("resize with half"); all without it.
 
-Each mutation is one edit of an exported cell. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
+Each mutation is one edit of an exported cell, or of a file of the machinery that serves the chapter. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
 A mutation that no chapter notices ends the command with exit code 1, and so does one of the training code that moves no golden trace
 (tests/test_golden.py), unless it is listed in STILL. The table it prints is the one in CONTRIBUTING.md.
 """
@@ -70,12 +70,16 @@ STILL = {}                                                 # mutation -> why it 
 
 
 def mutate(work, chapter, old, new):
-    "Edit the one exported cell that holds the text."
+    "Edit the one exported cell, or the one file of the machinery that serves the chapter, that holds the text."
     path = next((work/'nbs').glob(f'{chapter}_*.ipynb'))
     nb = nbformat.read(path, 4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and '#| export' in c.source and old in c.source]
-    assert len(cells) == 1 and cells[0].source.count(old) == 1, f'{chapter}: {old!r} must stand in one exported cell, once'
-    cells[0].source = cells[0].source.replace(old, new)
+    files = {p: text for p in (work/'sagan_nb'/'machinery').glob('*.py') for text in [p.read_text(encoding='utf-8')]
+             if old in text and chapter in text.split(':')[0]}
+    count = sum(c.source.count(old) for c in cells) + sum(text.count(old) for text in files.values())
+    assert count == 1, f'{chapter}: {old!r} must stand in one exported cell or one file of its machinery, once'
+    for c in cells: c.source = c.source.replace(old, new)
+    for p, text in files.items(): p.write_text(text.replace(old, new), encoding='utf-8')
     nbformat.write(nb, path)
 
 

@@ -1,4 +1,4 @@
-"""The site: `make docs`, or `python -m tools.docs`. Notebooks, docs/*.md and generated pages go to _build/source, Sphinx makes _build/html of them.
+"""The site: `make docs`, or `python -m tools.site.docs`. Notebooks, docs/*.md and generated pages go to _build/source, Sphinx makes _build/html of them.
 
 nbdev's processors read the notebooks; nothing is executed, and nothing is fetched: what is shown is what the tests stored.
 """
@@ -13,7 +13,7 @@ import time
 from configparser import ConfigParser
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT/'_build'
 
 import nbformat
@@ -23,8 +23,8 @@ from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
 from sagan_nb.config import PRESETS
-from tools import pages
-from tools.api import FENCED, Names, around, book
+from tools.site import pages
+from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'extend', 'questions')
 PAPER = ('paper_map', 'paper_vs_code')
@@ -43,6 +43,11 @@ def chapters():
     return [(p.name[:2], p.stem[3:], p) for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
 
 
+def machinery():
+    "(name of the page, path) of every file of the machinery."
+    return [(f'machinery_{p.stem}', p) for p in sorted((ROOT/'sagan_nb'/'machinery').glob('[a-z]*.py'))]
+
+
 def page_of(target):
     "A link inside the repository as a link between pages; None where the site has no such page."
     path, _, anchor = target.partition('#')
@@ -57,7 +62,7 @@ def page_of(target):
 
 def site_pages():
     "Files that a link between pages may name."
-    made = [*PAPER, *PROJECT, *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
+    made = [*PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
     return {f'{o}.md' for o in made} | {f'{name}.ipynb' for _, name, _ in chapters()} | {'index.ipynb'}
 
 
@@ -173,6 +178,7 @@ def navigation(dest):
     "The order of all pages."
     there = lambda names: [('', o) for o in names if (dest/f'{o}.md').exists()]
     return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [('', name) for _, name, _ in chapters()]),
+                        toctree('The machinery', [('', name) for name, _ in machinery()]),
                         toctree('The paper', there(PAPER)), toctree('The project', there(PROJECT))])
 
 
@@ -188,8 +194,12 @@ def sources(dest, cfg=None):
         module = f'sagan_nb.{name}'
         page = Page(cfg, names, dest, number, module)
         nb = page.notebook(path)
-        nb.cells.append(new_markdown_cell(f'```{{py:module}} {module}\n```\n\n## Reference\n\n' + by_name[module].reference(names, source_line(cfg))))
+        if module in by_name: nb.cells.append(new_markdown_cell(reference(by_name[module], names, cfg)))
         write(nb, dest/f'{name}.ipynb')
+    for name, path in machinery():
+        module = by_name[f'sagan_nb.machinery.{path.stem}']
+        line = path.read_text(encoding='utf-8').splitlines()[0].strip('"')
+        (dest/f'{name}.md').write_text(f'# {path.stem}\n\n{line}\n\n' + reference(module, names, cfg) + '\n', encoding='utf-8')
     plain = Page(cfg, names, dest)
     for name, text in pages.generated(names).items(): (dest/f'{name}.md').write_text(plain.prose(text, ROOT/'docs'), encoding='utf-8')
     for path in sorted((ROOT/'docs').glob('*.md')):
@@ -201,6 +211,11 @@ def sources(dest, cfg=None):
     home = plain.notebook(ROOT/'nbs'/'index.ipynb')
     home.cells.append(new_markdown_cell(navigation(dest)))
     write(home, dest/'index.ipynb')
+
+
+def reference(module, names, cfg):
+    "All names of a module, for its page."
+    return f'```{{py:module}} {module.name}\n```\n\n## Reference\n\n' + module.reference(names, source_line(cfg))
 
 
 def write(nb, path):

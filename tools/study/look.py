@@ -1,4 +1,4 @@
-"""What attention does in one trained run, as data for chapter 11: `python -m tools.look RUN`.
+"""What attention does in one trained run, as data for chapter 11: `python -m tools.study.look RUN`.
 
 Writes results/look: maps of both networks and pictures without attention, the numbers of both generators (`use.json`), and the run's log.
 """
@@ -11,12 +11,14 @@ import torch
 
 from sagan_nb.attention_maps import attention_maps, attention_use, show_attention, silenced
 from sagan_nb.core import from_uint8, save_fig, show_grid
-from sagan_nb.metrics import domain, evaluate
-from sagan_nb.report import draw_z, pictures_of
+from sagan_nb.report import draw_z
 from sagan_nb.spectral_norm import settle
-from sagan_nb.train import draw, load_checkpoint, newest_checkpoint, sampler
+from sagan_nb.train import draw, sampler
+from sagan_nb.machinery.evaluate import evaluate
+from sagan_nb.machinery.features import domain
+from sagan_nb.machinery.runs import load_checkpoint, newest_checkpoint, pictures_of
 
-OUT = Path(__file__).resolve().parents[1]/'results'/'look'
+OUT = Path(__file__).resolve().parents[2]/'results'/'look'
 METRICS = ('score', 'distance', 'intra', 'prdc', 'long_range')
 
 

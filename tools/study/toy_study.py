@@ -1,4 +1,4 @@
-"""How hard should the toy pictures be? The no-attention row alone, on seeds from 100 on: `python -m tools.toy_study VARIANT SEED STEPS`.
+"""How hard should the toy pictures be? The no-attention row alone, on seeds from 100 on: `python -m tools.study.toy_study VARIANT SEED STEPS`.
 
 A design answers the paper's question only if convolution alone neither solves its long-range rule early nor never. This trains the row
 `t1_none` at laptop scale on a variant of the toy pictures and writes what it measured, eight times, to `results/toy_study/`. Seeds below 100
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from sagan_nb.config import NUMERICS
-from sagan_nb.config import at_scale, preset
+from sagan_nb.config import NUMERICS, at_scale, preset
 from sagan_nb.core import from_uint8
 from sagan_nb.data import Pairs, Toy, diversity
-from sagan_nb.speed import fast_bf16
-from sagan_nb.train import draw, environment, sampler, train
+from sagan_nb.train import draw, sampler
+from sagan_nb.machinery.machine import environment, fast_bf16
+from sagan_nb.machinery.runs import train
 
-OUT = Path(__file__).resolve().parents[1]/'results'/'toy_study'
+OUT = Path(__file__).resolve().parents[2]/'results'/'toy_study'
 
 
 class Near(Toy):

@@ -10,7 +10,7 @@ import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIB = 'sagan_nb'
 
 
@@ -116,9 +116,10 @@ class Module:
         tree, comments = ast.parse(text), {}
         for t in tokenize.generate_tokens(io.StringIO(text).readline):
             if t.type == tokenize.COMMENT and t.line[:t.start[1]].strip(): comments[t.start[0]] = t.string.lstrip('# ')
+        every = [n for o in tree.body for n in names_of(o) if not n.startswith('_')]            # of machinery: all but _names
         public = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign)
-                       and ast.unparse(o.targets[0]) == '__all__'), [])
-        name, symbols = f'{LIB}.{path.stem}', {}
+                       and ast.unparse(o.targets[0]) == '__all__'), every)
+        name, symbols = '.'.join(path.relative_to(ROOT).with_suffix('').parts), {}
         for node in tree.body:
             for called in names_of(node):
                 if called not in public: continue
@@ -198,7 +199,7 @@ class Names:
     def target(self, text, module=None):
         "Where a backticked text leads, or None: the present chapter first, then the one place there is."
         name = re.sub(r'\(.*\)$', '', text, flags=re.S).removeprefix('nn.')
-        name = name if name.count('.') < 2 else name.removeprefix(f'{LIB}.').split('.', 1)[1]
+        name = name if name.count('.') < 2 else name.removeprefix(f'{LIB}.').removeprefix('machinery.').split('.', 1)[1]
         found = self.found.get(text) or self.found.get(name) or []
         if len(found) > 1: found = [o for o in found if o.module == module] or []
         if not found: return None
@@ -216,4 +217,4 @@ class Names:
 
 def book():
     "All modules of the package."
-    return [Module.read(p) for p in sorted((ROOT/LIB).glob('[a-z]*.py'))]
+    return [Module.read(p) for folder in (ROOT/LIB, ROOT/LIB/'machinery') for p in sorted(folder.glob('[a-z]*.py'))]

@@ -1,13 +1,13 @@
-"README.md from nbs/index.ipynb, without Quarto: `python -m tools.readme`; `--check` only fails on a difference."
+"README.md from nbs/index.ipynb, without Quarto: `python -m tools.site.readme`; `--check` only fails on a difference."
 import json
 import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = r'(?m)^#\| *(hide|export|default_exp)\b'
 NO_CODE = r'(?m)^#\| *echo: *false\b'
-HEAD = '<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->'
+HEAD = '<!-- Made from nbs/index.ipynb by tools/site/readme.py: edit the notebook. -->'
 
 
 def links(text):
@@ -46,7 +46,7 @@ def main(check):
     path = ROOT/'README.md'
     if path.exists() and path.read_text(encoding='utf-8') == new: return 0
     if not check: path.write_text(new, encoding='utf-8')
-    else: print('README.md differs from nbs/index.ipynb: run `python -m tools.readme`', file=sys.stderr)
+    else: print('README.md differs from nbs/index.ipynb: run `python -m tools.site.readme`', file=sys.stderr)
     return int(check)
 
 

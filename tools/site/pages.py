@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
 SCALES = ('paper', 'gpu', 'laptop', 'smoke')
 METRICS = {'FID': 'FID', 'IS': 'IS', 'Fréchet classifier distance': 'Fréchet classifier distance', 'classifier score': 'classifier score',

@@ -1,4 +1,4 @@
-"""What was tried and left out, with its figure: `python -m tools.bench_left_out [--rounds 5] [--net 32] [--compile] [--device cuda]`.
+"""What was tried and left out, with its figure: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--device cuda]`.
 
 Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
 Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A trial of these that fails is written down with its reason.
@@ -15,11 +15,12 @@ import torch
 
 from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.self_attention import SelfAttention
-from sagan_nb.speed import NETS, VARIANTS, Step, here, in_turns, rounding, table, usable
 from sagan_nb.spectral_norm import normalised
+from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, table, usable
 from sagan_nb.train import frozen
+from sagan_nb.machinery.machine import here
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class OnePass(Step):
@@ -127,7 +128,7 @@ def main():
     o = p.parse_args()
     net = NETS[o.net]
     if torch.device(o.device).index is not None: torch.cuda.set_device(o.device)
-    out, texts = dict(made_by='python -m tools.bench_left_out', note=o.note, **here(o.device), net=asdict(net)), []
+    out, texts = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **here(o.device), net=asdict(net)), []
     o.out.parent.mkdir(parents=True, exist_ok=True)
     for name in usable(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
         v = VARIANTS[name]

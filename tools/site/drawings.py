@@ -1,4 +1,4 @@
-"""Three drawings, made from the package so that they stay true: `python -m tools.drawings`; `--check` only fails on a difference.
+"""Three drawings, made from the package so that they stay true: `python -m tools.site.drawings`; `--check` only fails on a difference.
 
 Shapes are read off the modules as they run; rates and counts come from the presets.
 """
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT/'docs'/'pictures'
 INK, BLUE, GREEN, ORANGE, GREY = '#1b1b1b', '#dbe9f8', '#dcf1e4', '#fbe6cf', '#eeeeee'
 
@@ -134,7 +134,7 @@ def main(check):
     for draw in (attention, networks, training):
         path, text = OUT/f'{draw.__name__}.svg', str(draw())
         if path.exists() and path.read_text(encoding='utf-8') == text: continue
-        if check: print(f'{path.relative_to(ROOT)} differs from the package: run `python -m tools.drawings`', file=sys.stderr); code = 1
+        if check: print(f'{path.relative_to(ROOT)} differs from the package: run `python -m tools.site.drawings`', file=sys.stderr); code = 1
         else: path.write_text(text, encoding='utf-8')
     return code
 

@@ -1,4 +1,4 @@
-"""What an update costs in each row of a table: `python -m tools.pace TABLE`, after its runs. Writes results/TABLE/pace.json.
+"""What an update costs in each row of a table: `python -m tools.bench.pace TABLE`, after its runs. Writes results/TABLE/pace.json.
 
 Runs of a table meet other programs, each for itself; here the rows are timed in turns, in processor seconds of one thread.
 """
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-from sagan_nb.ablation import TABLES, collect
+from sagan_nb.ablation import TABLES
 from sagan_nb.config import from_json
 from sagan_nb.data import Stream, open_source
-from sagan_nb.speed import here, in_turns, table
+from sagan_nb.speed import in_turns, table
 from sagan_nb.train import fit, make_gan
+from sagan_nb.machinery.jobs import collect
+from sagan_nb.machinery.machine import here
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def one_update(cfg):
@@ -35,7 +37,7 @@ def main(name, rounds=15):
     configs = {o['row']: from_json(json.dumps(o['config'])) for o in collect(folder, TABLES[name].rows)}
     rows = table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds), 1, TABLES[name].base)
     keep = 'cpu_seconds', 'ratio_of_cpu'
-    out = dict(made_by=f'python -m tools.pace {name}', **here(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
+    out = dict(made_by=f'python -m tools.bench.pace {name}', **here(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
     (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 

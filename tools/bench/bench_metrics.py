@@ -1,4 +1,4 @@
-"""Fréchet distances beside `scipy.linalg.sqrtm`, on made-up features: `python -m tools.bench_metrics [--classes 1000] [--out FILE]`.
+"""Fréchet distances beside `scipy.linalg.sqrtm`, on made-up features: `python -m tools.bench.bench_metrics [--classes 1000] [--out FILE]`.
 
 Takes two or three minutes on two cores. Writes results/metrics_speed.json, which chapter 10 reads.
 """
@@ -20,7 +20,7 @@ from scipy.linalg import sqrtm
 
 from sagan_nb.metrics import Stats, frechet_distance, intra_distances
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def features(n, width, seed):
@@ -90,7 +90,7 @@ def main():
     torch.set_num_threads(2)
     warnings.simplefilter('ignore')
     git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    out = dict(made_by='python -m tools.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64',
+    out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64',
                features='made up: correlated, rectified, float32 rows', cpu=platform.processor() or platform.machine(), capability=torch.backends.cpu.get_cpu_capability(),
                cores=os.cpu_count(), torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
     out['distance'] = one_distance(o.width, 3*o.width)

@@ -357,7 +357,7 @@ def test_any_numpy_reads_a_pack(tree, tmp_path):
     x, y = p.batch(range(15))
     assert np.array_equal(images, x) and np.array_equal(labels, y) and labels.dtype == np.int64
     assert (about['n'], about['res'], about['classes'], about['counts']) == (15, 32, ['ant', 'bee', 'cat'], [4, 5, 6])
-    assert about['unreadable'] == p.unreadable == {'ant/bad.png': 'not a picture'} and about['left_out'] == p.left_out == {'.txt': 1}
+    assert about['unreadable'] == p.unreadable == {'ant/bad.png': 'not a picture'} and about['found'] == p.found == dict(left_out={'.txt': 1}, truncated=[], nearly_black=[])
     assert about['fingerprint'] == p.fingerprint and about['chunks'] == [dict(n=15, sha256=hashlib.sha256(images.tobytes()).hexdigest())]
 
 

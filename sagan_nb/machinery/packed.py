@@ -53,8 +53,7 @@ def open_packed(
         check_chunks(pixels, about['chunks'], whole)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError) as e:
         raise Refused(f'{path} is damaged ({printable(str(e))[:200]}): run sagan_pack again') from None
-    return Pictures(pixels, labels, about['classes'], str(path), about['fingerprint'], about['unreadable'],
-                    about['left_out'])
+    return Pictures(pixels, labels, about['classes'], str(path), about['fingerprint'], about['unreadable'], about['found'])
 
 
 def read_about(
@@ -71,7 +70,7 @@ def read_about(
     kept = [c['n'] for c in chunks]
     if not all(type(k) is int and 0 <= k <= CHUNK for k in kept) or sum(kept) != n:
         raise ValueError('its chunks do not add up')
-    for name in ('unreadable', 'left_out'): about[name].items()
+    for name in ('unreadable', 'found'): about[name].items()
     about['classes'] = [printable(c) for c in classes]
     return about
 

@@ -174,7 +174,7 @@ def finish_pack(
     about = dict(format=FORMAT, version=VERSION, n=n, res=res, classes=classes,
                  counts=np.bincount(labels, minlength=len(classes)).tolist() if classes else [],
                  fingerprint=fingerprint_of([r['sha256'] for r in records], labels, classes, res),
-                 unreadable=bad, truncated=cut, nearly_black=dark, left_out=listing.left_out, chunks=chunks)
+                 unreadable=bad, found=dict(left_out=listing.left_out, truncated=cut, nearly_black=dark), chunks=chunks)
     with open(part/'images.npy', 'r+b') as f:
         f.write(npy_header(np.uint8, (n, 3, res, res)))
         sync(f)

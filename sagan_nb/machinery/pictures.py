@@ -20,7 +20,7 @@ from .listing import Listing, short_list
 class BaseSource:
     "What follows from the seven facts of a `Source`; a data set inherits it and may know better."
     unreadable = {}               # path -> reason, of images that were left out
-    left_out = {}                 # kind -> number of files that were not taken for images
+    found = {}                    # more about the files: left_out (kind -> number), truncated and nearly_black (paths)
     long_range = None             # (x, y) -> dict with `mi` in bits, where distant parts follow a rule
 
     @property
@@ -223,12 +223,12 @@ class Pictures(BaseSource):
         spec:str,         # what was opened
         fingerprint:str,  # hash of pixels, labels and names
         unreadable:dict,  # path -> reason, of images left out
-        left_out:dict=None,       # kind -> number of files that were not taken for images
+        found:dict=None,          # as of BaseSource
     ):
         self.pixels, self.labels = pixels, torch.as_tensor(labels, dtype=torch.int64)
         self.classes, self.spec = list(classes), spec
         self.fingerprint, self.unreadable, self.res = fingerprint, unreadable, pixels.shape[-1]
-        self.left_out = left_out or {}
+        self.found = found or {}
         if without := [c for c, n in zip(self.classes, self.counts) if not n]:
             raise Refused(f'no readable picture in class {short_list(without)} of {spec}')
 
@@ -250,7 +250,7 @@ class WithoutLabels(BaseSource):
         source,           # with labels or without
     ):
         self.source, self.res, self.spec, self.classes = source, source.res, source.spec, []
-        self.unreadable, self.left_out, self.long_range = source.unreadable, source.left_out, source.long_range
+        self.unreadable, self.found, self.long_range = source.unreadable, source.found, source.long_range
         self.labels, self.fingerprint = torch.zeros_like(source.labels), f'{source.fingerprint}-unlabelled'
 
     def __len__(self): return len(self.source)
@@ -292,7 +292,8 @@ def load_pictures(
         bad, dark, cut = bad | chunk.bad, dark + chunk.dark, cut + chunk.cut
     report_faults(bad, dark, cut, len(listing.names))
     made_of = fingerprint_of(hashes, labels, listing.classes, res)
-    return Pictures(pixels[:len(labels)], labels, listing.classes, listing.spec, made_of, bad, listing.left_out)
+    found = dict(left_out=listing.left_out, truncated=cut, nearly_black=dark)
+    return Pictures(pixels[:len(labels)], labels, listing.classes, listing.spec, made_of, bad, found)
 
 
 def report_faults(

@@ -280,6 +280,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'sagan_nb.data.diversity': ('data.html#diversity', 'sagan_nb/data.py'),
                                'sagan_nb.data.fingerprint_of': ('data.html#fingerprint_of', 'sagan_nb/data.py'),
                                'sagan_nb.data.finish': ('data.html#finish', 'sagan_nb/data.py'),
+                               'sagan_nb.data.fit_part': ('data.html#fit_part', 'sagan_nb/data.py'),
                                'sagan_nb.data.folder_tree': ('data.html#folder_tree', 'sagan_nb/data.py'),
                                'sagan_nb.data.is_picture': ('data.html#is_picture', 'sagan_nb/data.py'),
                                'sagan_nb.data.is_toy': ('data.html#is_toy', 'sagan_nb/data.py'),

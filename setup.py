@@ -41,7 +41,7 @@ setuptools.setup(
                  f'Natural Language :: {cfg["language"]}',
                  *(f'Programming Language :: Python :: 3.{o}' for o in range(minor, 14))],
     packages=setuptools.find_packages(include=[lib, f'{lib}.*']),
-    include_package_data=True,
+    include_package_data=True,                     # MANIFEST.in says which: scripts and styles of the pages
     zip_safe=False,
     python_requires=f'>={cfg["min_python"]}',
     install_requires=shlex.split(cfg['requirements']),

@@ -150,7 +150,7 @@ def main(args):
     if code:
         return code
     if word:
-        return call([tool('python'), '-m', 'tools.' + word] + args[1:])
+        return call([tool('python'), '-m', {'test': 'tools.test', 'docs': 'tools.site.docs'}[word]] + args[1:])
     out = out_folder(args)
     code = call([tool('sagan_train')] + MAIN_JOB + out + (args or SHORT))
     if code or args:

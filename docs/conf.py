@@ -1,4 +1,4 @@
-"How Sphinx shows the site. Its sources are made by tools/docs.py, which also calls it: `make docs`."
+"How Sphinx shows the site. Its sources are made by tools/site/docs.py, which also calls it: `make docs`."
 import os
 import sys
 from configparser import ConfigParser
@@ -29,7 +29,7 @@ toc_object_entries = False
 viewcode_line_numbers = True
 viewcode_follow_imported_members = False         # would import the package
 
-mathjax_path = 'mathjax/tex-chtml-full.js'      # copied from the package sphinx-mathjax-offline by tools/docs.py
+mathjax_path = 'mathjax/tex-chtml-full.js'      # copied from the package sphinx-mathjax-offline by tools/site/docs.py
 mathjax3_config = dict(options=dict(enableMenu=False), chtml=dict(displayAlign='left', displayIndent='1em'))
 
 html_theme, html_title = 'furo', facts['title']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'BLOCKS', 'ConditionalBatchNorm2d', 'standing_statistics', 'Box', 'box', 'conv_then_pool', 'up_then_conv',
-           'tiny', 'doubled_taps', 'conv_by_matmul', 'make_layer', 'Conv2d', 'conv', 'UpBlock', 'DownBlock',
+           'tiny', 'doubled_taps', 'conv_by_matmul', 'Conv2d', 'conv', 'UpBlock', 'DownBlock', 'control_width',
            'ResidualControl', 'known_block', 'map_block']
 
 # %% ../nbs/03_blocks.ipynb #d74c6c2c
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .core import Refused
 from .self_attention import FORMS, SelfAttention, attention_widths
-from .spectral_norm import spectral_norm
+from .spectral_norm import make_layer
 
 # %% ../nbs/03_blocks.ipynb #80ef0a9a
 class ConditionalBatchNorm2d(nn.Module):
@@ -176,15 +176,6 @@ def conv_by_matmul(
     return out.view(*windows.shape[:3], len(w)).permute(0, 3, 1, 2)
 
 # %% ../nbs/03_blocks.ipynb #309c5644
-def make_layer(
-    layer:nn.Module,          # linear, convolution or embedding
-    sn=True,                  # spectral norm: True, False, or a dict of options for `spectral_norm`
-)->nn.Module:                 # the layer: Xavier-uniform weight, zero bias (released code)
-    "Initialise a layer as the released code does, and normalise it if asked."
-    nn.init.xavier_uniform_(layer.weight)
-    if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
-    return spectral_norm(layer, **(sn if isinstance(sn, dict) else {})) if sn else layer
-
 class Conv2d(nn.Conv2d):
     "A convolution with the map doubled before it or halved after it, if asked. Raises Refused for what cannot fold."
     def __init__(self,
@@ -264,6 +255,20 @@ class DownBlock(nn.Module):
         return h + self.short(F.avg_pool2d(x, 2) if self.first and self.down else x)
 
 # %% ../nbs/03_blocks.ipynb #15806275
+def control_width(
+    channels:int,             # C
+    form:str='released',      # the attention form to match: 'paper', 'v1' or 'released'
+    reduction:int=8,          # its k
+    size:int=1,               # kernel of the first convolution: 1 (counts match exactly) or 3 (nearest count)
+)->tuple[int,int]:            # hidden channels; weights more than attention's (fewer: below 0)
+    "Hidden width of the residual control. Raises Refused where a 1x1 control cannot match the count exactly."
+    narrow, value = attention_widths(channels, form, reduction)
+    target = 2*channels*narrow + channels*value*(1 if form == 'v1' else 2)      # weights of attention's 1x1 layers
+    if size == 1 and target % (2*channels):
+        raise Refused(f'no residual control has exactly {target} weights at {channels} channels (form {form})')
+    hidden = max(1, round(target / (channels*(size**2 + 1))))
+    return hidden, channels*(size**2 + 1)*hidden - target
+
 class ResidualControl(nn.Module):
     "x + gamma * W2 relu(W1 x): the attention's number of weights, without its long range (ours; Table 1 does not say)."
     def __init__(self,
@@ -274,12 +279,7 @@ class ResidualControl(nn.Module):
         sn=True,                  # spectral norm: True, False or a dict of options
     ):
         super().__init__()
-        narrow, value = attention_widths(channels, form, reduction)
-        target = 2*channels*narrow + channels*value*(1 if form == 'v1' else 2)      # weights of attention's 1x1 layers
-        if size == 1 and target % (2*channels):
-            raise Refused(f'no residual control has exactly {target} weights at {channels} channels (form {form})')
-        hidden = max(1, round(target / (channels*(size**2 + 1))))
-        self.excess = channels*(size**2 + 1)*hidden - target
+        hidden, self.excess = control_width(channels, form, reduction, size)
         self.conv1, self.conv2 = conv(channels, hidden, size, sn, bias=False), conv(hidden, channels, 1, sn, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
 

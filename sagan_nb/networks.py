@@ -11,8 +11,9 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, make_layer, map_block
+from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, map_block
 from .core import Refused
+from .spectral_norm import make_layer
 
 # %% ../nbs/04_networks.ipynb #584468c3
 RESOLUTIONS = (32, 64, 128, 256)
@@ -61,7 +62,7 @@ class Published(nn.Module):
     ):
         "Open a published network. Raises Refused for a file that is not ours."
         import importlib
-        importlib.import_module('sagan_nb.interop')      # a higher room; it puts the real method here
+        importlib.import_module('sagan_nb.machinery.publish')      # a higher room; it puts the real method here
         return cls.from_pretrained(path)
 
 class Generator(Published):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused
-from .spectral_norm import spectral_norm
+from .spectral_norm import make_layer
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
 FORMS = ('paper', 'v1', 'released')
@@ -46,8 +46,7 @@ class SelfAttention(nn.Module):
         narrow, value = attention_widths(channels, form, reduction)
         self.channels, self.form, self.reduction = channels, form, reduction
         self.fast, self.pool = fast, form == 'released'
-        norm = (lambda m: spectral_norm(m, **(sn if isinstance(sn, dict) else {}))) if sn else (lambda m: m)
-        conv = lambda c_in, c_out: norm(nn.Conv2d(c_in, c_out, 1, bias=False))
+        conv = lambda c_in, c_out: make_layer(nn.Conv2d(c_in, c_out, 1, bias=False), sn)
         self.f = conv(channels, narrow)       # key (released name: phi)
         self.g = conv(channels, narrow)       # query (released name: theta)
         self.h = conv(channels, value)        # value (released name: g)

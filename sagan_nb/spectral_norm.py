@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unit', 'full_precision', 'power_step', 'power_steps', 'power_steps_op', 'Divided', 'SpectralNorm', 'spectral_norm',
-           'normalised', 'real_pass', 'sigma', 'exact_sigma', 'settle']
+           'normalised', 'real_pass', 'sigma', 'exact_sigma', 'settle', 'make_layer']
 
 # %% ../nbs/01_spectral_norm.ipynb #9a5b4cdb
 from contextlib import contextmanager, nullcontext
@@ -231,3 +231,13 @@ def settle(
     for _, sn, weight in normalised(net):
         for _ in range(steps): sn.advance(weight)
     return net
+
+# %% ../nbs/01_spectral_norm.ipynb #bc3b9b72
+def make_layer(
+    layer:nn.Module,          # linear, convolution or embedding
+    sn=True,                  # spectral norm: True, False, or a dict of options for `spectral_norm`
+)->nn.Module:                 # the same layer: Xavier-uniform weight, zero bias (released code)
+    "Initialise a layer as the released code does, and normalise it if asked."
+    nn.init.xavier_uniform_(layer.weight)
+    if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
+    return spectral_norm(layer, **(sn if isinstance(sn, dict) else {})) if sn else layer

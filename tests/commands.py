@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sagan_nb import cli
 from sagan_nb.core import Refused
+from sagan_nb.machinery import cli, machine
 
 
 def shell(monkeypatch, capsys, command, *args):
@@ -22,7 +22,7 @@ def shell(monkeypatch, capsys, command, *args):
 
 def spawn(*args, stderr=subprocess.STDOUT):
     "The real thing: a process of its own."
-    command = 'import sys; from sagan_nb import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
+    command = 'import sys; from sagan_nb.machinery import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
     return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
@@ -35,5 +35,5 @@ def as_folders(source, folder):
 
 def needs_compiler():
     "Skips a test where `torch.compile` cannot work, by the check of the commands themselves."
-    try: cli.pick_device('cpu', compiled=True)
+    try: machine.pick_device('cpu', compiled=True)
     except Refused: pytest.skip('no C++ compiler on this machine')

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sagan_nb.interop import convert, load_weights
+from sagan_nb.interop import load_weights
 from sagan_nb.self_attention import attention_map
 from sagan_nb.spectral_norm import SpectralNorm, real_pass
+from sagan_nb.machinery.peers import convert
 
 DATA = Path(__file__).parents[2]/'shared'/'data'/'parity'
 CASES = sorted(p.parent.relative_to(DATA).as_posix() for p in DATA.glob('*/*/meta.json')) if DATA.exists() else []

@@ -17,7 +17,9 @@ from PIL import Image
 
 from sagan_nb import data
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Pairs, Stream, Toy, Twins, describe, diversity, long_range, open_source, pack
+from sagan_nb.data import Pairs, Stream, Toy, Twins, describe, diversity, long_range, open_source
+from sagan_nb.machinery import packs, pictures
+from sagan_nb.machinery.packs import pack
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
 
@@ -268,7 +270,7 @@ def test_a_bomb_is_a_reason(tmp_path):
     b[16:24] = struct.pack('>II', 60_000, 60_000)
     import zlib
     b[29:33] = struct.pack('>I', zlib.crc32(bytes(b[12:29])))
-    got = data.decode(data.Listing('', ['x'], [0], [], lambda name: bytes(b)), 'x', 8)
+    got = pictures.decode(pictures.Listing('', ['x'], [0], [], lambda name: bytes(b)), 'x', 8)
     assert 'DecompressionBomb' in got
 
 
@@ -276,7 +278,7 @@ def test_a_bomb_is_a_reason(tmp_path):
 
 def load(picture, tmp_path, ending='png', res=8, **save):
     picture.save(tmp_path/f'x.{ending}', **save)
-    with Image.open(tmp_path/f'x.{ending}') as p: return data.square_rgb(p, res), p.mode
+    with Image.open(tmp_path/f'x.{ending}') as p: return pictures.square_rgb(p, res), p.mode
 
 
 def test_modes(tmp_path):
@@ -321,11 +323,11 @@ def test_orientation(tmp_path):
 def test_central_square(h, w):
     a = noise(h, w)
     top, left = (h - 8 + 1)//2, (w - 8 + 1)//2
-    assert np.array_equal(data.square_rgb(Image.fromarray(a), 8), a[top:top + 8, left:left + 8].transpose(2, 0, 1))
+    assert np.array_equal(pictures.square_rgb(Image.fromarray(a), 8), a[top:top + 8, left:left + 8].transpose(2, 0, 1))
 
 
 def test_one_pixel_is_enlarged():
-    assert np.array_equal(data.square_rgb(Image.new('RGB', (1, 1), (9, 8, 7)), 4)[:, 2, 3], [9, 8, 7])
+    assert np.array_equal(pictures.square_rgb(Image.new('RGB', (1, 1), (9, 8, 7)), 4)[:, 2, 3], [9, 8, 7])
 
 
 # packing
@@ -349,22 +351,22 @@ def test_packed_toy(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('after', [0, 1, 3])
 def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
-    monkeypatch.setattr(data, 'CHUNK', 4)
+    monkeypatch.setattr(pictures, 'CHUNK', 4)
     (tree/'bee'/'bad.png').write_text('words')
     pack(tree, 32, tmp_path/'whole.pack', max_bad=.2)
-    decode, read = data.decode, []
+    decode, read = pictures.decode, []
 
     def stops(listing, name, *args):
         if len(set(read) | {name}) > 4*after: raise KeyboardInterrupt
         read.append(name)
         return decode(listing, name, *args)
-    monkeypatch.setattr(data, 'decode', stops)
+    monkeypatch.setattr(pictures, 'decode', stops)
     with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
     assert not (tmp_path/'p.pack').exists() and (tmp_path/'p.pack.part').exists()
     with open(tmp_path/'p.pack.part', 'ab') as f: f.write(b'half a picture')                              # torn ends of both files
     with open(tmp_path/'p.pack.part.log', 'a') as f: f.write('{"sha": "12')
     seen = []
-    monkeypatch.setattr(data, 'decode', lambda listing, name, *args: seen.append(name) or decode(listing, name, *args))
+    monkeypatch.setattr(pictures, 'decode', lambda listing, name, *args: seen.append(name) or decode(listing, name, *args))
     pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
     assert len(seen) == 16 - 4*after and (tmp_path/'p.pack').read_bytes() == (tmp_path/'whole.pack').read_bytes()
     assert sorted(p.name for p in tmp_path.glob('p.pack*')) == ['p.pack']
@@ -372,12 +374,12 @@ def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
 
 def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     "The log promises more than the disk kept."
-    monkeypatch.setattr(data, 'CHUNK', 4)
+    monkeypatch.setattr(pictures, 'CHUNK', 4)
     pack(tree, 32, tmp_path/'whole.pack')
     with monkeypatch.context() as m:
-        m.setattr(data, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
-    os.truncate(tmp_path/'p.pack.part', data.HEAD + 9*3*32**2)
+    os.truncate(tmp_path/'p.pack.part', pictures.HEAD + 9*3*32**2)
     pack(tree, 32, tmp_path/'p.pack')
     assert (tmp_path/'p.pack').read_bytes() == (tmp_path/'whole.pack').read_bytes()
 
@@ -387,18 +389,18 @@ def test_killed_packing_goes_on(tmp_path):
     for k in 'ab':
         (tmp_path/'src'/k).mkdir(parents=True)
         for i in range(20): Image.fromarray(noise(16, 16, seed=i)).save(tmp_path/'src'/k/f'{i:02d}.png')
-    code = ('import os, sys; from sagan_nb import data; data.CHUNK = 8; d = data.decode\n'
+    code = ('import os, sys; from sagan_nb.machinery import packs, pictures; pictures.CHUNK = 8; d = pictures.decode\n'
             'def slow(l, n, *a):\n    if n == "b/10.png": os._exit(9)\n    return d(l, n, *a)\n'
-            'if sys.argv[3] == "die": data.decode = slow\n'
-            'data.pack(sys.argv[1], 16, sys.argv[2])')
+            'if sys.argv[3] == "die": pictures.decode = slow\n'
+            'packs.pack(sys.argv[1], 16, sys.argv[2])')
     run = lambda out, how: subprocess.run([sys.executable, '-c', code, str(tmp_path/'src'), str(tmp_path/out), how]).returncode
-    assert run('p', 'die') == 9 and (tmp_path/'p.part').stat().st_size >= data.HEAD + 24*3*16**2
+    assert run('p', 'die') == 9 and (tmp_path/'p.part').stat().st_size >= pictures.HEAD + 24*3*16**2
     assert run('p', 'live') == 0 and same(open_source(tmp_path/'p'), open_source(tmp_path/'src', 16))
 
 
 def test_unfinished_pack_of_something_else(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(data, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
     with pytest.raises(Refused, match='unfinished pack of other'): pack(tree, 16, tmp_path/'p.pack')
     refused('unfinished or cut off', tmp_path/'p.pack.part')
@@ -439,7 +441,7 @@ def test_too_many_unreadable_stop_packing_early(tree, tmp_path):
 
 
 def test_memory_limit_names_pack(tree, monkeypatch):
-    monkeypatch.setattr(data, 'MEMORY', 1000)
+    monkeypatch.setattr(pictures, 'MEMORY', 1000)
     refused('sagan_pack .* --res 32', tree, 32)
 
 
@@ -630,10 +632,10 @@ def test_import_is_light():
 # real pictures
 
 def test_cifar10():
-    listing = data.list_pictures(real('cifar10-train.zip'), 32)
+    listing = pictures.list_pictures(real('cifar10-train.zip'))
     assert np.bincount(listing.labels).tolist() == [5000]*10 and listing.classes[0] == 'airplane' and listing.classes[-1] == 'truck'
     listing.names, listing.labels = listing.names[7::10], listing.labels[7::10]                           # a tenth is enough
-    s = data.load_pictures(listing, 32)
+    s = pictures.load_pictures(listing, 32)
     assert len(s) == 5000 and s.counts == [500]*10 and not s.unreadable
     with zipfile.ZipFile(SHARED/'cifar10-train.zip') as z, z.open('train/airplane/0007.jpg') as f:
         assert np.array_equal(s.batch([0])[0][0].permute(1, 2, 0).numpy(), np.asarray(Image.open(f)))     # 32 px come through untouched

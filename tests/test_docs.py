@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from browser import Tab
 
-from tools.docs import chapters
+from tools.site.docs import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def site(tmp_path_factory):
     "The folder of the built site; warnings are errors."
     out, began = tmp_path_factory.mktemp('site'), time.perf_counter()
-    done = subprocess.run([sys.executable, '-m', 'tools.docs', '--out', out], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'tools.site.docs', '--out', out], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.perf_counter() - began < 180, 'the build takes more than three minutes'
     return out/'html'
@@ -148,7 +148,7 @@ def unlinked(path, names):
 
 
 def test_backticked_names_are_linked(site, tmp_path):
-    from tools.api import Names, book
+    from tools.site.api import Names, book
     names = Names(book())
     assert {p.name: found for p in sorted(site.glob('*.html')) if (found := [*unlinked(p, names)])} == {}
     text = (site/'tour.html').read_text(encoding='utf-8')
@@ -190,7 +190,7 @@ def test_no_markdown_is_left(site):
 
 
 def test_links_to_colab_need_an_address(tmp_path, site):
-    from tools import docs
+    from tools.site import docs
     assert not any(re.search(r'<a [^>]*href="https://colab', p.read_text(encoding='utf-8')) for p in site.glob('*.html'))
     docs.sources(tmp_path, dict(docs.settings(), git_url='https://github.com/somebody/sagan_nb'))
     for number, name, path in [*docs.chapters(), ('', 'index', ROOT/'nbs'/'index.ipynb')]:

@@ -14,11 +14,13 @@ from conftest import allowed
 ROOT = Path(__file__).resolve().parents[1]
 LIB = 'sagan_nb'
 NOTEBOOKS = {p: json.loads(p.read_text(encoding='utf-8')) for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))}
-MODULES = {p: p.read_text(encoding='utf-8') for p in sorted((ROOT/LIB).glob('*.py')) if p.name != '_modidx.py'}
+MODULES = {p: p.read_text(encoding='utf-8') for p in sorted((ROOT/LIB).rglob('*.py')) if p.name != '_modidx.py'}
+MACHINERY = {p.stem: p for p in MODULES if p.parent.name == 'machinery' and p.stem != '__init__'}
 RANK = {m[2]: int(m[1]) for p in NOTEBOOKS if (m := re.match(r'(\d+)_(\w+)\.ipynb', p.name))}
 CHECK = re.compile(r'\bassert\b|\btest_\w+\(|\bclose\(|expect_fail|assert_close')
 per_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-per_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+per_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT/LIB))[:-3])
+per_machine = pytest.mark.parametrize('path', MACHINERY.values(), ids=lambda p: p.stem)
 
 
 def source(cell): return ''.join(cell['source'])
@@ -40,15 +42,49 @@ def python(cell):
     return ast.parse('' if text.lstrip().startswith('%%') else re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', text))
 
 
-def imports(tree):
-    "Rooms that a tree imports, as (room, star)."
+def room(parts):
+    "A chapter by its name, machinery as machinery.name."
+    return '.'.join(parts[:1 + (parts[0] == 'machinery')])
+
+
+def imports(tree, folder=()):
+    "Rooms that a tree imports, as (room, star); `folder` is where its file lies in the package."
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((o.name.split('.')[1], False) for o in node.names if o.name.startswith(f'{LIB}.'))
+            yield from ((room(o.name.split('.')[1:]), False) for o in node.names if o.name.startswith(f'{LIB}.'))
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0] == LIB):
-            room = (node.module or '').split('.') if node.level else node.module.split('.')[1:]
+            above = folder[:len(folder) + 1 - node.level] if node.level else ()
+            parts = [*above, *(node.module.split('.')[node.level == 0:] if node.module else ())]
             star = any(o.name == '*' for o in node.names)
-            yield from [(room[0], star)] if room and room[0] else [(o.name, star) for o in node.names]
+            yield from [(room(parts), star)] if parts and parts != ['machinery'] else [(room([*parts, o.name]), star) for o in node.names]
+
+
+def serves(path):
+    "The chapter that a file of the machinery names in its first line; of several the first."
+    return int(re.match(r'"{1,3}Serves chapters? (\d\d)[^:]*: .', MODULES[path])[1])
+
+
+def rank(name): return serves(MACHINERY[name[10:]]) if name.startswith('machinery.') else RANK.get(name, -1)
+
+
+def name_of(path): return '.'.join(path.relative_to(ROOT/LIB).with_suffix('').parts)
+
+
+def graph():
+    "Room -> rooms that its module imports, anywhere in it."
+    return {name_of(p): {o for o, _ in imports(ast.parse(text), p.relative_to(ROOT/LIB).parts[:-1])} for p, text in MODULES.items()}
+
+
+def circle(graph):
+    "A way from a room back to it, or None."
+    done = set()
+    def walk(at, way):
+        if at in way: return [*way[way.index(at):], at]
+        if at in done: return None
+        found = next(filter(None, (walk(o, [*way, at]) for o in sorted(graph.get(at, ())))), None)
+        done.add(at)
+        return found
+    return next(filter(None, (walk(o, []) for o in sorted(graph))), None)
 
 
 def mixed(tree):
@@ -92,21 +128,42 @@ def test_imports_only_lower_rooms(path):
     name = path.stem[3:]
     module = ROOT/LIB/f'{name}.py'
     trees = [python(o) for o in code_cells(NOTEBOOKS[path])] + [ast.parse(MODULES[o]) for o in [module] if o in MODULES]
-    for room, _ in {o for t in trees for o in imports(t)}:
-        there = room in RANK or room.startswith('_') or ROOT/LIB/f'{room}.py' in MODULES
-        assert there, f'{path.name} imports {room}, which is not there'
-        assert RANK.get(room, -1) < RANK[name], f'{path.name} imports {room}, which is not lower'
+    for other, _ in {o for t in trees for o in imports(t)}:
+        there = other in RANK or other.startswith('_') or ROOT/LIB/f'{other.replace(".", "/")}.py' in MODULES
+        assert there, f'{path.name} imports {other}, which is not there'
+        own = other.startswith('machinery.')                    # a chapter uses the machinery that serves it
+        assert rank(other) < RANK[name] + own, f'{path.name} imports {other}, which is not lower'
+
+
+@per_machine
+def test_machinery_serves_a_chapter(path):
+    number = serves(path)
+    assert number in RANK.values(), 'the first line is `"Serves chapter NN: what it holds."`'
+    for other in graph()[name_of(path)]:
+        assert other.startswith(('_', 'machinery.')) or RANK[other] <= number, f'{path.name} serves chapter {number:02} and imports {other}'
+
+
+def test_no_circle():
+    assert circle(graph()) is None
+    assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c', 'b'] and circle({'a': {'b', 'c'}, 'b': {'c'}}) is None
+
+
+@per_module
+def test_modules_are_short(path):
+    assert len(MODULES[path].splitlines()) <= 500
 
 
 @per_notebook
 def test_exports_its_module(path):
+    "A chapter without an exported cell has no module: its commands are machinery."
     found = [d for o in code_cells(NOTEBOOKS[path]) if (d := directives(o).get('default_exp'))]
-    assert found == [path.stem[3:]], f'{path.name} says `#| default_exp` {found}'
+    exports = any({'export', 'exporti'} & directives(o).keys() for o in code_cells(NOTEBOOKS[path]))
+    assert found == [path.stem[3:]]*exports, f'{path.name} says `#| default_exp` {found}'
 
 
 def test_no_star_imports():
     trees = [python(o) for nb in NOTEBOOKS.values() for o in code_cells(nb)] + [ast.parse(o) for o in MODULES.values()]
-    assert [room for t in trees for room, star in imports(t) if star] == []
+    assert [other for t in trees for other, star in imports(t) if star] == []
 
 
 @per_module
@@ -153,7 +210,7 @@ def test_outputs_are_small():
 
 
 def test_readme_is_made_from_index():
-    done = subprocess.run([sys.executable, '-m', 'tools.readme', '--check'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'tools.site.readme', '--check'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -168,6 +225,8 @@ def test_links_of_readme_lead_somewhere():
 def test_rules_find_planted_faults():
     text = 'from sagan_nb.train import *\nfrom .cli import f\nfrom . import data\nimport sagan_nb.core as c'
     assert [*imports(ast.parse(text))] == [('train', True), ('cli', False), ('data', False), ('core', False)]
+    text = 'from ..core import a\nfrom .runs import b\nfrom .. import data\nfrom sagan_nb.machinery import jobs\nimport sagan_nb.machinery.html'
+    assert [o for o, _ in imports(ast.parse(text), ('machinery',))] == ['core', 'machinery.runs', 'data', 'machinery.jobs', 'machinery.html']
     assert mixed(ast.parse('import a\nx = a.b()')) and not mixed(ast.parse('import a\ndef f(): return a'))
     assert [n for _, n in functions('def f(\n  a,\n):\n  "doc"\n  # why\n\n  x = [\n    1]\n  return x')] == [3]
     text = 'def f(a, b:int,\n  c, # see\n):\n  pass'

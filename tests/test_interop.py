@@ -17,13 +17,16 @@ import torch.nn.functional as F
 
 import parity
 import released
-from sagan_nb import cli, interop
+from sagan_nb import interop
 from sagan_nb.config import preset
 from sagan_nb.core import Refused, close
-from sagan_nb.interop import export_onnx, from_pretrained, load_weights, plain, recipe_of, save_pretrained, to_biggan
+from sagan_nb.interop import load_weights
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.spectral_norm import real_pass
 from sagan_nb.train import fit, make_gan
+from sagan_nb.machinery import door, peers, publish, recipe as recipe_room
+from sagan_nb.machinery.publish import export_onnx, from_pretrained, plain, save_pretrained, to_biggan
+from sagan_nb.machinery.recipe import recipe_of
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = dict(images=1e-4, logits=1e-4, stages=1e-4, sigma=1e-5, weights=1e-5, attention=1e-5, gradients=1e-3, after=1e-5)
@@ -95,7 +98,7 @@ def test_official_generator(size, train):
     z = z.double()
     expected, ref = released.generator(p, z.numpy(), y.numpy(), size['at'], train)
     close(nhwc(G(z, y)), expected, rtol=0, atol=1e-12)
-    after = interop.convert(p | {k: v.astype(np.float32) for k, v in ref.after.items()})[1]
+    after = peers.convert(p | {k: v.astype(np.float32) for k, v in ref.after.items()})[1]
     for name, t in G.state_dict().items():
         if not name.endswith('.v'): close(t, after[name], rtol=1e-5, atol=1e-5)
 
@@ -124,7 +127,7 @@ def test_official_discriminator(size, res):
     D.train()(*args)
     assert all(torch.equal(before[k], v) for k, v in D.state_dict().items()), 'u moves on real pictures only'
     with real_pass(D): D(*args)
-    after = interop.convert(p | {k: v.astype(np.float32) for k, v in ref.after.items()})[1]
+    after = peers.convert(p | {k: v.astype(np.float32) for k, v in ref.after.items()})[1]
     for name, t in D.state_dict().items():
         if name.endswith('.u'): close(t, after[name], rtol=1e-5, atol=1e-5)
 
@@ -360,8 +363,8 @@ def test_a_checkpoint_is_known_wherever_it_lies(run, tmp_path):
         got = load_weights(path).state_dict()
         assert all(torch.equal(got[k], v) for k, v in want.items())
         with pytest.raises(Refused, match='is a run, not a published network'): Generator.from_pretrained(path)
-    assert cli.open_model(tmp_path/'copied.pt').cfg.preset == cli.open_model(run).cfg.preset
-    assert cli.open_judge(tmp_path/'copied.pt')[0].state_dict().keys() == load_weights(run, part='D').state_dict().keys()
+    assert door.open_model(tmp_path/'copied.pt').cfg.preset == door.open_model(run).cfg.preset
+    assert door.open_judge(tmp_path/'copied.pt')[0].state_dict().keys() == load_weights(run, part='D').state_dict().keys()
     (tmp_path/'cut.pt').write_bytes(newest.read_bytes()[:5000])
     with pytest.raises(Refused, match='damaged'): load_weights(tmp_path/'cut.pt')
     os.makedirs(tmp_path/'empty')
@@ -468,7 +471,7 @@ def run(tmp_path_factory):
     "A run folder of four steps."
     from sagan_nb.config import at_scale
     from sagan_nb.data import open_source
-    from sagan_nb.train import train
+    from sagan_nb.machinery.runs import train
     cfg = replace(at_scale(preset('t1_attn_16'), 'smoke'), ema=.9)
     source = open_source('toy', res=cfg.res)
     cfg, out = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), tmp_path_factory.mktemp('run')/'toy'
@@ -477,17 +480,18 @@ def run(tmp_path_factory):
 
 
 def test_publish_a_run(run, tmp_path):
-    from sagan_nb.train import load_checkpoint, newest_checkpoint, sampler
+    from sagan_nb.machinery.runs import load_checkpoint, newest_checkpoint
+    from sagan_nb.train import sampler
     expected = sampler(load_checkpoint(newest_checkpoint(run)))
     args = noise(expected)
     assert torch.equal(load_weights(run)(*args), expected(*args))
     assert torch.equal(load_weights(newest_checkpoint(run))(*args), expected(*args))
     assert isinstance(load_weights(run, part='D'), Discriminator)
-    file = interop.export(run, 'safetensors', tmp_path/'out')
+    file = publish.export(run, 'safetensors', tmp_path/'out')
     assert torch.equal(from_pretrained(tmp_path/'out')(*args), expected(*args))
     assert torch.equal(load_weights(tmp_path/'out')(*args), expected(*args))
     assert file.name == 'model.safetensors' and 't1_attn_16, step 4' in (tmp_path/'out'/'README.md').read_text()
-    with pytest.raises(Refused, match='choose'): interop.export(run, 'keras')
+    with pytest.raises(Refused, match='choose'): publish.export(run, 'keras')
     with pytest.raises(Refused, match='no run'): load_weights(tmp_path)
 
 
@@ -496,7 +500,7 @@ def test_published_needs_no_trainer_and_two_seconds(tmp_path):
     file = save_pretrained(G, tmp_path/'g.safetensors')
     code = f'''import sys, torch, time
 start = time.perf_counter()
-from sagan_nb.interop import from_pretrained
+from sagan_nb.machinery.publish import from_pretrained
 G = from_pretrained({str(file)!r})
 seconds = time.perf_counter() - start
 assert not {{'sagan_nb.train', 'sagan_nb.data', 'nbdev', 'matplotlib', 'IPython'}} & {{*sys.modules}}, sorted(sys.modules)
@@ -517,7 +521,7 @@ def test_onnx(run, tmp_path):
     pytest.importorskip('onnxscript', reason='the extra `export` is not installed')
     assert export_onnx(load_weights(run), tmp_path/'g.onnx') < 1e-4
     assert export_onnx(load_weights(released.planted('G', **SIZES[0])), tmp_path/'o.onnx') < 1e-4
-    assert interop.export(run, 'onnx', tmp_path/'r.onnx').stat().st_size > 1000
+    assert publish.export(run, 'onnx', tmp_path/'r.onnx').stat().st_size > 1000
 
 
 # --- training: three steps of the released recipe, from the equations, in float64 ---------------------------------------------------------
@@ -630,7 +634,7 @@ def test_a_shape_that_lies_costs_no_memory(tmp_path):
     wide = dict(recipe, channels=[4_000_000]*4, n_classes=4_000_000)
     big = dict(state, extra=torch.empty(4_000_000, device='meta'))                          # an axis that would allow it
     for r in (wide, dict(recipe, bn=dict(eps='x')), dict(recipe, sn=dict(steps=10**9)), dict(recipe, channels=[0]*4)):
-        with pytest.raises(Refused): interop.build(r, big)
+        with pytest.raises(Refused): recipe_room.build(r, big)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200*1024
     for text in ('{"recipe": null}', '{"recipe": []}', '{"recipe": "x"}'):
         with pytest.raises(Refused): interop.published(state, dict(sagan_nb=text))

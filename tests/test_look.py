@@ -15,16 +15,17 @@ import torch
 from commands import shell, spawn
 from PIL import Image
 
-from sagan_nb import cli
-from sagan_nb.attention_maps import attention_maps, mirror_generator, widget_html
+from sagan_nb.attention_maps import attention_maps, mirror_generator
 from sagan_nb.config import PRESETS, at_scale, from_json, to_json
 from sagan_nb.core import show_grid
 from sagan_nb.data import open_source
-from sagan_nb.interop import save_pretrained
-from sagan_nb.metrics import Features
 from sagan_nb.networks import Discriminator, Generator
-from sagan_nb.report import report
-from sagan_nb.train import train
+from sagan_nb.machinery import cli
+from sagan_nb.machinery.features import Features
+from sagan_nb.machinery.html import widget_html
+from sagan_nb.machinery.publish import save_pretrained
+from sagan_nb.machinery.report import report
+from sagan_nb.machinery.runs import train
 
 on_linux = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='this system does not tell the peak of one process')
 
@@ -69,7 +70,7 @@ def test_the_script_computes_the_rows_of_beta(tmp_path, tab):
 
 
 CELL = '''import torch
-from sagan_nb.attention_maps import attention_maps, attention_widget, mirror_generator
+from sagan_nb.attention_maps import attention_maps, mirror_generator; from sagan_nb.machinery.html import attention_widget
 attention_widget(attention_maps(mirror_generator('released'), torch.zeros(1, 4), torch.tensor([0])))'''
 
 
@@ -119,7 +120,7 @@ print({PEAK})
 '''
 COMMAND = f'''
 import sys
-from sagan_nb import cli
+from sagan_nb.machinery import cli
 sys.argv[0] = 'sagan_attention'
 cli.sagan_attention()
 print({PEAK})

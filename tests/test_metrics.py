@@ -16,13 +16,18 @@ import torch
 from torch import nn
 
 from commands import as_folders, spawn
-from sagan_nb import cli, metrics
-from sagan_nb.ablation import code_version
+from sagan_nb import metrics
+from sagan_nb.config import NUMERICS
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Pictures, Toy, WithoutLabels, open_source
-from sagan_nb.metrics import (Features, Stats, as_table, between_roots, domain, evaluate, fake_table, file_sha256, frechet_distance, get, inception,
-                              inception_file, inception_score, intra_distances, intra_fid, kernel_distance, one_line, open_features, prdc, put,
-                              real_table, root, save_records, squared_mmd, tf1_resize, weights_hash)
+from sagan_nb.data import Toy, open_source
+from sagan_nb.metrics import (Stats, between_roots, frechet_distance, inception_score, intra_distances, intra_fid,
+                              kernel_distance, prdc, root, squared_mmd)
+from sagan_nb.machinery import cli, evaluate as evaluate_room, features as features_room, files
+from sagan_nb.machinery.evaluate import as_table, evaluate, fake_table, one_line, real_table, save_records
+from sagan_nb.machinery.features import (Features, domain, inception, inception_file, open_features, tf1_resize,
+                                         weights_hash)
+from sagan_nb.machinery.files import file_sha256, get, put
+from sagan_nb.machinery.pictures import Pictures, WithoutLabels
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*the covariance has rank')
 D = torch.float64
@@ -287,12 +292,12 @@ def test_inception_weights_are_checked_before_they_are_read(tmp_path, monkeypatc
 
 
 def test_domain_classifier_is_kept_by_content(tmp_path, toy, monkeypatch):
-    long = metrics.train_classifier
-    monkeypatch.setattr(metrics, 'train_classifier', lambda *args: long(*args, steps=10))
+    long = features_room.train_classifier
+    monkeypatch.setattr(features_room, 'train_classifier', lambda *args: long(*args, steps=10))
     a = domain(toy, tmp_path)
     file, = tmp_path.glob('classifier-*')
     with monkeypatch.context() as m:
-        m.setattr(metrics, 'train_classifier', lambda *args: pytest.fail('trained again'))
+        m.setattr(features_room, 'train_classifier', lambda *args: pytest.fail('trained again'))
         assert domain(toy, tmp_path).hash == a.hash and domain(toy, tmp_path).facts == a.facts
     assert a.facts['held_out'] == 24 and 0 <= a.facts['accuracy'] <= 1
     raw = bytearray(file.read_bytes())
@@ -312,7 +317,7 @@ def count(features): return features.net.seen
 
 
 def test_records_say_how_they_were_made(toy, small, G):
-    records = evaluate(G, toy, metrics.METRICS, small, n_fake=200, n_real=100, cache=None, about=dict(step=7, ema=True, batch_norm='moving averages'))
+    records = evaluate(G, toy, evaluate_room.METRICS, small, n_fake=200, n_real=100, cache=None, about=dict(step=7, ema=True, batch_norm='moving averages'))
     for o in records:
         assert {'metric', 'value', 'features', 'features_hash', 'resize', 'n_fake', 'n_real', 'seed', 'labels', 'generator', 'data', 'data_id', 'pictures',
                 'version', 'step', 'ema', 'batch_norm'} <= set(o) or o['features'] == 'pixels'
@@ -372,14 +377,14 @@ def test_ranks_that_share_the_work_change_nothing(tmp_path, small, G):
 
 def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypatch):
     run = lambda **kw: evaluate(G, toy, ('score', 'distance', 'intra'), small, **dict(dict(n_fake=90, n_real=100, cache=tmp_path), **kw))
-    compute, done = metrics.Table.compute, []
+    compute, done = evaluate_room.Table.compute, []
 
     def stop_at_third(self, i):
         if len(done) == 2: raise KeyboardInterrupt
         done.append(i)
         return compute(self, i)
     with monkeypatch.context() as m:
-        m.setattr(metrics.Table, 'compute', stop_at_third)
+        m.setattr(evaluate_room.Table, 'compute', stop_at_third)
         with pytest.raises(KeyboardInterrupt): run()
     before = count(small)
     first = run()
@@ -478,7 +483,7 @@ def test_what_is_no_covariance_is_refused():
 
 def test_bytes_do_not_wrap_around_when_resized():
     x = torch.tensor([[250, 4], [4, 250]], dtype=torch.uint8)[None, None]
-    assert torch.equal(metrics.tf1_resize(x, 7), metrics.tf1_resize(x.float(), 7))
+    assert torch.equal(features_room.tf1_resize(x, 7), features_room.tf1_resize(x.float(), 7))
 
 
 def test_what_a_few_pictures_cannot_say(toy, small, G):
@@ -492,7 +497,7 @@ def test_what_a_few_pictures_cannot_say(toy, small, G):
 
 SAVE = '''
 import sys
-from sagan_nb.metrics import save_records
+from sagan_nb.machinery.evaluate import save_records
 for i in range(40): save_records(sys.argv[1], [dict(metric=f"{sys.argv[2]}-{i}", value=1.)])
 '''
 
@@ -507,7 +512,7 @@ def test_a_damaged_cache_is_no_note_on_a_number(toy, small, G, tmp_path):
     how = dict(metrics=('distance',), features=small, n_fake=40, n_real=40, cache=tmp_path)
     first = evaluate(G, toy, **how)
     for path in tmp_path.glob('*/*.safetensors'): path.write_bytes(b'x')
-    with pytest.warns(metrics.CacheWarning, match='damaged'): again = evaluate(G, toy, **how)
+    with pytest.warns(files.CacheWarning, match='damaged'): again = evaluate(G, toy, **how)
     assert again == first
 
 
@@ -572,7 +577,7 @@ def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, ca
     o, = json.loads((tmp_path/'metrics.json').read_text())
     assert o['metric'] == 'diversity' and o['checkpoint_sha256'] == file_sha256(published)
     own = json.loads((run/'metrics.json').read_text())                         # what the run itself ended with
-    assert {r['code'] for r in [o, *own]} == {code_version()} and {r['train_seed'] for r in own} == {0}
+    assert {r['numerics'] for r in [o, *own]} == {NUMERICS} and {r['train_seed'] for r in own} == {0}
 
 
 def test_classes_left_out_are_named_on_the_screen(run, tmp_path, capsys):
@@ -596,7 +601,7 @@ def test_a_run_on_too_few_pictures_still_ends_well(tmp_path, capsys):
 
 
 def test_a_pack_changed_in_place_is_not_taken_for_itself(tmp_path, small):
-    from sagan_nb.data import pack
+    from sagan_nb.machinery.packs import pack
     as_folders(Toy(n=60), tmp_path/'zoo')
     pack(tmp_path/'zoo', 32, tmp_path/'zoo.pack')
     take = lambda: real_table(open_source(tmp_path/'zoo.pack'), small, 60, folder=tmp_path/'cache').complete().rows('features')
@@ -635,7 +640,7 @@ def test_old_features_of_fakes_are_cleaned_away(tmp_path):
     old, new, real = (tmp_path/name for name in ('fake-old', 'fake-new', 'real-old'))
     for path in (old, new, real): path.mkdir()
     for path in (old, real): os.utime(path, (0, 0))
-    metrics.prune(tmp_path)
+    files.prune(tmp_path)
     assert not old.exists() and new.exists() and real.exists()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sagan_nb import cli
+from sagan_nb.machinery import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT/'docs').glob('*.md'))
@@ -50,7 +50,7 @@ def place(tmp_path, monkeypatch, cache):
     (tmp_path/'bin').mkdir()
     for name, to in re.findall(r'(\w+)=\S+:(\w+)', config['DEFAULT']['console_scripts']):
         path = tmp_path/'bin'/name
-        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "import sys; sys.argv[0] = {name!r}; from sagan_nb.cli import {to}; {to}()" "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "import sys; sys.argv[0] = {name!r}; from sagan_nb.machinery.cli import {to}; {to}()" "$@"\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     for k, v in dict(PATH=f'{tmp_path/"bin"}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=str(ROOT), IN_TEST='1', MPLBACKEND='agg',
                      SAGAN_NB_CACHE=str(cache)).items(): monkeypatch.setenv(k, v)
@@ -79,7 +79,7 @@ def parse(code, names):
         command = getattr(cli, words[0]).__wrapped__
         given = vars(anno_parser(command).parse_args(words[1:]))
         if words[0] == 'sagan_train' and not given['resume']:
-            cli.plan(given['preset'], given['data'], given['scale'], given['out'], given['set'] or (), False, given['unlabelled'])
+            options.plan(given['preset'], given['data'], given['scale'], given['out'], given['set'] or (), False, given['unlabelled'])
     return ''
 
 
@@ -107,12 +107,12 @@ def test_harness_sees_faults(place):
 
 
 def test_drawings_are_current():
-    done = subprocess.run([sys.executable, '-m', 'tools.drawings', '--check'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'tools.site.drawings', '--check'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_check_stops_the_build():
-    from tools import pages
+    from tools.site import pages
     assert pages.check('test_pages.test_harness_sees_faults').endswith('(test_pages.md#test-pages-test-harness-sees-faults)')
     for name in ('test_pages.test_not_there', 'no_file.test_x', '02: no such line', '99: x'):
         with pytest.raises(pages.Missing): pages.check(name)

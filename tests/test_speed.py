@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from commands import as_folders, needs_compiler
 from sagan_nb import speed
 from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
-from sagan_nb.cli import sagan_bench
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
-from sagan_nb.speed import COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, bench, callable_from, in_turns, step_operations, table, usable
-from sagan_nb.train import read_log, train
+from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, in_turns,
+                            step_operations, table, usable)
+from sagan_nb.machinery import bench as bench_room, machine
+from sagan_nb.machinery.bench import bench, callable_from
+from sagan_nb.machinery.cli import sagan_bench
+from sagan_nb.machinery.runs import read_log, train
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = dict(first=torch.contiguous_format, last=torch.channels_last)
@@ -261,8 +264,8 @@ def test_the_table_is_of_pairs():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(speed, 'conv_rate', lambda *_: 1e12)
-    monkeypatch.setattr(speed, 'peak_bytes', lambda *_: 2**30)
+    for room in (speed, bench_room): monkeypatch.setattr(room, 'conv_rate', lambda *_: 1e12)
+    monkeypatch.setattr(bench_room, 'peak_bytes', lambda *_: 2**30)
     monkeypatch.setitem(NETS, 'small', replace(NETS['small'], batch=4))
     path = stock(tmp_path, 64)
     sagan_bench(nets='small', rounds=1, against=str(path), out=str(tmp_path/'bench.json'), device='cpu', no_sampling=True, note='a test')
@@ -284,7 +287,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_what_is_only_emulated_is_left_out(monkeypatch):
     for hardware, left_out in ((True, set()), (False, {'bf16', 'all, bf16'})):
-        monkeypatch.setattr(speed, 'fast_bf16', lambda device: hardware)
+        for room in (speed, machine): monkeypatch.setattr(room, 'fast_bf16', lambda device: hardware)
         assert set(VARIANTS) - {*usable('cpu')} == left_out | {*COMPILED, 'all, tf32'}
         assert {*usable('cuda', VARIANTS)} == {n for n in VARIANTS if hardware or 'bf16' not in n}
         assert {*usable('cpu', VARIANTS)} == {n for n in VARIANTS if (hardware or 'bf16' not in n) and 'tf32' not in n}
@@ -312,27 +315,27 @@ def test_what_a_call_leaves_on_a_gpu_is_waited_for(monkeypatch):
 
 def test_a_net_without_a_peak_costs_no_timings(monkeypatch):
     "On a GPU the process that measures memory may find too little of it."
-    monkeypatch.setattr(speed, 'conv_rate', lambda *_: 1e12)
+    for room in (speed, bench_room): monkeypatch.setattr(room, 'conv_rate', lambda *_: 1e12)
     monkeypatch.setitem(NETS, 'small', replace(NETS['small'], batch=2))
     for stderr, words in (('Traceback\nOutOfMemoryError: no room\n', 'OutOfMemoryError: no room'), ('', 'died with')):     # or killed, without a word
         def full(*_): raise subprocess.CalledProcessError(-9, 'python', stderr=stderr)
-        monkeypatch.setattr(speed, 'peak_bytes', full)
+        monkeypatch.setattr(bench_room, 'peak_bytes', full)
         saved = []
-        speed.bench_all(['small'], 1, ['plain'], drawing=False, save=lambda out: saved.append(json.dumps(out)))
+        bench_room.bench_all(['small'], 1, ['plain'], drawing=False, save=lambda out: saved.append(json.dumps(out)))
         assert words in json.loads(saved[0])['nets']['small']['rows']['plain']['no_peak']
 
 
 def test_the_other_implementation_says_what_it_lacks(monkeypatch):
     import importlib.util
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    make_step = callable_from(ROOT/'tools'/'against_mimicry.py')
-    with pytest.raises(Refused, match='torch-mimicry is not installed'): speed.tried(make_step, NETS['32'])
-    with pytest.raises(Refused, match='another shape than ours'): speed.tried(make_step, NETS['128'])
+    make_step = callable_from(ROOT/'tools'/'bench'/'against_mimicry.py')
+    with pytest.raises(Refused, match='torch-mimicry is not installed'): bench_room.tried(make_step, NETS['32'])
+    with pytest.raises(Refused, match='another shape than ours'): bench_room.tried(make_step, NETS['128'])
 
 
 @pytest.mark.long
 def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
-    from tools import bench_left_out
+    from tools.bench import bench_left_out
     monkeypatch.setattr(sys, 'argv', ['bench_left_out', '--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
     bench_left_out.main()
     found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
@@ -345,7 +348,7 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
 def test_a_compiled_step_is_the_same_step(precision, off):
     "torch.compile with its default backend, both networks: losses of three updates as in eager, and D's first gradients, before Adam has made much of rounding (in bf16 their direction)."
     needs_compiler()
-    if precision == 'bf16' and not speed.fast_bf16(): pytest.skip('no bfloat16 in this processor, and emulated it takes too long')
+    if precision == 'bf16' and not machine.fast_bf16(): pytest.skip('no bfloat16 in this processor, and emulated it takes too long')
     net = replace(NETS['small'], batch=4, channels=(16,)*4)
     eager, compiled = (Step(net, replace(FAST, precision=precision, compiled=o)) for o in (False, True))
     for i in range(3):
@@ -361,7 +364,7 @@ def test_a_compiled_step_is_the_same_step(precision, off):
 
 
 def test_peak_memory_and_rate():
-    assert 2**27 < speed.peak_bytes(replace(NETS['small'], batch=2), FAST) < 2**32
+    assert 2**27 < bench_room.peak_bytes(replace(NETS['small'], batch=2), FAST) < 2**32
     x = torch.randn(512, 512)
     timed = in_turns({'product': lambda: [x @ x for _ in range(20)]}, 5)['product']
     product = 20*2*512**3 / min(cpu for _, cpu in timed) * torch.get_num_threads()
@@ -373,7 +376,7 @@ def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
     now, calls = [0.], itertools.count()
     def conv2d(x, w, padding): now[0] += .001 if next(calls) % 10 else .0001
     monkeypatch.setattr(speed, 'F', SimpleNamespace(conv2d=conv2d))
-    monkeypatch.setattr(speed, 'time', SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0]*torch.get_num_threads()))
+    for room in (speed, machine): monkeypatch.setattr(room, 'time', SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0]*torch.get_num_threads()))
     expected = 2*9*8*512*512*16**2 / .00091                # the largest of its shapes has the most operations
     assert abs(speed.conv_rate(seconds=.5)/expected - 1) < .02
 
@@ -382,7 +385,7 @@ def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
 
 def test_import_is_quick():
     "After torch, in seconds of this process alone."
-    code = 'import torch, time\nbegan = time.process_time()\nimport sagan_nb, sagan_nb.cli\nprint(time.process_time() - began)'
+    code = 'import torch, time\nbegan = time.process_time()\nimport sagan_nb, sagan_nb.machinery.cli\nprint(time.process_time() - began)'
     took = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True,
                                  env={**os.environ, 'PYTHONPATH': str(ROOT)}).stdout) for _ in range(3)]
     assert min(took) < .5, took
@@ -390,7 +393,8 @@ def test_import_is_quick():
 
 def test_data_never_waits(tmp_path):
     "At laptop scale, from a packed file and mirrored, a run's own log: less than 2 % of the time is spent waiting for pictures."
-    from sagan_nb.data import Toy, open_source, pack
+    from sagan_nb.data import Toy, open_source
+    from sagan_nb.machinery.packs import pack
     as_folders(Toy(32, 4, n=200), tmp_path/'in')
     pack(tmp_path/'in', 32, tmp_path/'toy.pack')
     source = open_source(tmp_path/'toy.pack', res=32)

@@ -19,11 +19,12 @@ import torch
 
 import start
 from commands import needs_compiler, shell, spawn
-from sagan_nb import cli
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
-from sagan_nb.train import Diverged, Log, fit, load_checkpoint, make_gan, networks, newest_checkpoint, read_checkpoint, read_log, sampler, train
+from sagan_nb.train import fit, make_gan, networks, sampler
+from sagan_nb.machinery import cli, options
+from sagan_nb.machinery.runs import Diverged, Log, load_checkpoint, newest_checkpoint, read_checkpoint, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -298,13 +299,13 @@ def test_fold_and_compiled_reach_the_networks():
 
 def test_a_gpu_that_is_not_there_or_only_emulates(monkeypatch, tmp_path):
     "One old GPU, pretended: refused before anything is trained, for bfloat16 and for a second one."
-    from sagan_nb import cli
+    from sagan_nb.machinery import cli, machine, options
     for name, value in (('is_available', True), ('device_count', 1), ('is_bf16_supported', False)):
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **kw: value)
-    with pytest.raises(Refused, match="no device 'cuda:1': there are 1 here"): cli.pick_device('cuda:1')
+    with pytest.raises(Refused, match="no device 'cuda:1': there are 1 here"): machine.pick_device('cuda:1')
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_train('t1_none', scale='gpu', out=str(tmp_path/'run'))
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_table('table1', data='toy', scale='gpu', out=str(tmp_path/'table'))
-    assert cli.pick_device('auto') == torch.device('cuda') and cli.plan(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
+    assert machine.pick_device('auto') == torch.device('cuda') and options.plan(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
 
 
 @pytest.mark.parametrize('command', [('sagan_train',), ('sagan_table', 'table1')])
@@ -365,11 +366,11 @@ def test_a_run_is_as_long_as_fits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, 'summarise', lambda *args: [])
     assert shell(monkeypatch, capsys, *smoke(tmp_path/'a', '--steps', 10))[0] == 0
     ticks = lambda: itertools.chain([0], itertools.count(10)).__next__
-    monkeypatch.setattr(cli, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
+    for room in (cli, options): monkeypatch.setattr(room, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 15, '--within', .2))
     assert code == 0 and 'an update takes 1 s here: 10 of 15 fit into 0.2 minutes; --resume --steps 15 makes the rest' in out, err
     assert not same_state(tmp_path/'a', tmp_path/'b')
-    monkeypatch.setattr(cli, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
+    for room in (cli, options): monkeypatch.setattr(room, 'time', SimpleNamespace(time=time.time, perf_counter=ticks()))
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 5, '--within', .1))
     assert code == 0 and '5 of 5 fit into 0.1 minutes\n' in out, err
 

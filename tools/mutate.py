@@ -2,8 +2,9 @@
 
 WHICH is a chapter (10) or words of a mutation ("resize with half"); all without it.
 
-Each mutation is one edit of an exported cell. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
-A mutation that no chapter notices ends the command with exit code 1. The table it prints is the one in CONTRIBUTING.md.
+Each mutation is one edit of an exported cell, or of a file of the machinery that serves the chapter. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
+A mutation that no chapter notices ends the command with exit code 1, and so does one of the training code that moves no golden trace
+(tests/test_golden.py), unless it is listed in STILL. The table it prints is the one in CONTRIBUTING.md.
 """
 import os
 import shutil
@@ -21,6 +22,7 @@ BIN = Path(sysconfig.get_path('scripts'))
 MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('softmax over the wrong axis', '02', '.softmax(dim=-1)', '.softmax(dim=-2)', '02'),
     ('gamma dropped', '02', 'return x + self.gamma*o', 'return x + o', '02'),
+    ("attention with torch's default initialisation", '02', 'make_layer(nn.Conv2d(c_in, c_out, 1, bias=False), sn)', '(lambda m: __import__("sagan_nb").spectral_norm.spectral_norm(m) if sn else m)(nn.Conv2d(c_in, c_out, 1, bias=False))', '04'),
     ('fused attention scaled by 1/sqrt(d)', '02', ', scale=1.0)', ')', '02'),
     ('hinge sign flipped', '05', 'F.relu(1 - real).mean() + F.relu(1 + fake).mean()', 'F.relu(1 + real).mean() + F.relu(1 - fake).mean()', '05'),
     ('G rewarded for fakes that look fake', '05', 'return -fake.mean()', 'return fake.mean()', '05'),
@@ -63,30 +65,36 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 
+TRAINING = '01', '02', '03', '04', '05', '07', '09'        # chapters whose mutations change what training computes
+STILL = {}                                                 # mutation -> why it moves no golden trace
+
 
 def mutate(work, chapter, old, new):
-    "Edit the one exported cell that holds the text."
+    "Edit the one exported cell, or the one file of the machinery that serves the chapter, that holds the text."
     path = next((work/'nbs').glob(f'{chapter}_*.ipynb'))
     nb = nbformat.read(path, 4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and '#| export' in c.source and old in c.source]
-    assert len(cells) == 1 and cells[0].source.count(old) == 1, f'{chapter}: {old!r} must stand in one exported cell, once'
-    cells[0].source = cells[0].source.replace(old, new)
+    files = {p: text for p in (work/'sagan_nb'/'machinery').glob('*.py') for text in [p.read_text(encoding='utf-8')]
+             if old in text and chapter in text.split(':')[0]}
+    count = sum(c.source.count(old) for c in cells) + sum(text.count(old) for text in files.values())
+    assert count == 1, f'{chapter}: {old!r} must stand in one exported cell or one file of its machinery, once'
+    for c in cells: c.source = c.source.replace(old, new)
+    for p, text in files.items(): p.write_text(text.replace(old, new), encoding='utf-8')
     nbformat.write(nb, path)
 
 
 def caught_by(mutation):
-    "The first chapter that fails, or None."
+    "The first chapter that fails, or None; does a golden trace move? (None: not asked)"
     what, chapter, old, new, chapters = mutation
     with tempfile.TemporaryDirectory() as d:
         work = Path(d)/'book'
         shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '.*_cache', 'dist', 'build', '*.egg-info'))
         mutate(work, chapter, old, new)
-        env = dict(os.environ, PYTHONPATH=str(work), OMP_NUM_THREADS='1')
+        env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(work), OMP_NUM_THREADS='1')
         call = lambda tool, *args: subprocess.run([BIN/tool, *args], cwd=work, env=env, capture_output=True).returncode
         assert call('nbdev_export') == 0
-        for name in chapters.split():
-            if call('nbdev_test', '--path', next((work/'nbs').glob(f'{name}_*.ipynb'))): return name
-    return None
+        by = next((n for n in chapters.split() if call('nbdev_test', '--path', next((work/'nbs').glob(f'{n}_*.ipynb')))), None)
+        return by, (call('pytest', '-x', '-q', 'tests/test_golden.py') != 0 if chapter in TRAINING else None)
 
 
 def chosen(words):
@@ -98,11 +106,12 @@ def chosen(words):
 
 def main():
     missed, mutations = 0, chosen(sys.argv[1:])
-    print('| mutation | in chapter | caught by chapter |\n|---|---|---|')
+    print('| mutation | in chapter | caught by chapter | moves a golden trace |\n|---|---|---|---|')
     for m in mutations:
-        by = caught_by(m)
-        missed += by is None
-        print(f'| {m[0]} | {m[1]} | {by or "**nobody**"} |', flush=True)
+        by, moves = caught_by(m)
+        missed += by is None or (moves is False and m[0] not in STILL)
+        words = {None: '', True: 'yes', False: STILL.get(m[0], '**no**')}[moves]
+        print(f'| {m[0]} | {m[1]} | {by or "**nobody**"} | {words} |', flush=True)
     sys.exit(1 if missed else 0)
 
 

@@ -1,4 +1,4 @@
-"""Chapter 12: can D alone tell whether distant parts agree? A supervised probe, its files, and how long it took.
+"""Serves chapter 12: can D alone tell whether distant parts agree? A supervised probe, its files, and how long it took.
 
     python -m sagan_nb.machinery.probe --data twins --rows t1_none,t1_attn_16 --seeds 10-29 --out results/probe
 """
@@ -24,7 +24,7 @@ from ..core import Refused, from_uint8, whole
 from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
-from ..train import environment
+from .machine import environment
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out
 PARTNERS = dict(toy=('colour', [1]), pairs=('colour', [1, 3]), twins=('code', [1]))      # what makes parts agree

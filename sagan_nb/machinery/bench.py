@@ -1,0 +1,162 @@
+"Serves chapter 14: the bench: variants in turns, their memory, another implementation beside them, the table."
+import gc
+import importlib.util
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core import Refused
+from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, build, conv_rate, in_turns, rounding,
+                     step_operations, table, usable)
+from .machine import here
+from .publish import plain as divided_once
+
+
+def callable_from(
+    path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
+):                                # that function; it returns a callable that makes one update of D and one of G
+    "What `--against` times. Raises Refused for a file without it."
+    if not Path(path).is_file(): raise Refused(f'{path}: there is no such file')
+    spec = importlib.util.spec_from_file_location('against', path)
+    module = importlib.util.module_from_spec(spec)
+    try: spec.loader.exec_module(module)
+    except (Exception, SystemExit) as e:
+        raise Refused(f'{path}: cannot be run as Python ({type(e).__name__}: {e})') from e
+    if not callable(getattr(module, 'make_step', None)):
+        raise Refused(f'{path}: needs a function make_step(res, batch, n_classes) that returns a callable')
+    return module.make_step
+
+
+def tried(
+    make_step,                    # from `callable_from`
+    net:Net,                      # sizes
+):                                # its step, called once
+    "Another implementation, before anything is timed. Raises Refused where it fails."
+    try:
+        step = make_step(net.res, net.batch, net.n_classes)
+        step()
+    except (Exception, SystemExit) as e: raise Refused(f'--against: its step fails ({type(e).__name__}: {e})') from e
+    return step
+
+
+def peak_bytes(
+    net:Net,                      # sizes
+    v:Variant,                    # how
+    device='cpu',                 # where
+)->int:                           # bytes: of the process on a CPU (torch included), of tensors on a GPU
+    "Peak memory of two steps, in a process of its own."
+    import json
+    import sys
+    code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
+            'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
+            'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'
+            'try: cpu = int([o for o in open("/proc/self/status") if "VmHWM" in o][0].split()[1])*1024\n'
+            'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
+            'print(torch.cuda.max_memory_allocated(device) if "cuda" in device else cpu)')
+    args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
+    gc.collect(), torch.cuda.empty_cache()        # on a GPU the other process needs the room
+    out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)
+    return int(out.stdout)
+
+
+class Draw:
+    "Sampling: G alone, in evaluation mode. Call it."
+    def __init__(self,
+        net:Net,                      # sizes; its batch is drawn at once
+        v:Variant,                    # how; own spectral norm divides once, before sampling (chapter 13)
+        device='cpu',                 # where to
+    ):
+        G, self.v, self.device = build(net, v, device)[0].eval(), v, torch.device(device)
+        if v.sn == 'own':
+            layout = torch.channels_last if v.channels_last else torch.contiguous_format
+            G = divided_once(G).to(device, memory_format=layout)
+        self.G, self.y = G, (torch.arange(net.batch) % net.n_classes).to(device)
+
+    def __call__(self)->Tensor:       # pictures, (B, 3, res, res)
+        "Draw one batch."
+        low, z = self.v.precision == 'bf16', torch.randn(len(self.y), 128).to(self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+        with torch.inference_mode(), rounding(self.v.precision), autocast: return self.G(z, self.y)
+
+
+def bench(
+    name:str,                     # one of NETS
+    rounds:int=5,                 # timed calls of each variant
+    names=None,                   # which of VARIANTS; None: those that are `usable`
+    against=None,                 # `make_step` of another implementation, see `callable_from`
+    device='cpu',                 # where
+    together:int=4,               # variants that stand ready at a time, beside plain: each holds two networks
+)->dict:                          # rates, operations, and a row for each variant
+    "Time the variants in turns with plain. Raises Refused for a name that does not exist."
+    if name not in NETS: raise Refused(f'there is no net {name!r}; choose from {", ".join(NETS)}')
+    net, rates, rows = NETS[name], {}, {}
+    rest, floor = [n for n in names or usable(device) if n != 'plain'], step_operations(net, FLOOR) * net.batch
+    other = {} if against is None else {'against': tried(against, net)}
+    rest += [*other]
+    for group in [rest[i:i + together] for i in range(0, len(rest), together)] or [[]]:
+        steps = {n: other.get(n) or Step(net, VARIANTS[n], device) for n in ('plain', *group)}
+        rows |= table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
+        for p in {VARIANTS[n].precision for n in steps if n in VARIANTS}:
+            rates[p] = max(rates.get(p, 0.), conv_rate(p, device))
+        steps.clear()
+    for n, r in rows.items():
+        if n not in VARIANTS: continue
+        at_best = floor / rates[VARIANTS[n].precision]
+        r['share'] = at_best / r['seconds']
+        if torch.device(device).type == 'cpu': r['share_of_cpu'] = at_best / r['cpu_seconds'] * torch.get_num_threads()
+    return dict(asdict(net), rounds=rounds, operations_per_s=rates, floor_operations=floor,
+                plain_operations=step_operations(net, PLAIN) * net.batch, rows=rows)
+
+
+def bench_drawing(
+    net:Net=replace(NETS['128'], batch=16),     # sizes
+    rounds:int=5,                 # timed calls of each
+    device='cpu',                 # where
+)->dict:                          # a row for plain, for all in fp32 and in bf16
+    "Time sampling in turns."
+    draws = {n: Draw(net, VARIANTS[n], device) for n in usable(device, ENDS)}
+    return dict(asdict(net), rounds=rounds, rows=table(in_turns(draws, rounds), net.batch))
+
+
+def bench_all(
+    nets=('32', '128'),           # of NETS
+    rounds:int=5,                 # timed calls of each variant
+    names=None,                   # which of VARIANTS; None: those that are `usable`
+    against=None,                 # `make_step` of another implementation
+    device='cpu',                 # where
+    drawing:bool=True,            # time sampling, too
+    memory:bool=True,             # measure peak memory of plain and of all, in a process for each
+    note:str='',                  # what else should be known, for instance who shared the machine
+    save=lambda out: None,        # is called with what is there after each net
+)->dict:                          # as it is written to JSON
+    "The whole bench, printed as it goes."
+    out = dict(made_by='sagan_bench', note=note, **here(device), nets={})
+    for name in nets:
+        result = out['nets'][name] = bench(name, rounds, names, against, device)
+        for n, r in result['rows'].items():
+            if not memory or n not in ENDS: continue
+            try: r['peak_bytes'] = peak_bytes(NETS[name], VARIANTS[n], device)
+            except subprocess.CalledProcessError as e: r['no_peak'] = (e.stderr.strip().splitlines() or [str(e)])[-1]
+        print(f'\n{result["res"]} px, batch {result["batch"]}\n{show_table(result["rows"])}', flush=True)
+        save(out)
+    if drawing:
+        out['drawing'] = bench_drawing(rounds=rounds, device=device)
+        print(f'\nsampling, 128 px, batch {out["drawing"]["batch"]}\n{show_table(out["drawing"]["rows"])}')
+        save(out)
+    return out
+
+
+def show_table(
+    rows:dict,                    # from `bench` or `bench_drawing`
+)->str:                           # to print
+    "The table as text."
+    lines = [f'{"":24}  seconds processor pictures/s   against plain: seconds, processor   share of floor   peak']
+    for n, r in rows.items():
+        share = ', '.join(f'{r[k]:.0%}' for k in ('share', 'share_of_cpu') if k in r)
+        peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else r.get('no_peak', '')
+        lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} '
+                     f'{r["ratio"]:23.2f}x {r["ratio_of_cpu"]:10.2f}x {share:>15}  {peak}'.rstrip())
+    return '\n'.join(lines)

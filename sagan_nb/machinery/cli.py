@@ -1,0 +1,471 @@
+"Serves chapter 16: the commands."
+import json
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from fastcore.script import Param
+from torch import Tensor
+
+from ..ablation import TABLES, alike
+from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
+from ..config import NUMERICS, PRESETS, TYPES
+from ..core import Refused, from_uint8, save_fig, show_grid, whole
+from ..data import describe, open_source
+from ..networks import Discriminator
+from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
+from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
+from .door import Model, open_judge, open_model
+from .evaluate import as_table, evaluate, one_line, save_records
+from .features import domain
+from .html import page, widget_html
+from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, key_of, measure, run_rows, set_aside
+from .machine import pick_device
+from .options import (PICTURES, asked_rows, check_sample, command, commands, pick_classes, plan, read_queries, rows_of,
+                      steps_within, tool)
+from .packs import pack
+from .publish import export
+from .report import report
+from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
+                   read_log, train, until)
+from .tables import markdown, show_rows, show_samples, show_training
+
+
+def summarise(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out,                      # its run folder
+)->list:                      # the records of `measure`
+    "Write metrics.json, samples.png and curves.png into the run folder, and say where they are and what to try next."
+    out, names, cfg, (z, y) = Path(out), list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
+    grid = show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    save_fig(grid, out/'samples.png', dpi=150)
+    curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
+    save_fig(curves, out/'curves.png')
+    try:
+        records = measure(out, source, gan.device)
+        save_records(out/'metrics.json', records)
+    except Refused as e:                         # the run is good, only its pictures are too few to learn from
+        records = []
+        print(f'not measured: {e}')
+    if records: print(f'\n{as_table(records)}\nOne seed: shows the machinery, decides nothing.\n')
+    if cfg.scale != 'smoke': report(out, source=source, device=gan.device)
+    written = (('report.html', 'all of it on one page'), ('samples.png', 'one row per class'),
+               ('curves.png', 'logits, losses, attention, norms'),
+               ('metrics.json', 'the numbers above, with how they were made'), ('log.jsonl', 'everything logged'),
+               ('checkpoints', 'to go on from'))
+    for name, what in written:
+        if (out/name).exists(): print(f'  {out/name}   {what}')
+    print(f'\nTry next:\n  {tool("sagan_sample")} {out} --n 64 --out more.png\n'
+          f'  {tool("sagan_eval")} {out} --metrics kid,prdc\n'
+          f'  {tool("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
+          f'  {tool("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    return records
+
+
+@command
+def sagan_train(
+    preset:Param(f'row of the paper (default: t1_attn_16): {", ".join(PRESETS)}', str, opt=False, nargs='?')=None,
+    data:str=None,            # toy, a class-per-folder directory or .zip, or a packed file (default: toy)
+    scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
+    out:str='runs/new',       # run folder to make, or to go on with
+    seed:int=None,            # of weights, data order, z and labels (default: 0)
+    steps:int=None,           # updates of G (default: as the scale says)
+    set:Param(f'other settings, as key=value key=value, of: {", ".join(TYPES)}', str, nargs='*')=None,
+    within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
+    resume:bool=False,        # go on from the newest checkpoint in --out
+    unlabelled:bool=False,    # train on a folder without classes
+    device:str='auto',        # auto, cpu or cuda
+):
+    "Train a SAGAN."
+    if within is not None and (resume or not within > 0):
+        raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
+    pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
+    cfg = plan(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
+    where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
+    with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
+    n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
+    source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
+    print(describe(source))
+    cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
+    if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
+          f'into {out}')
+    stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')
+    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
+    return summarise(gan, source, out)
+
+
+def sample_rows(
+    model:Model,              # from `open_model`
+    kind:str,                 # 'grid', or 'z', 'classes': walks
+    wanted:list,              # classes
+    n:int,                    # pictures in all, rounded up to whole rows
+    steps:int,                # pictures along a walk
+    how:dict,                 # seed, truncation
+)->Tensor:                    # (rows, columns, 3, res, res)
+    "Pictures in rows: a class each; or for a walk between classes, a z each."
+    G = model.G
+    if kind == 'classes': return walk_classes(G, wanted, steps, rows=math.ceil(n / steps), **how)
+    if kind == 'z': return walk_z(G, wanted, steps, rows=math.ceil(n / steps / len(wanted)), **how)
+    z = draw_z(math.ceil(n / len(wanted)), G.z_dim, **how)
+    y = torch.tensor(wanted).repeat_interleave(len(z))
+    return draw(G, z.repeat(len(wanted), 1), y).unflatten(0, (len(wanted), -1))
+
+
+def neighbours_of(
+    model:Model,              # from `open_model`
+    wanted:list,              # classes
+    n:int,                    # pictures in all, eight in a row
+    how:dict,                 # seed, truncation
+    data:str,                 # real pictures; None: those of the run
+)->tuple:                     # (rows, 8, 3, res, res), a sentence
+    "Generated pictures and the seven nearest real ones. Raises Refused without data, and where they do not fit."
+    if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
+    source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
+    y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
+    return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
+
+
+@command
+def sagan_sample(
+    run:str,                  # run folder, or a checkpoint
+    n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
+    classes:str=None,         # names or numbers separated by commas (default: all)
+    seed:int=0,               # of z
+    out:str='samples.png',    # picture to write; .gif animates walks and timelapse
+    device:str='auto',        # auto, cpu or cuda
+    kind:str='grid',          # grid; z or classes: walks; neighbours: nearest real ones; timelapse: of the training
+    truncation:float=None,    # cut z at this value (default: the whole normal distribution, as trained)
+    steps:int=8,              # pictures along a walk
+    data:str=None,            # real pictures for neighbours (default: those of the run)
+):
+    "Draw pictures from a trained model: one row per class, walks, nearest real pictures, or the training as a film."
+    check_sample(kind, n, seed, steps, out)
+    moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
+    if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
+    model = open_model(run, pick_device(device))
+    wanted, words, rows, at = pick_classes(classes, model.classes), '', [], [model.step]
+    if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
+    elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
+    else: x = sample_rows(model, kind, wanted, n, steps, how)
+    if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
+    names = [model.classes[k] for k in wanted] if model.classes else []
+    if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
+    if kind == 'neighbours' and names: rows = [names[i % len(names)] for i in range(len(x))]
+    if kind == 'timelapse': rows = model.classes[:len(x)]
+    about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
+             'classes': ' > '.join(names)}
+    title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
+    if truncation: title += f', truncation {truncation:g}'
+    columns = x.shape[1] if kind != 'grid' or rows else None
+    path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
+    count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
+    print(f'{count} in {path}' + (f'\n{words}' if words else ''))
+    if kind == 'timelapse': print('steps from left to right:', *at)
+
+
+def write_gif(
+    frames,                   # uint8, (3, H, W) each
+    out,                      # file to write
+    ms:int=100,               # milliseconds for each
+):
+    "Write an animation and say so."
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_bytes(gif(frames, ms))
+    print(f'{len(frames)} frames in {out}')
+
+
+def named(
+    model:Model,              # from `open_model`
+)->bool:                      # False: classes are known by their numbers only
+    "Does the model know the names of its classes?"
+    return list(model.classes) != [str(k) for k in range(len(model.classes))]
+
+
+def left_out(
+    records:list,             # from `evaluate`
+)->str:                       # a line for each record that lacks classes; the first ten are named
+    "Which classes a mean over classes does without, and why."
+    lines = ['']
+    for o in records:
+        names = [f'{name} ({why})' for name, why in o.get('left_out', {}).items()]
+        more = f' and {len(names) - 10} more, all in the file' if len(names) > 10 else ''
+        if names: lines.append(f'{o["metric"]} without {", ".join(names[:10])}{more}')
+    return '\n'.join(lines)
+
+
+@command
+def sagan_eval(
+    run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights
+    data:str=None,            # real pictures (default: those it was trained on)
+    metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
+    features:str='domain',    # domain (a classifier trained on the data), inception, or inception:PATH
+    n_fake:int=10_000,        # generated pictures (the released protocol: 50000)
+    n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
+    per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
+    seed:int=0,               # of noise, labels and the choice of real pictures
+    floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
+    out:str=None,             # file to add the records to (default: metrics.json of the run)
+    device:str='auto',        # auto, cpu or cuda
+):
+    "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
+    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
+    folder = folder.parent if folder.name == 'checkpoints' else folder
+    out = Path(out or folder/'metrics.json')
+    if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
+    model = open_model(run, pick_device(device))
+    spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
+    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
+    if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
+    K = model.cfg.n_classes
+    source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
+    print(describe(source))
+    if named(model) and list(source.classes) != list(model.classes):
+        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
+    records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
+                       seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
+    save_records(out, records)
+    print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
+    return records
+
+
+def write_table(
+    table:str,                # a key of TABLES
+    out:Path,                 # folder of results
+    found:dict,               # row -> Config, from `row_configs`
+    features:str,             # as of `Job`
+    skipped:dict=None,        # row -> why it does not apply
+    failed:dict=None,         # job name -> error
+)->str:                       # Markdown
+    "Write TABLE.md and its figures from the results that are there and were made by these settings."
+    out.mkdir(parents=True, exist_ok=True)
+    results, others = asked_for(collect(out, TABLES[table].rows), found, features)
+    for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
+    text = markdown(table, results, skipped, failed)
+    if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
+    with whole(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
+    same = alike(results, TABLES[table].rows, 'distance')                        # else one axis would mix two measures
+    if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
+    if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
+    if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
+    return text
+
+
+def warn_of_others(
+    results:list,             # those that are there
+    judge,                    # the features that measure what comes
+):
+    "Say how many of them other features have measured."
+    other = lambda o: any(r['features'] != 'pixels' and r['features_hash'] != judge.hash for r in o['records'])
+    if n := sum(map(other, results)):
+        print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
+
+
+@command
+def sagan_table(
+    table:Param(f'which: {", ".join(TABLES)}', str),
+    data:str='pairs',         # pictures
+    scale:str='laptop',       # smoke, laptop, gpu or paper
+    seeds:str='0',            # seeds, separated by commas
+    out:str=None,             # folder of results (default: runs/TABLE-SCALE)
+    only:str=None,            # rows, separated by commas (default: all)
+    retrain:str=None,         # rows to do anew, separated by commas
+    adopt:str=None,           # folder of a finished run that is one of these rows
+    minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
+    print_commands:bool=False,# only print one command for each row and seed
+    features:str='domain',    # domain, inception, or inception:PATH
+    set:Param('settings for all rows alike, as key=value', str, nargs='*')=None,
+    device:str='auto',        # auto, cpu or cuda
+):
+    "Train and measure what a table of the paper still lacks, and write the table."
+    rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
+    out = Path(out or f'runs/{table}-{scale}')
+    source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
+    jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
+    if print_commands:
+        options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
+        return print(commands(table, jobs, options, set))
+    print(describe(source))
+    cfgs = [job.cfg for job in jobs]
+    where = pick_device(device, any(c.compiled for c in cfgs), any(c.precision == 'bf16' for c in cfgs))
+    judge = features_of(features, source, out, where)        # refuses, or learns, before anything is trained
+    warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
+    same = f'The same command{" without --retrain"*bool(again)}'
+    set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
+    if adopt: adopt_run(adopt, jobs, source, out, where)
+    hooks = [(1, StopOnSignal(f'{same} goes on.'))]
+    if minutes: hooks.append((1, until(time.time() + 60*minutes, f'{same} goes on.')))
+    try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
+    except Stopped as e:
+        write_table(table, out, found, features, skipped, e.failed)
+        raise
+    text = write_table(table, out, found, features, skipped, failed)
+    print(f'\n{text}\nwritten to {out}')
+    if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed. {same} tries them again')
+
+
+@command
+def sagan_pack(
+    spec:str,                 # a class-per-folder directory or .zip
+    res:int=128,              # pixels per side of the packed pictures
+    out:str='pictures.pack',  # file to write
+    unlabelled:bool=False,    # pictures without classes
+):
+    "Pack pictures into one file that training maps into memory. Interrupted, it goes on where it stopped."
+    print(describe(pack(spec, res, out, unlabelled=unlabelled)))
+    print(f'packed into {out}; train with: sagan_train PRESET --data {out} --set res={res}')
+
+
+@command
+def sagan_export(
+    run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
+    format:str='safetensors', # safetensors or onnx
+    out:str=None,             # file to write (default: beside the run)
+):
+    "Publish a trained generator."
+    print(f'wrote {export(run, format, out)}')
+
+
+def real_pictures(
+    D:Discriminator,          # who will judge them
+    data:str,                 # where they are
+    n:int,                    # how many, spread over the classes
+    classes:str=None,         # names or numbers separated by commas
+    seed:int=0,               # of the choice
+)->tuple:                     # pictures (n, 3, res, res), labels (n,), class names
+    "Real pictures for D. Raises Refused without data, and where they do not fit."
+    if not data: raise Refused('the discriminator looks at real pictures: say where they are with --data')
+    K = 0 if D.head == 'none' else D.n_classes
+    source = open_source(data, res=D.res, unlabelled=not K, n_classes=K or None)
+    labels = source.labels
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    piles = [order[labels[order] == k] for k in pick_classes(classes, source.classes)]
+    rows = torch.cat([pile[i:i + 1] for i in range(n) for pile in piles])[:n]
+    x, y = source.batch(rows)
+    return from_uint8(x), y, list(source.classes)
+
+
+def watch(
+    run:str,                  # as in sagan_attention
+    part:str,                 # 'G' or 'D'
+    n:int,                    # pictures
+    classes:str,              # as in sagan_attention
+    data:str,                 # real pictures for D
+    seed:int,                 # of the pictures
+    device,                   # where to
+)->tuple:                     # AttentionMaps, a name for each picture
+    "Pictures of G, or real ones before D, and what attention did with them."
+    if part == 'D':
+        D, own = open_judge(run, device)
+        x, y, names = real_pictures(D, data or own, n, classes, seed)
+        return attention_maps(D, x, y), [names[k] for k in y] if names else []
+    model = open_model(run, device)
+    wanted = pick_classes(classes, model.classes)
+    z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
+    y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
+    return attention_maps(model.G, z, y), [model.classes[k] for k in y] if model.classes else []
+
+
+def say_use(
+    use:dict,                 # from attention_use
+)->str:                       # a line for each layer
+    "Is attention used? In words."
+    line = ('map {}: gamma {gamma:+.3f}; what it adds is {ratio:.1%} of what passes through; '
+            'entropy {entropy:.2f} bits (even: {entropy_even:.2f}); '
+            'looks {distance:.1f} px far (even: {distance_even:.1f})').format
+    idle = '\n  it adds next to nothing: this layer is hardly used'
+    return '\n'.join(line(name, **o) + (idle if o['ratio'] < .001 else '') for name, o in use.items())
+
+
+@command
+def sagan_attention(
+    run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
+    out:str='maps.png',       # picture to write; a name in .html makes a page to click
+    queries:Param('auto (for contrast), grid, or pixels as ROW,COLUMN such as 12,40 20,8', str, nargs='*')=None,
+    points:int=3,             # queries for each picture, where they are not named
+    n:int=4,                  # pictures
+    layers:str=None,          # map sizes separated by commas, or all (default: the largest map)
+    part:str='G',             # G: pictures it draws; D: real pictures it judges
+    data:str=None,            # real pictures for D (default: those of the run)
+    classes:str=None,         # names or numbers separated by commas (default: all)
+    seed:int=0,               # of the pictures
+    device:str='auto',        # auto, cpu or cuda
+):
+    "Draw what chosen pixels attend to (figures 1 and 5 of the paper)."
+    if part not in ('G', 'D'): raise Refused(f'part is {part!r}; choose G or D')
+    if not 1 <= n <= 64: raise Refused(f'n must lie in 1..64, got {n}')
+    if Path(out).suffix.lower() not in (*PICTURES, '.html'):
+        raise Refused(f'{out}: the name must end in one of {", ".join((*PICTURES, ".html"))}')
+    asked = read_queries(queries)
+    maps, names = watch(run, part, n, classes, data, seed, pick_device(device))
+    chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
+    largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
+    points = [find_queries(largest, i, asked, points) for i in range(n)]
+    return write_attention(maps, names, points, chosen, largest, Path(out))
+
+
+def write_attention(
+    maps,                     # AttentionMaps
+    names:list,               # a name for each picture
+    points:list,              # for each picture, its queries
+    layers:list,              # names, or None
+    largest:LayerMaps,        # the layer with the largest map of those
+    out:Path,                 # .html or a picture
+):
+    "Write the figure or the page, and say in words what is to be seen."
+    if out.suffix.lower() == '.html':
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page('Attention maps', widget_html(maps, largest.name, names, points)), encoding='utf-8')
+    else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
+    for i, asked in enumerate(points):
+        print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
+        print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
+    print(say_use(attention_use(maps)))
+    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}')
+
+
+@command
+def sagan_report(
+    run:str,                  # run folder
+    out:str=None,             # page to write (default: report.html in the run folder)
+    data:str=None,            # its real pictures (default: where the run found them)
+    device:str='auto',        # auto, cpu or cuda
+):
+    "Put everything about a run on one page that needs no network."
+    if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
+        raise Refused(f'{out}: the page is written to a file whose name ends in .html')
+    source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
+    print(f'wrote {report(run, out, source, device=pick_device(device))}')
+
+
+@command
+def sagan_bench(
+    nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
+    rounds:int=5,             # timed steps of each variant
+    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
+    out:str='bench.json',     # file to write
+    device:str='auto',        # auto, cpu or cuda
+    no_sampling:bool=False,   # leave out sampling at 128 pixels
+    brief:bool=False,         # only plain and all changes together
+    compiled:bool=False,      # also all changes under torch.compile; minutes to compile, and a C++ compiler
+    note:str='',              # what else should be known, for instance who shared the machine
+):
+    "Time a training step, plain and with each change, in turns (chapter 14)."
+    from .bench import bench_all, callable_from
+    from ..speed import COMPILED, EAGER, ENDS, NETS, usable
+    names = [n for n in nets.split(',') if n]
+    unknown = [n for n in names if n not in NETS]
+    if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
+    if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
+    make_step, path = callable_from(against) if against else None, Path(out)
+    if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
+    where = pick_device(device, compiled)
+    if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
+    which = usable(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
+    save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
+    print(f'\nwritten to {path}')

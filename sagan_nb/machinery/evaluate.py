@@ -1,0 +1,381 @@
+"Serves chapter 10: tables of features, and records: numbers with the protocol that must stand beside them."
+import copy
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..core import Refused, from_uint8, progress, to_uint8, whole
+from ..data import diversity, seed_of
+from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
+from .features import Features, open_features, weights_hash
+from .files import cache_folder, content_hash, get, prune, put
+
+
+class Table:
+    "Features, logits and labels of n pictures in shards, each made once, when it is first asked for."
+    def __init__(self,
+        y:Tensor,                 # labels, (n,)
+        make,                     # (a, b) -> pictures a to b, uint8 or float in [-1, 1]
+        features:Features,        # the network
+        folder:Path=None,         # where shards are kept; None: in memory
+        shard:int=1000,           # pictures in one
+        batch:int=100,            # pictures at a time through the network
+    ):
+        self.n, self.y, self.make, self.features = len(y), y, make, features
+        self.folder, self.shard, self.batch, self.held, self.recent = folder, shard, batch, {}, None
+
+    def __len__(self): return -(-self.n // self.shard)
+
+    def __getitem__(self, i:int)->dict:      # features (m, d), logits (m, K)
+        "Shard i: from memory, from its file, or made now."
+        if i in self.held: return self.held[i]
+        if self.recent and self.recent[0] == i: return self.recent[1]
+        path = self.folder and self.folder/f'{i:06}.safetensors'
+        kept = get(path) if path else None
+        out = kept[0] if kept else self.compute(i)
+        if not kept and not (path and put(path, out)): self.held[i] = out
+        self.recent = i, out
+        return out
+
+    def compute(self, i:int)->dict:          # as __getitem__
+        "Make shard i."
+        a, rows = i*self.shard, []
+        for a in range(a, min(a + self.shard, self.n), self.batch):
+            rows.append(self.features(self.make(a, min(a + self.batch, (i + 1)*self.shard, self.n))))
+        return dict(zip(('features', 'logits'), map(torch.cat, zip(*rows))))
+
+    def complete(self)->'Table':
+        "Make what is missing, under a progress bar with the time left."
+        for i in progress(range(len(self)), leave=False):
+            if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
+        return self
+
+    def by_class(self, K:int):               # classes; the table is sorted by class -> K matrices (m, d), one at a time
+        "Features class by class, each shard read once."
+        ends = [0, *self.y.bincount(minlength=K).cumsum(0).tolist()]
+        return (self.rows('features', a, b) for a, b in zip(ends, ends[1:]))
+
+    def rows(self, what:str, a:int=0, b:int=None)->Tensor:       # 'features' or 'logits' -> (b - a, ...)
+        "Rows a to b; all by default."
+        b, size = self.n if b is None else b, self.shard
+        if a == b: return self[0][what][:0]
+        return torch.cat([self[i][what][max(a - i*size, 0):b - i*size] for i in range(a // size, -(-b // size))])
+
+    def stats(self)->Stats:
+        "Mean and covariance of the features; kept beside the shards."
+        path = self.folder and self.folder/'statistics.safetensors'
+        kept = get(path) if path else None
+        if kept: return Stats.from_moments(kept[0]['mean'], kept[0]['covariance'], self.n)
+        s = Stats(self[0]['features'].shape[1])
+        for i in range(len(self)): s.add(self[i]['features'])
+        if path and s.n > 1: put(path, dict(mean=s.mean, covariance=s.covariance))
+        return s
+
+
+def key_of(
+    features:Features,        # the network
+    rounding:bool,            # see evaluate
+    shard:int=1000,           # see Table
+    batch:int=100,            # no part of it
+)->dict:                      # what every table's key holds
+    "The part of a key that says how features are made."
+    return dict(features=features.hash, resize=features.resize, rounding=rounding, shard=shard, version=2)
+
+
+def real_table(
+    source,                   # pictures, from `open_source`
+    features:Features,        # the network
+    n:int=50_000,             # how many, chosen at random; all where there are no more
+    seed:int=0,               # of the choice
+    rounding:bool=True,       # False: as floats in [-1, 1]
+    folder:Path=None,         # where features are kept
+    **kwargs,                 # of Table
+)->Table:                     # sorted by class
+    "Features of real pictures."
+    index, total = torch.arange(len(source)), len(source)
+    if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
+    index = index[source.labels[index].argsort(stable=True)]
+    key = dict(key_of(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
+    def make(a, b):
+        x, _ = source.batch(index[a:b])
+        return x if rounding else from_uint8(x)
+    place = folder and folder/f'real-{content_hash({}, key)[:16]}'
+    return Table(source.labels[index], make, features, place, **kwargs)
+
+
+def fake_table(
+    G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
+    features:Features,        # the network
+    n:int=50_000,             # how many
+    labels:str='uniform',     # 'uniform': at random (released code); 'balanced': as many of each class, sorted
+    seed:int=0,               # of z and labels
+    rounding:bool=True,       # False: floats, as the released code has it
+    folder:Path=None,         # where features are kept
+    **kwargs,                 # of Table
+)->Table:                     # in the order of drawing; balanced: sorted by class
+    "Features of generated pictures."
+    if G.training: raise Refused('the generator is in training mode: its pictures would depend on the batch size')
+    if labels not in ('uniform', 'balanced'): raise Refused(f"labels are 'uniform' or 'balanced', not {labels!r}")
+    rng, K = torch.Generator().manual_seed(seed_of('evaluate', seed, labels)), max(G.n_classes, 1)
+    device = next(G.parameters()).device
+    z = torch.randn(n, G.z_dim, generator=rng)
+    y = torch.randint(K, (n,), generator=rng) if labels == 'uniform' else (torch.arange(n) * K // n)
+    @torch.no_grad()
+    def make(a, b):
+        x = G(z[a:b].to(device), y[a:b].to(device)).float()
+        return to_uint8(x) if rounding else x
+    key = dict(key_of(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
+    return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
+
+
+NAMES = dict(score=('IS', 'classifier score'), distance=('FID', 'Fréchet classifier distance'),
+             intra=('intra-FID', 'intra distance'), kid=('KID', 'kernel classifier distance'))
+METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'diversity', 'long_range')
+
+
+@dataclass
+class Task:
+    "What the metrics of one evaluation share; features are made when they are first needed."
+    fake:Table                # labels as released: uniform
+    balanced:Table            # the same number in each class
+    real:Table                # pictures chosen at random
+    reference:Table           # as many as there are, or as are asked for: the reference of the intra distance
+    source:object             # the real pictures
+    G:nn.Module               # the generator
+
+    def score(self):
+        "One split, and ten shuffled ones; beside it the score of the real pictures."
+        if len(self.source.classes) < 2 and not self.fake.features.published:
+            return [('score', None, dict(reason='there are no classes to be sure of'))]
+        fake, real = self.fake.complete().rows('logits'), self.real.complete().rows('logits')
+        out = []
+        for splits in (1, 10) if min(len(fake), len(real)) >= 10 else (1,):
+            (value, spread), (own, _) = inception_score(fake, splits), inception_score(real, splits)
+            out.append(('score', value, dict(splits=splits, spread=spread if splits > 1 else None, real=own)))
+        return out
+
+    def distance(self):
+        "Fréchet distance, with the mean's share of it."
+        a, b = self.fake.complete().stats(), self.real.complete().stats()
+        return [('distance', frechet_distance(a, b), dict(of_means=(a.mean - b.mean).square().sum().item()))]
+
+    def intra(self):
+        "One distance per class."
+        K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
+        if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
+        made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
+        mean, values = intra_distances((k, *pair) for k, pair in enumerate(zip(made, real)))
+        more = dict(labels='balanced', n_fake=n, n_real=table.n, classes=len(values),
+                    left_out={names[k]: why for k, why in values.left_out.items()},
+                    per_class={names[k]: v for k, v in values.items()})
+        if not values: more['reason'] = 'no class has two real and two generated pictures'
+        return [('intra', mean, more)]
+
+    def kid(self):
+        "Mean over 100 subsets of 1,000 (or of all there are), with their spread."
+        fake, real = self.fake.complete().rows('features'), self.real.complete().rows('features')
+        size = min(1000, len(fake), len(real))
+        whole = size == len(fake) == len(real)
+        if whole: warnings.warn(f'KID over all {size} pictures, without a spread: any subset of {size} is all of them')
+        value, spread = kernel_distance(fake, real, 1 if whole else 100, size)
+        return [('kid', value, dict(spread=None if whole else spread, subsets=1 if whole else 100, subset_size=size))]
+
+    def prdc(self):
+        "Precision and recall with 3 neighbours, density and coverage with 5."
+        few = min(self.fake.n, self.real.n)
+        if few < 6: return [('precision and recall', None, dict(reason=f'5 neighbours need 6 pictures, got {few}'))]
+        values = prdc(self.fake.complete().rows('features'), self.real.complete().rows('features'))
+        return [(k, v, dict(neighbours=3 if k in ('precision', 'recall') else 5)) for k, v in values.items()]
+
+    @cached_property
+    def pixels(self):
+        "Up to 5,000 generated and as many real pictures, with their classes."
+        n = min(self.fake.n, 5000)
+        x = torch.cat([self.fake.make(a, min(a + 100, n)) for a in range(0, n, 100)]).cpu()
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:n]
+        real, y = self.source.batch(order)
+        x = from_uint8(x) if x.dtype == torch.uint8 else x
+        return (x, self.fake.y[:n]), (from_uint8(real), y)
+
+    def from_pixels(self, found, real):      # name -> value, of the generated and of the real pictures
+        "What is measured without features."
+        n_fake, n_real = (len(y) for _, y in self.pixels)
+        more = dict(features='pixels', features_hash='none', resize='none', n_fake=n_fake, n_real=n_real)
+        return [(name, value, dict(more, real=real[name])) for name, value in found.items()]
+
+    def diversity(self):
+        "Standard deviation of a pixel within a class."
+        return self.from_pixels(*(dict(diversity=diversity(*part)) for part in self.pixels))
+
+    def long_range(self):
+        "For pictures drawn by code: do distant parts agree?"
+        rule = self.source.long_range
+        if rule is None: return [('long_range', None, dict(reason='only pictures drawn by code have a rule'))]
+        both = [rule(x, y) for x, y in self.pixels]
+        return self.from_pixels(*({f'long_range_{k}': v for k, v in o.items() if type(v) is float} for o in both))
+
+
+def record(
+    name:str,                 # as a metric of Task calls it
+    value:float,              # None: there is no such number
+    more:dict,                # what this metric has to add; it wins over the stamp
+    stamp:dict,               # the protocol
+    features:Features,        # whose numbers these are
+)->dict:                      # metric, value (or 'n/a' with its reason), and the protocol
+    "A number with everything that must stand beside it. Only Inception's numbers have the published names."
+    printed = NAMES[name][0 if features.published else 1] if name in NAMES else name
+    more = {k: v for k, v in more.items() if v is not None}
+    return dict(metric=printed, value='n/a' if value is None else value) | stamp | more
+
+
+def still(
+    G:nn.Module,              # generator
+)->nn.Module:                 # the same, or a copy
+    "A generator whose pictures do not depend on what was drawn before: released weights move u in evaluation, too."
+    if not any(getattr(m, 'update', None) == 'always' for m in G.modules()): return G
+    G = copy.deepcopy(G)
+    for m in G.modules():
+        if getattr(m, 'update', None) == 'always': m.update = 'forward'
+    return G
+
+
+def evaluate(
+    G:nn.Module,              # generator in evaluation mode, with z_dim, n_classes and res
+    source,                   # the real pictures, from `open_source`
+    metrics=('score', 'distance', 'intra'),   # any of METRICS
+    features='domain',        # 'domain', 'inception', 'inception:PATH', or a Features object
+    n_fake:int=10_000,        # generated pictures; 50,000: released protocol
+    n_real:int=None,          # real pictures, at most; None: 50,000, and all there are for the intra distance
+    per_class:int=None,       # generated pictures of each class for the intra distance; None: n_fake over all
+    seed:int=0,               # of noise, labels and the choice of real pictures
+    rounding:bool=True,       # round generated pictures to 0..255; False: the released code's floats
+    cache='default',          # folder; 'default': cache_folder(); None: keep nothing
+    batch:int=100,            # pictures at a time
+    about:dict=None,          # what else to say of the generator: step, checkpoint, ema, batch_norm, commit, ...
+)->list:                      # records
+    "The numbers of a generator, each with its protocol. Raises Refused for unknown metrics and pictures that misfit."
+    check_task(G, source, metrics, n_fake, n_real)
+    given, G = G, still(G)
+    held = {} if G is given else dict(spectral_norm='u held still')
+    K, device = max(len(source.classes), 1), next(G.parameters()).device
+    net = features if isinstance(features, Features) else open_features(features, source, cache, device)
+    folder = cache_folder() if cache == 'default' else cache and Path(cache)
+    how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
+    if folder: prune(folder)
+    balanced = (per_class or max(n_fake // K, 2)) * K
+    task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
+                *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
+    judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
+    stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
+                 n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
+                 seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
+                 unreadable=len(source.unreadable), version=__version__, **held, **(about or {}))
+    return [record(*found, stamp, net) for m in metrics for found in noted(getattr(task, m))]
+
+
+def noted(
+    metric,                   # a method of Task
+)->list:                      # what it found, each with `notes` where there were warnings
+    "A warning about a number belongs to the number."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning)
+        found = metric()
+    for w in said:
+        if w.category is not UserWarning: warnings.warn(w.message, stacklevel=3)
+    notes = list(dict.fromkeys(str(w.message) for w in said if w.category is UserWarning))
+    return [(name, value, dict(more, notes=notes) if notes else more) for name, value, more in found]
+
+
+def check_task(
+    G:nn.Module,              # generator
+    source,                   # real pictures
+    metrics,                  # names
+    n_fake:int,               # generated pictures
+    n_real:int,               # real pictures, or None
+):
+    "Raises Refused for what `evaluate` cannot do."
+    if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
+    if unknown := [m for m in metrics if m not in METRICS]:
+        raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}')
+    if (G.res, G.n_classes) != (source.res, len(source.classes)):
+        raise Refused(f'the generator draws {G.res} px and {G.n_classes} classes, but {source.spec} has '
+                      f'{source.res} px and {len(source.classes)} classes')
+    real = len(source) if n_real is None else min(n_real, len(source))
+    if min(n_fake, real) < 2:
+        raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
+
+
+def protocol_of(
+    o:dict,                   # a record
+)->str:                       # one line
+    "What must stand beside a number when it is printed."
+    how, held = o['features'], ''
+    if how != 'pixels' and 'features_accuracy' in o:
+        held = f', {o["features_accuracy"]:.1%} right on {o["features_held_out"]} held out'
+    if how != 'pixels': how = f'{how} ({o["features_hash"]}{held})'
+    return '; '.join([how, f'{o["n_fake"]} generated against {o["n_real"]} real', o['pictures'], f'seed {o["seed"]}',
+                      *[f'{k} {o[k]}' for k in ('step', 'batch_norm') if k in o]])
+
+
+def as_table(
+    records:list,             # from evaluate
+)->str:                       # one line per number, the protocol once below
+    "Records as text to print."
+    show = lambda v: f'{v:10.4g}' if isinstance(v, (int, float)) else f'{v or "":>10}'
+    lines = [f'{"":28} generated       real']
+    for o in records:
+        notes = [f'{k} {o[k]}' for k in ('splits', 'subset_size', 'neighbours', 'classes', 'reason') if k in o]
+        if 'spread' in o: notes.append(f'± {o["spread"]:.3g}')
+        if o.get('left_out'): notes.append(f'{len(o["left_out"])} classes left out')
+        lines.append(f'{o["metric"]:28}{show(o["value"])} {show(o.get("real"))}  {", ".join(notes)}'.rstrip())
+    said = {}
+    for o in records: said.setdefault(protocol_of(o), []).append(o['metric'])
+    known = [f'{", ".join(dict.fromkeys(names))}: {how}' for how, names in said.items()]
+    notes = dict.fromkeys(f'Note: {note}.' for o in records for note in o.get('notes', ()))
+    return '\n'.join([*lines, *known, *notes])
+
+
+def one_line(
+    records:list,             # from evaluate
+)->str:                       # metric value | metric value | ... | protocol
+    "Records as one line of a table."
+    value = lambda v: v if isinstance(v, str) else f'{v:.4g}'
+    name = lambda o: o['metric'] + (f'/{o["splits"]}' if 'splits' in o else '')
+    cells = [f'{name(o)} {value(o["value"])}' for o in records]
+    hows = dict.fromkeys(f'{o["features"]} {o["features_hash"]}, n {o["n_fake"]}/{o["n_real"]}' for o in records)
+    return ' | '.join([*cells, *hows])
+
+
+def read_records(
+    path:Path,                # metrics.json, or where it will be
+)->list:                      # records
+    "What is there; a file that holds something else is kept aside."
+    try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
+    except ValueError: old = None
+    if isinstance(old, list) and all(isinstance(o, dict) for o in old): return old
+    os.replace(path, path.with_name(path.name + '.bad'))
+    warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=3)
+    return []
+
+
+def save_records(
+    path,                     # metrics.json; replaced only when the new one is complete
+    records:list,             # from evaluate
+)->list:                      # all records that are there now
+    "Add records to a file; one of the same metric under the same protocol replaces the older one."
+    from filelock import FileLock
+    path = Path(path)
+    same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
+    identity = lambda o: tuple(o.get(k) for k in same)
+    new = {identity(o) for o in records}
+    with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
+        out = [*[o for o in read_records(path) if identity(o) not in new], *records]
+        with whole(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
+    return out

@@ -1,0 +1,236 @@
+"Serves chapter 10: the networks whose features are compared: Inception, and a classifier trained on the pictures."
+import hashlib
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Refused, from_uint8, progress
+from .files import as_bytes, cache_folder, content_hash, file_sha256, get, put
+
+
+def tf1_resize(
+    x:Tensor,                 # pictures, float or uint8, (B, C, H, W)
+    size:int,                 # pixels per side of the result
+)->Tensor:                    # float, (B, C, size, size)
+    "TensorFlow 1's bilinear resize (align_corners off): corners aligned at 0, no half pixel, no antialias."
+    if not x.is_floating_point(): x = x.float()          # bytes would wrap around
+    def axis(n):
+        at = torch.arange(size, dtype=torch.float32, device=x.device) * torch.tensor(n / size, dtype=torch.float32)
+        low = at.long()
+        return low, (low + 1).clamp_max(n - 1), (at - low).to(x.dtype)
+    (top, bottom, dy), (left, right, dx) = axis(x.shape[2]), axis(x.shape[3])
+    across = lambda row: row[..., left] + (row[..., right] - row[..., left]) * dx
+    upper, lower = across(x[:, :, top]), across(x[:, :, bottom])
+    return upper + (lower - upper) * dy[:, None]
+
+
+def weights_hash(
+    net:nn.Module,            # network
+)->str:                       # 16 hex digits
+    "Hash of all weights and buffers, and of the settings of our own layers: equal tensors may be another function."
+    h = hashlib.sha256()
+    for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
+    plain = lambda v: isinstance(v, (bool, int, float, str, tuple, type(None)))
+    for name, m in net.named_modules():
+        if type(m).__module__.startswith('torch.'): continue
+        own = {k: v for k, v in vars(m).items() if plain(v) and k != 'training' and not k.startswith('_')}
+        h.update(f'{name} {type(m).__name__} {sorted(own.items())}'.encode())
+    return h.hexdigest()[:16]
+
+
+class Features:
+    "A frozen network that turns pictures into features and class logits; it has a name and the hash of its weights."
+    def __init__(self,
+        net:nn.Module,            # pictures uint8, or float in [-1, 1], (B, 3, H, W) -> features (B, d), logits (B, K)
+        name:str,                 # to print
+        resize:str='none',        # how the network resizes its input
+        published:bool=False,     # is it the Inception of the published numbers?
+        facts:dict=None,          # what else to say of it, such as its accuracy
+    ):
+        self.net, self.hash = net.eval().requires_grad_(False), weights_hash(net)
+        self.name, self.resize, self.published, self.facts = name, resize, published, facts or {}
+
+    @torch.no_grad()
+    def __call__(self, x:Tensor)->tuple[Tensor,Tensor]:      # pictures (B, 3, H, W) -> features (B, d), logits (B, K)
+        "Features and logits of a batch, in full precision, float32, on the CPU."
+        device = next(self.net.parameters()).device
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False): out = self.net(x.to(device))
+        return tuple(o.float().cpu() for o in out)
+
+
+INCEPTION = 'weights-inception-2015-12-05-6726825d.pth'
+INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+INCEPTION_URL = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/' + INCEPTION
+INCEPTION_LAYERS = ('Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 MaxPool_2 '
+                    'Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e '
+                    'Mixed_7a Mixed_7b Mixed_7c AvgPool').split()
+
+
+def inception_file(
+    path=None,                # where the weights are; None: where torch keeps downloads, fetched if they are not there
+    sha256:str=INCEPTION_SHA256,      # what the file must hash to
+)->Path:                      # a file with this content
+    "The file of weights. Raises Refused, with its name, hash and place, where it is missing or is another file."
+    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/INCEPTION
+    say = f'{INCEPTION} (sha256 {sha256}), from {INCEPTION_URL}; put it at {want}, or say --features inception:PATH'
+    if not want.exists() and path: raise Refused(f'{want}: there is no such file. Inception features need {say}')
+    if not want.exists():
+        want.parent.mkdir(parents=True, exist_ok=True)
+        show = 'IN_TEST' not in os.environ
+        try: torch.hub.download_url_to_file(INCEPTION_URL, str(want), hash_prefix=sha256, progress=show)
+        except Exception as e: raise Refused(f'cannot download the Inception weights ({e}). They are {say}') from None
+    if (found := file_sha256(want)) != sha256:
+        raise Refused(f'{want} has sha256 {found}: not the file that is needed, which is {say}')
+    return want
+
+
+class InceptionNet(nn.Module):
+    "torch-fidelity's port of the 2015 Inception, run layer by layer, so that it also takes floats."
+    def __init__(self,
+        state:dict,               # its weights
+    ):
+        super().__init__()
+        import io
+        try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Port
+        except ImportError: raise Refused("Inception needs torch-fidelity: pip install 'sagan_nb[fid]'") from None
+        safe = io.BytesIO()          # torch-fidelity unpickles what it is given: it is given what was written here
+        torch.save(state, safe)
+        safe.seek(0)
+        self.net = Port('inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=safe)
+
+    def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 2048), (B, 1008)
+        "Pooled features, and logits without bias, of uint8 pictures or floats in [-1, 1]."
+        x = (tf1_resize(x.float(), 299) - 128) / 128 if x.dtype == torch.uint8 else tf1_resize(x, 299)
+        for name in INCEPTION_LAYERS: x = getattr(self.net, name)(x)
+        x = x.flatten(1)
+        return x, x @ self.net.fc.weight.T
+
+
+def inception(
+    path=None,                # file of weights; None: torch's download folder
+    sha256:str=INCEPTION_SHA256,      # what it must hash to; other weights than the published ones are named as such
+    device='cpu',             # where to
+)->Features:                  # 2048 wide, 1008 logits
+    "The features of FID and IS. Raises Refused where torch-fidelity or the weights are missing."
+    path = inception_file(path, sha256)
+    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:
+        raise Refused(f'{path}: holds more than weights, or is damaged ({type(e).__name__})') from None
+    published = sha256 == INCEPTION_SHA256
+    name = 'inception' if published else 'Inception with other weights'
+    return Features(InceptionNet(state).to(device), name, 'TF1 bilinear to 299', published, dict(file_sha256=sha256))
+
+
+class Classifier(nn.Module):
+    "A small convolutional classifier; its features are the mean over the last map."
+    version = 1               # of design and training; part of the cache key
+    def __init__(self,
+        res:int,                  # pixels per side; halved by each layer until 4
+        n_classes:int,            # K
+        width:int=32,             # channels after the first layer; doubled by each, up to 128
+    ):
+        super().__init__()
+        depth = max(2, math.ceil(math.log2(res / 4)))
+        widths = [3, *[min(width * 2**i, 128) for i in range(depth)]]
+        layer = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+        last = nn.Conv2d(widths[-1], 128, 3, 1, 1), nn.ReLU()
+        self.layers = nn.Sequential(*[layer(a, b) for a, b in zip(widths, widths[1:])], *last)
+        self.linear = nn.Linear(128, n_classes)
+
+    def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 128), (B, K)
+        "Features and logits of uint8 pictures or floats in [-1, 1]."
+        h = self.layers(from_uint8(x) if x.dtype == torch.uint8 else x).mean((2, 3))
+        return h, self.linear(h)
+
+
+def task_of(
+    source,                   # pictures
+    indices:Tensor,           # which, (B,)
+    rng:torch.Generator,      # of the turns
+):                            # pictures uint8 (B, 3, H, W), what to tell (B,)
+    "Pictures and their classes; without at least two classes, pictures turned by 0 to 3 quarters, and the turn."
+    x, y = source.batch(indices)
+    if len(source.classes) > 1: return x, y
+    turn = torch.randint(4, (len(x),), generator=rng)
+    return torch.stack([p.rot90(int(k), (1, 2)) for p, k in zip(x, turn)]), turn
+
+
+@torch.no_grad()
+def held_out_accuracy(
+    net:Classifier,           # in evaluation mode
+    source,                   # pictures
+    indices:Tensor,           # which, (n,)
+    device,                   # where the network is
+)->float:                     # 0..1
+    "Share of pictures that the network gets right."
+    rng, right = torch.Generator().manual_seed(1), 0
+    for part in indices.split(200):
+        x, y = task_of(source, part, rng)
+        right += (net(x.to(device))[1].argmax(1).cpu() == y).sum().item()
+    return right / len(indices)
+
+
+def train_classifier(
+    source,                   # pictures, from `open_source`
+    seed:int=0,               # of weights, split and order
+    device='cpu',             # where to
+    steps:int=None,           # at most; None: two rounds through the pictures, but 200 to 5,000
+)->tuple[Classifier,dict]:    # the network, and what to say of it
+    "Train the domain classifier, holding out a tenth (2,000 at most). It stops early when nothing is left to learn."
+    rng, n, K, began = torch.Generator().manual_seed(seed), len(source), len(source.classes), time.perf_counter()
+    if n < 20: raise Refused(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
+    held, rest = torch.randperm(n, generator=rng).split([min(n // 10, 2000), n - min(n // 10, 2000)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Classifier(source.res, K if K > 1 else 4).to(device).train()
+    opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., steps or min(max(200, 2*n // 64), 5000)
+    for t in progress(range(steps)):
+        x, y = task_of(source, rest[torch.randint(len(rest), (64,), generator=rng)], rng)
+        logits, y = net(x.to(device))[1], y.to(device)
+        opt.zero_grad()
+        F.cross_entropy(logits, y).backward()
+        opt.step()
+        right = .95*right + .05*(logits.argmax(1) == y).float().mean().item()
+        if t >= 199 and right > .995: break
+    net.eval().requires_grad_(False)
+    accuracy, seconds = held_out_accuracy(net, source, held, device), round(time.perf_counter() - began, 1)
+    return net, dict(task='classes' if K > 1 else 'quarter turns', accuracy=accuracy, held_out=len(held),
+                     chance=1/(K if K > 1 else 4), steps=t + 1, seconds=seconds, data_id=source.fingerprint)
+
+
+def domain(
+    source,                   # the real pictures
+    cache='default',          # folder; 'default': cache_folder(); None: keep nothing
+    seed:int=0,               # of the training
+    device='cpu',             # where to
+)->Features:                  # 128 wide, K logits
+    "The features of a classifier trained on these pictures, once; kept under a key made from their content."
+    folder = cache_folder() if cache == 'default' else cache and Path(cache)
+    key = dict(version=Classifier.version, data_id=source.content, classes=len(source.classes), seed=seed)
+    path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
+    kept = get(path) if path else None
+    if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
+    if kept: net.load_state_dict(kept[0])
+    else:
+        net, facts = train_classifier(source, seed, device)
+        if path: put(path, {k: v.cpu() for k, v in net.state_dict().items()}, facts)
+    what = 'classifier' if facts['task'] == 'classes' else 'rotation classifier'
+    return Features(net, f'{what} of {source.spec}', 'none', facts=facts)
+
+
+def open_features(
+    spec:str,                 # 'domain', 'inception', or inception:PATH
+    source,                   # the real pictures
+    cache='default',          # as in domain
+    device='cpu',             # where to
+)->Features:                  # the network
+    "Features by name. Raises Refused for a name that is not known."
+    name, _, path = str(spec).partition(':')
+    if name == 'domain' and not path: return domain(source, cache, device=device)
+    if name == 'inception': return inception(path or None, device=device)
+    raise Refused(f'there are no features {spec!r}; choose domain, inception or inception:PATH')

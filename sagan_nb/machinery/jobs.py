@@ -1,0 +1,430 @@
+"Serves chapter 12: a row and a seed: its name, its run, the lock on it, and its result file."
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..ablation import Plan, collapse
+from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, from_json, override, preset, to_json
+from ..core import Refused, from_uint8, whole
+from ..data import diversity
+from ..metrics import frechet_distance
+from ..train import GAN, draw, fixed_noise, networks, sampler
+from .evaluate import evaluate, fake_table, real_table
+from .features import Features, open_features
+from .runs import (Diverged, NoteMachine, Stopped, about_run, load_checkpoint, machines, newest_checkpoint, read_log,
+                   train)
+
+SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
+
+UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
+PAPER = json.loads(to_json(Config()))
+
+
+@dataclass(frozen=True)
+class Job:
+    "One row, one seed."
+    cfg:Config                # complete: scale, classes, data_id
+    features:str = 'domain'   # what it is measured with, see `evaluate`
+
+    @property
+    def settings(self)->str:                             # JSON
+        "The settings that determine the result, where they differ from those of `paper`."
+        own = {k: v for k, v in json.loads(to_json(self.cfg)).items() if k not in UNNAMED}
+        own = {k: v for k, v in own.items() if v != PAPER[k]}
+        asked = dict(steps=self.cfg.steps, row=self.cfg.preset, sizes=SIZES[self.cfg.scale], features=self.features)
+        return json.dumps(own | asked, sort_keys=True)
+
+    @property
+    def stem(self)->str:                                 # row, seed and a hash of settings
+        "The part of the name that the version of the numbers leaves alone."
+        return f'{self.cfg.preset}-s{self.cfg.seed}-{hashlib.sha256(self.settings.encode()).hexdigest()[:8]}'
+
+    @property
+    def name(self)->str:                                 # of the run folder and the result file
+        "Row, seed, settings, version of the numbers."
+        return f'{self.stem}-v{NUMERICS}'
+
+
+def key_of(pair:str)->str:
+    "The name of the setting in key=value."
+    return pair.split('=')[0].strip()
+
+
+ELSEWHERE = dict(seed='--seeds', scale='--scale', preset='--only', data='--data', data_id='--data', n_classes='--data')
+
+
+def refuse_pair(
+    base,                     # a Config for each row of a table
+    name:str,                 # a setting that is wanted to be the same in all of them
+):
+    "Raise Refused for a setting that has an option of its own, and for one that tells the rows apart."
+    if name in ELSEWHERE: raise Refused(f'{name} is not for --set: say {ELSEWHERE[name]}')
+    if name == 'attn_at':                                # for all that have a block, if no two become equal
+        rows = {replace(o, preset='') for o in base if o.block != 'none'}
+        apart = len({replace(o, attn_at=()) for o in rows}) < len(rows)
+    else: apart = len({getattr(o, name, None) for o in base}) > 1
+    if apart: raise Refused(f'{name} is what tells the rows of this table apart: it cannot be set for all of them')
+
+
+def row_configs(
+    plan:Plan,                # which table
+    source,                   # pictures, from `open_source`
+    scale:str='laptop',       # see chapter 07
+    pairs=(),                 # key=value texts, for all rows alike
+    fast_bf16:bool=False,     # does this machine compute bfloat16 in hardware?
+)->tuple[dict,dict]:          # row -> Config with seed 0; row -> why it does not apply
+    "The settings of each row. Raises Refused for a pair that would change what tells rows apart."
+    K, found, skipped = len(source.classes), {}, {}
+    off = lambda cfg: {name: 0 for name in plan.switches if not getattr(cfg, name)}
+    base = [replace(at_scale(preset(row), scale, fast_bf16), **off(preset(row))) for row in plan.rows]
+    for pair in pairs: refuse_pair(base, key_of(pair))
+    for row, cfg in zip(plan.rows, base):
+        cfg = replace(cfg, res=source.res, data=source.spec, data_id=source.fingerprint, n_classes=K,
+                      head=cfg.head if K else 'none')
+        cfg = override(cfg, [o for o in pairs if cfg.block != 'none' or key_of(o) != 'attn_at'])
+        twin = next((o for o, c in found.items() if replace(c, preset=row) == cfg), None)
+        if not K and preset(row).head == 'acgan': skipped[row] = 'the pictures have no classes'
+        elif twin: skipped[row] = f'the same settings as {twin} at this scale'
+        else:
+            try:
+                with torch.device('meta'): networks(cfg)
+                found[row] = cfg
+            except Refused as e: skipped[row] = str(e)
+    return found, skipped
+
+
+def measure(
+    run,                      # run folder
+    source,                   # the real pictures
+    device='cpu',             # where to
+    features='domain',        # see `evaluate`; here and below, a Features object will do
+    sizes:tuple=None,         # generated and real pictures; None: SIZES of its scale
+)->list:                      # records
+    "The metrics that every run ends with, of its newest checkpoint."
+    path = newest_checkpoint(run)
+    gan = load_checkpoint(path, device=device)
+    metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * (source.long_range is not None)
+    n_fake, n_real = sizes or SIZES[gan.cfg.scale]
+    about = dict(about_run(gan, path), numerics=NUMERICS)
+    return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about)
+
+
+class Curve:
+    "Hook: Fréchet distance at a small size, diversity of a fixed batch, agreement and collapse, in curve.jsonl."
+    points = 8                # how often it looks in a run
+    wide = 1000               # pictures from which mutual information is taken
+    def __init__(self,
+        run,                      # run folder
+        source,                   # the real pictures
+        cfg:Config,               # of the run
+        device='cpu',             # where to
+        features='domain',        # see `evaluate`
+    ):
+        self.run, self.n = Path(run), max(SIZES[cfg.scale][0] // 10, 50)
+        self.path, self.steps = self.run/'curve.jsonl', cfg.steps
+        self.every = max(cfg.steps // self.points, 1)
+        self.device = device
+        self.features = features if isinstance(features, Features) else open_features(features, source, device=device)
+        self.real = real_table(source, self.features, 4*self.n).stats()
+        self.rule = source.long_range      # of pictures drawn by code
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:self.n]
+        x, y = source.batch(rows)
+        self.real_diversity = diversity(from_uint8(x), y) or math.inf      # unknown where classes have one picture
+
+    def __call__(self, gan:GAN, log:dict=None)->dict:    # the line
+        "Look."
+        G, (z, y) = sampler(gan), fixed_noise(gan.cfg)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')              # more features than pictures: a curve compares at equal n
+            distance = frechet_distance(fake_table(G, self.features, self.n).stats(), self.real)
+        line = dict(t=gan.t, distance=distance, diversity=diversity(draw(G, z, y), y), n_fake=self.n,
+                    n_real=self.real.n, n_diversity=len(y))
+        if self.rule:
+            y = torch.arange(self.wide) % max(gan.cfg.n_classes, 1)
+            z = torch.randn(self.wide, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
+            line |= dict(mi=self.rule(draw(G, z, y), y)['mi'], n_mi=len(y))
+        self.note_collapse(line)
+        with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
+        return line
+
+    def before(self)->list:                                  # lines
+        "What was seen so far."
+        return [json.loads(o) for o in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def catch_up(self):
+        "Look at the newest checkpoint, if the run was stopped between saving it and looking at it."
+        gan = load_checkpoint(newest_checkpoint(self.run), device=self.device)
+        due = gan.t and (gan.t % self.every == 0 or gan.t == self.steps)
+        if due and gan.t not in {o['t'] for o in self.before()}: self(gan)
+
+    def note_collapse(self, line:dict):                      # what is about to be written
+        "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
+        path, before = self.run/'log.jsonl', self.before()
+        log = read_log(path, line['t']) if path.exists() else []
+        signs = collapse(log, [*before, line], self.real_diversity, self.steps)
+        if signs: line['collapse'] = signs
+        if any('collapse' in o for o in before): return
+        if signs: print('\nsign of collapse:', '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in signs))
+        else: keep_good(self.run)
+
+
+def keep_good(
+    run,                      # run folder
+):
+    "Name the newest checkpoint, if there is one, checkpoints/good.pt, too."
+    try: path = newest_checkpoint(run)
+    except Refused: return
+    with whole(path.with_name('good.pt')) as part:
+        try: os.link(path, part)
+        except (OSError, NotImplementedError, AttributeError): shutil.copy2(path, part)     # where there are no links
+
+
+def clock(
+    log:list,                 # from `read_log`
+    curve:list,               # from curve.jsonl
+)->list:                      # the curve, each line with `seconds`
+    "Updates times the run's median pace: time spent on looking and short pauses do not count, load that lasts does."
+    pace = np.median([o['seconds_per_step'] for o in log]) if log else math.nan
+    return [dict(o, seconds=round(float(o['t']*pace), 3)) for o in curve]
+
+
+def strip(
+    run,                      # run folder
+    columns:int=4,            # draws of z in each grid
+    times:int=4,              # grids, evenly over the run
+)->tuple:                     # a PIL image; the steps of its grids
+    "Samples at several steps, side by side (Figure 4), from the same noise."
+    from PIL import Image
+    files = {int(f.stem.split('_')[1]): f for f in (Path(run)/'samples').glob('step_*.png')}
+    wanted = np.linspace(0, max(files), times + 1)[1:]
+    steps = sorted({min(files, key=lambda t: abs(t - w)) for w in wanted})
+    grids = [np.asarray(Image.open(files[t])) for t in steps]
+    cut = [g[:, :g.shape[1]*columns // 12] for g in grids]
+    gap = np.full((cut[0].shape[0], 6, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([p for c in cut for p in (c, gap)][:-1], 1)), steps
+
+
+def result_of(
+    job:Job,                  # what was asked for
+    run,                      # its run folder, trained
+    records:list,             # from `measure`
+    status:str,               # 'finished', or why it ended earlier
+    took:float=None,          # seconds of the measuring
+)->dict:                      # JSON values
+    "Everything that a table needs from a run."
+    run, (G, D) = Path(run), networks(job.cfg)
+    log, lines = read_log(run/'log.jsonl'), (run/'curve.jsonl')
+    curve = clock(log, [json.loads(o) for o in lines.read_text().splitlines()] if lines.exists() else [])
+    real = next((o['real'] for o in records if o['metric'] == 'diversity'), 0) or math.inf
+    env, *went_on = machines(run)
+    count = lambda net: sum(p.numel() for p in net.parameters())
+    return dict(row=job.cfg.preset, seed=job.cfg.seed, scale=job.cfg.scale, name=job.name, status=status,
+                numerics=NUMERICS, env=env, went_on=went_on, config=json.loads(to_json(job.cfg)),
+                parameters=dict(G=count(G), D=count(D)), records=records, curve=curve,
+                seconds_per_step=float(np.median([o['seconds_per_step'] for o in log])) if log else None,
+                wait_share=float(np.mean([o['wait_share'] for o in log])) if log else None, evaluation_seconds=took,
+                collapse=collapse(log, curve, real, job.cfg.steps))
+
+
+def features_of(
+    spec:str,                 # as of `open_features`
+    source,                   # the real pictures
+    out,                      # folder of results
+    device='cpu',             # where to
+)->Features:
+    "What a folder of results is measured by: a classifier is kept in it, so that later runs, elsewhere, have the same."
+    from filelock import FileLock
+    folder = Path(out)/'features'
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/'.lock'): return open_features(spec, source, folder, device)
+
+
+def prepare(
+    run,                      # run folder of a job, perhaps of an earlier try
+)->bool:                      # is there something to go on from?
+    "Take up what an interrupted run left: with a checkpoint go on from it; without one, start again."
+    run = Path(run)
+    if not run.exists(): return False
+    try: path = newest_checkpoint(run)
+    except Refused:
+        shutil.rmtree(run)
+        return False
+    t, lines = load_checkpoint(path).t, run/'curve.jsonl'
+    if lines.exists():
+        kept = [o for o in lines.read_text().splitlines(True) if o.endswith('\n') and json.loads(o)['t'] <= t]
+        lines.write_text(''.join(kept), encoding='utf-8')
+    return True
+
+
+def run_job(
+    job:Job,                  # what to train
+    source,                   # the pictures
+    out,                      # folder of results
+    runs,                     # folder of run folders
+    device='cpu',             # where to
+    hooks=(),                 # more hooks, such as one that raises Stopped
+)->dict:                      # the result, as written
+    "Train, measure, and write one JSON and one picture."
+    run, out, status = Path(runs)/job.name, Path(out), 'finished'
+    resume = prepare(run)
+    features = features_of(job.features, source, out, device)
+    curve = Curve(run, source, job.cfg, device, features)
+    if resume: curve.catch_up()
+    own = [(1, NoteMachine(run, device))]*resume + [(curve.every, curve)]
+    try: train(job.cfg, source, run, resume, device, [*own, *hooks])
+    except Diverged as e: status = f'diverged: {e}'
+    began = time.time()
+    try: records = measure(run, source, device, features)
+    except Refused:
+        if status == 'finished': raise
+        records = []                                     # it diverged before its first checkpoint
+    return keep(job, run, records, status, out, round(time.time() - began, 1))
+
+
+def keep(
+    job:Job,                  # what was trained
+    run,                      # its run folder
+    records:list,             # from `measure`
+    status:str,               # as of `result_of`
+    out,                      # folder of results
+    took:float=None,          # seconds of the measuring
+)->dict:                      # the result, as written
+    "Write what a table needs of a run: one picture, one JSON."
+    run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
+    out.mkdir(parents=True, exist_ok=True)
+    if any((run/'samples').glob('step_*.png')):
+        picture, result['samples_at'] = strip(run)
+        picture.save(out/f'{job.name}.png', optimize=True)
+    with whole(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+    for path in (out/'replaced').glob(f'{job.stem}-*'): path.unlink()
+    return result
+
+
+def adopt(
+    run,                      # folder of a run that `sagan_train` has finished
+    jobs:list,                # what a table asks for
+    source,                   # the pictures
+    out,                      # folder of results
+    device='cpu',             # where to measure it
+)->dict:                      # the result, as written
+    "Take a finished run for one of the jobs, and measure it as one. Raises Refused for a run that is none of them."
+    run = Path(run)
+    if not (run/'metrics.json').exists(): raise Refused(f'{run}: no finished run with its metrics here')
+    cfg, there = from_json((run/'config.json').read_text()), json.loads((run/'metrics.json').read_text())
+    job = next((j for j in jobs if j.stem == Job(cfg, j.features).stem), None)
+    if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
+    if not any(o.get('step') == cfg.steps and o.get('numerics') == NUMERICS for o in there):
+        raise Refused(f'{run} was not measured at its last step, or with another version of the numbers')
+    features, began = features_of(job.features, source, out, device), time.time()
+    records = measure(run, source, device, features)
+    if records[0]['step'] != cfg.steps: raise Refused(f'{run} is not at its last step')
+    return keep(job, run, records, 'finished', out, round(time.time() - began, 1))
+
+
+def done(
+    job:Job,                  # what is asked for
+    out,                      # folder of results
+)->Path:                      # its file, or None
+    "The result of a job, if there is one by this version of the numbers."
+    own = Path(out)/f'{job.name}.json'
+    return own if own.exists() else None
+
+
+@contextlib.contextmanager
+def alone(
+    run,                      # run folder
+):
+    "Nobody else trains here meanwhile. Raises Refused where another process does."
+    from filelock import FileLock, Timeout
+    lock = FileLock(Path(run).parent/'locks'/f'{Path(run).name}.lock', timeout=0)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try: lock.acquire()
+    except Timeout: raise Refused(f'{run}: another process is at it') from None
+    try: yield
+    finally: lock.release()
+
+
+def set_aside(
+    jobs:list,                # those that are to be done anew
+    out,                      # folder of results
+    runs,                     # folder of run folders
+):
+    "Make room: run folders go, results wait in `replaced` until there are new ones. Raises Refused if one is in use."
+    found = lambda folder: [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
+    with contextlib.ExitStack() as held:
+        for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(alone(path))
+        for path in found(runs): shutil.rmtree(path)
+        for path in found(out):
+            (Path(out)/'replaced').mkdir(exist_ok=True)
+            os.replace(path, Path(out)/'replaced'/path.name)
+
+
+def run_rows(
+    jobs:list,                # what the table needs
+    source,                   # the pictures
+    out,                      # folder of results
+    runs='runs/tables',       # folder of run folders
+    device='cpu',             # where to
+    hooks=(),                 # (1, hook) pairs for every run
+    say=print,                # where progress goes
+)->dict:                      # job name -> why it failed
+    "Train and measure what is missing. Failures are returned, so that one row costs no other; Stopped carries them."
+    missing, failed, took = [j for j in jobs if not done(j, out)], {}, []
+    for i, job in enumerate(missing):
+        left = f', about {np.mean(took)*(len(missing) - i)/60:.0f} min left' if took else ''
+        say(f'[{len(jobs) - len(missing) + i + 1}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
+        began = time.time()
+        if other := [p for p in Path(runs).glob(f'{job.stem}-*') if p.name != job.name]:
+            say(f'{other[0]} has other numbers: this begins anew', flush=True)
+        try:
+            with alone(Path(runs)/job.name):
+                if not done(job, out): run_job(job, source, out, runs, device, hooks)
+        except Stopped as e:
+            e.failed = failed
+            raise
+        except Exception as e:
+            failed[job.name] = str(e) if isinstance(e, Refused) else f'{type(e).__name__}: {e}'
+            say(f'{job.name} failed: {failed[job.name]}', flush=True)
+        took.append(time.time() - began)
+    return failed
+
+
+def stem_of(result:dict)->str:
+    "The part of a result's name that the version of the numbers leaves alone, as of `Job.stem`."
+    return result['name'].rsplit('-', 1)[0]
+
+
+def collect(
+    out,                      # folder of results
+    rows=None,                # presets; None: all
+    numerics:int=None,        # version of the numbers; None: the newest that is there
+)->list:                      # results, sorted by row and seed
+    "Read the results that are there, of one version of the numbers."
+    found = []
+    for path in sorted(Path(out).glob('*-s*-*-v*.json')):
+        try: found.append(json.loads(path.read_text(encoding='utf-8')))
+        except ValueError: raise Refused(f'{path} is damaged: delete it, and it is made anew') from None
+    wanted = numerics or max((o['numerics'] for o in found), default=0)
+    same = [o for o in found if o['numerics'] == wanted and (rows is None or o['row'] in rows)]
+    return sorted(same, key=lambda o: (o['row'], o['seed']))
+
+
+def asked_for(
+    results:list,             # runs of any settings
+    found:dict,               # row -> Config, from `row_configs`
+    features:str='domain',    # as of `Job`
+)->tuple[list,list]:          # runs by these settings, of any seed; the others
+    "Tell the runs of a table from others in its folder."
+    stem = lambda o: Job(replace(found[o['row']], seed=o['seed']), features).stem
+    same = [o['row'] in found and stem(o) == stem_of(o) for o in results]
+    return tuple([o for o, s in zip(results, same) if s == which] for which in (True, False))

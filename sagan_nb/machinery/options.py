@@ -1,0 +1,216 @@
+"Serves chapter 16: what the words of a command line mean."
+import inspect
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+
+from fastcore.script import anno_parser
+
+from ..ablation import TABLES
+from ..config import Config, at_scale, from_json, override, preset
+from ..core import Refused
+from ..data import Stream, open_source
+from ..train import average, fit, make_gan
+from .jobs import key_of, row_configs
+from .machine import fast_bf16
+from .runs import Diverged, Stopped, until
+
+
+def command(f):               # a function with docments
+    "Make a shell command of a function. A known fault is one line on stderr, exit code 1; a bug keeps its traceback."
+    @wraps(f)
+    def run(*args, **kwargs):
+        if args or kwargs: return f(*args, **kwargs)
+        words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
+        words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
+        given = vars(anno_parser(f).parse_args(words))
+        try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
+        except (Refused, Diverged) as e: fault, code = str(e), 1
+        except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
+        except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
+        else: return
+        print(f'{f.__name__}: {fault}', file=sys.stderr)
+        sys.exit(code)
+    return run
+
+
+def pick_classes(
+    text:str,                 # names or numbers, separated by commas; None for all
+    names:list,               # class names, in order
+)->list:                      # their numbers
+    "Classes from a command line. Raises Refused for one that is not there."
+    if not names: return [0]
+    if not text: return list(range(len(names)))
+    found = {n: k for k, n in enumerate(names)} | {str(k): k for k in range(len(names))}
+    missing = [t for t in text.split(',') if t not in found]
+    some = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+    if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {some}')
+    return [found[t] for t in text.split(',')]
+
+
+def tool(
+    name:str,                 # a command of this package
+)->str:                       # what to type to run it, from where this one was run
+    "The name alone where the shell finds it, else its path."
+    path = Path(sys.argv[0]).with_name(name)
+    return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
+
+
+def plan(
+    preset_name:str,          # row, or None
+    data:str,                 # pictures, or None
+    scale:str,                # scale, or None
+    out:str,                  # run folder
+    pairs,                    # key=value texts
+    resume:bool,              # start from the settings of the run in `out`
+    unlabelled:bool,          # pictures without classes
+    device='cpu',             # where
+)->Config:                    # complete but for what only the pictures know
+    "The settings that a command line asks for. Raises Refused for anything that does not exist."
+    if not resume:
+        cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16(device))
+        without = dict(n_classes=0, head='none') if unlabelled else {}
+        return override(replace(cfg, data='toy' if data is None else data, **without), pairs)
+    saved = Path(out)/'config.json'
+    if not saved.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
+    cfg = from_json(saved.read_text(encoding='utf-8'))
+    cfg = replace(cfg, preset=preset_name or cfg.preset, scale=scale or cfg.scale,
+                  data=cfg.data if data is None else data)
+    return override(cfg, pairs)
+
+
+def time_update(
+    cfg:Config,               # settings
+    source,                   # the pictures
+    device,                   # where to
+    most:float,               # seconds after which to stop, by the fifth update at the earliest
+)->float:                     # seconds; the first two updates, which are slower, do not count
+    "How long an update takes on this machine, from at most twenty of networks that are thrown away."
+    ends, gan = [], make_gan(replace(cfg, steps=22), device)
+    def clock(gan, log):
+        float(sum(log.values()))                              # waits for a GPU
+        ends.append(time.perf_counter())
+    with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
+        fit(gan, stream, [(1, average), (1, clock), (5, until(time.time() + most))])
+    return (ends[-1] - ends[1]) / (len(ends) - 2)
+
+
+def steps_within(
+    minutes:float,            # of training, without what is measured after it
+    cfg:Config,               # settings; cfg.steps is the most there can be
+    source,                   # the pictures
+    device,                   # where to
+)->int:                       # cfg.steps, or a multiple of ten
+    "How many updates fit, as it says. Raises Refused where not even ten do."
+    print('timing an update', flush=True)
+    each = time_update(cfg, source, device, 6*minutes)        # a tenth of the time
+    n = 60*minutes / each
+    if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
+    n = cfg.steps if n >= cfg.steps else int(n)//10*10
+    rest = f'; --resume --steps {cfg.steps} makes the rest'*(n < cfg.steps)
+    print(f'\nan update takes {each:.2g} s here: {n} of {cfg.steps} fit into {minutes:g} minutes{rest}')
+    return n
+
+
+PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg')
+KINDS = ('grid', 'z', 'classes', 'neighbours', 'timelapse')
+
+
+def check_sample(
+    kind:str,                 # as in sagan_sample
+    n:int,                    # as in sagan_sample
+    seed:int,                 # as in sagan_sample
+    steps:int,                # as in sagan_sample
+    out:str,                  # as in sagan_sample
+):
+    "Raises Refused for what sagan_sample cannot do."
+    if kind not in KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(KINDS)}')
+    if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
+    if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
+    if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
+    ending = Path(out).suffix.lower()
+    if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
+    if ending not in (*PICTURES, '.gif'):
+        raise Refused(f'{out}: the name must end in one of {", ".join((*PICTURES, ".gif"))}')
+
+
+def slice_of(
+    plan,                     # a table
+    only:str,                 # rows, separated by commas; None: all
+    seeds:str,                # numbers, separated by commas
+)->tuple[list,list]:          # rows, seeds
+    "What of a table is asked for. Raises Refused for rows and seeds that do not exist."
+    rows = list(plan.rows) if only is None else only.split(',')
+    if strange := [r for r in rows if r not in plan.rows]:
+        raise Refused(f'there is no row {strange[0]!r} in this table; there are {", ".join(plan.rows)}')
+    if not all(s.isdecimal() for s in seeds.split(',')): raise Refused(f'seeds are numbers like 0,1,2; got {seeds!r}')
+    return rows, [int(s) for s in seeds.split(',')]
+
+
+def asked_rows(
+    table:str,                # a key of TABLES
+    only:str,                 # as in sagan_table
+    seeds:str,                # as in sagan_table
+    retrain:str,              # as in sagan_table
+    adopt:str,                # as in sagan_table
+    print_commands:bool,      # as in sagan_table
+)->tuple[list,list,list]:     # rows, seeds, rows to do anew
+    "What sagan_table is asked for. Raises Refused for what is not there, or does not go together."
+    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    rows, numbers = slice_of(TABLES[table], only, seeds)
+    again = [] if retrain is None else slice_of(TABLES[table], retrain, seeds)[0]
+    if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
+    if again and adopt: raise Refused('--retrain and --adopt are two commands')
+    if print_commands and (again or adopt): raise Refused('--print_commands goes with neither --retrain nor --adopt')
+    return rows, numbers, again
+
+
+def commands(
+    table:str,                # a key of TABLES
+    jobs:list,                # what it needs
+    options:dict,             # name -> value, for all alike
+    pairs,                    # key=value texts
+)->str:                       # one line for each row and seed
+    "Commands that do not depend on each other, for the scheduler of a cluster."
+    given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
+    line = shlex.join(['sagan_table', table, *given])
+    kept = [] if 'precision' in map(key_of, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
+    more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
+    each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]
+    rows, seeds = (','.join(dict.fromkeys(str(getattr(j.cfg, k)) for j in jobs)) for k in ('preset', 'seed'))
+    return '\n'.join([*each, f'# when all are done, the table: {line} --only {rows} --seeds {seeds}{more}'])
+
+
+def rows_of(
+    table:str,                # a key of TABLES
+    rows:list,                # those asked for
+    data:str,                 # pictures
+    scale:str,                # scale
+    pairs,                    # key=value texts
+    device,                   # where
+)->tuple:                     # pictures; row -> Config; row -> why it does not apply
+    "Open the pictures and settle the rows. Raises Refused where none of those asked for can be trained."
+    sizes = [p for p in pairs if key_of(p) == 'res']
+    source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
+    found, skipped = row_configs(TABLES[table], source, scale, pairs, fast_bf16(device))
+    if not found.keys() & {*rows}: raise Refused(f'no row can be trained: {rows[0]}: {skipped[rows[0]]}')
+    return source, found, skipped
+
+
+def read_queries(
+    texts,                    # 'auto', 'grid', or texts ROW,COLUMN
+):                            # 'auto', 'grid', or a list of (row, column)
+    "Queries from a command line. Raises Refused for what is none of these."
+    texts = [texts] if isinstance(texts, str) else list(texts or ['auto'])
+    if texts in (['auto'], ['grid']): return texts[0]
+    try: pairs = [tuple(int(v) for v in t.split(',')) for t in texts]
+    except ValueError: pairs = [()]
+    if all(len(p) == 2 for p in pairs): return pairs
+    raise Refused(f'queries are auto, grid, or pixels as ROW,COLUMN such as 12,40 20,8; got {" ".join(texts)}')

@@ -1,0 +1,209 @@
+"Serves chapter 13: networks for others: safetensors, ONNX, and the names of BigGAN-PyTorch."
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import __version__
+from ..blocks import ConditionalBatchNorm2d, Conv2d
+from ..core import Refused, whole
+from ..interop import checkpoint_of, load_weights, published
+from ..networks import Discriminator, Generator
+from ..self_attention import SelfAttention
+from .files import body_sha256, read_arrays
+from .peers import NAMES, spatial
+from .recipe import build, recipe_of
+
+
+def model_card(
+    net:nn.Module,                # what is published
+    about:str='',                 # how it was trained, on what, by whom, under which licence
+)->str:                           # markdown
+    "What a stranger needs to know about the file."
+    r, n = recipe_of(net), sum(p.numel() for p in net.parameters())
+    maps = ', '.join(f'{o["block"]} ({o["form"]} form) on the {k} map' for k, o in r['extra'].items()) or 'no attention'
+    use = 'G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)'
+    size = f'{r["res"]}x{r["res"]} pixels, {r["n_classes"] or "no"} classes, channels {tuple(r["channels"])}'
+    about = about or 'Nothing is recorded about its training.'
+    return '\n'.join([f'# {r["kind"]} of a Self-Attention GAN', '', about, '',
+                      f'- {size}, {maps}, {n:,} parameters', f'- written by sagan_nb {__version__}', '',
+                      '```python', 'import torch', 'from sagan_nb.machinery.publish import from_pretrained',
+                      f'{r["kind"][0]} = from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'), '```', ''])
+
+
+def save_pretrained(
+    what,                         # a network, or a run folder or checkpoint of ours (its averaged generator is taken)
+    path,                         # a .safetensors file, or a folder for model.safetensors and README.md
+    about:str='',                 # for the model card
+)->Path:                          # the safetensors file
+    "Publish a network: tensors, recipe and model card in one file. Raises Refused for a path without a run."
+    from safetensors.torch import save
+    net = what if isinstance(what, nn.Module) else load_weights(what)
+    if not about and what is not net and net.report.notes:
+        peer = net.report.source
+        made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
+        about = f'{made}: {"; ".join(net.report.notes)}.'
+    path, card = Path(path), model_card(net, about)
+    file = path if path.suffix == '.safetensors' else path/'model.safetensors'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
+    meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
+    content = save(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
+    with whole(file) as part: part.write_bytes(content)
+    if file != path: (path/'README.md').write_text(card, encoding='utf-8')
+    return file
+
+
+def from_pretrained(
+    path,                         # what `save_pretrained` wrote: the file or the folder
+)->nn.Module:                     # Generator or Discriminator in evaluation mode, bit for bit as it was saved
+    "Open a published network. Raises Refused for a file that is damaged, hostile or not ours."
+    if checkpoint_of(Path(path)):
+        raise Refused(f'{path} is a run, not a published network: load_weights opens it, sagan_export publishes it')
+    arrays, meta = read_arrays(path)
+    recipe, state, report = published(arrays, meta)
+    net = build(recipe, state)
+    net.report = report
+    return net
+
+
+def opener(cls:type):             # a class method
+    "`cls.from_pretrained(path)`."
+    def open_published(cls, path):
+        "Open a published network of this kind. Raises Refused for one of the other kind."
+        net = from_pretrained(path)
+        if not isinstance(net, cls): raise Refused(f'{path}: holds a {type(net).__name__}, not a {cls.__name__}')
+        return net
+    return classmethod(open_published)
+
+
+for _cls in (Generator, Discriminator): _cls.from_pretrained = opener(_cls)
+
+
+def fits_biggan(r:dict):          # raises Refused where it does not
+    "Can BigGAN-PyTorch express this network?"
+    short = [d or a != b for d, a, b in zip(r.get('down', ()), [3, *r['channels']], r['channels'])]
+    other = [o for o in r['extra'].values() if (o['block'], o['form'], o['reduction']) != ('attention', 'released', 8)]
+    trouble = dict(zip(('a map block other than the released attention', 'normalised class tables',
+                        'rectified shortcuts', 'sigma from stored vectors', "a head other than 'projection'",
+                        'another batch norm epsilon',
+                        'this choice of blocks that halve the map'),
+                       (other, r.get('tables'), r.get('rectified'), r['sn'] and r['sn']['eval_sigma'] == 'stored',
+                        r.get('head', 'projection') != 'projection',
+                        any(abs(r[b]['eps'] - 1e-5) > 1e-7 for b in ('bn', 'bn_last') if b in r),
+                        'down' in r and spatial(short, 'biggan') != (r['down'], r['res']))))
+    for what, there in trouble.items():
+        if there: raise Refused(f'BigGAN-PyTorch has no name for {what}')
+
+
+def lacking_one(gain:Tensor)->Tensor:       # in float32 where that is exact, else in float64
+    "gain - 1, such that adding 1 gives back the same bits."
+    return gain - 1 if torch.equal(1 + (gain - 1), gain) else gain.double() - 1
+
+
+def biggan_name(net:nn.Module, path:str)->str:
+    "What BigGAN-PyTorch calls one of our modules."
+    n, (first, *rest) = NAMES['biggan'], path.split('.')
+    if first not in ('blocks', 'extra'): return n[type(net).__name__[0]][first]
+    if isinstance(net, Generator): i = list(net.blocks).index(rest[0])
+    else: i = int(rest[0]) if first == 'blocks' else next(i for i, key in net.places.items() if key == rest[0])
+    return f'blocks.{i}.{int(first == "extra")}' + (n[rest[1]] if len(rest) > 1 else '')
+
+
+def biggan_layer(m:nn.Module)->dict:        # the end of the name -> tensor
+    "A linear layer, convolution or embedding as BigGAN-PyTorch has it."
+    p = m.parametrizations.weight if parametrize.is_parametrized(m, 'weight') else None
+    out = dict(weight=p.original, u0=p[0].u[None], sv0=p[0].sigma(p.original)[None]) if p else dict(weight=m.weight)
+    return out if getattr(m, 'bias', None) is None else dict(out, bias=m.bias)
+
+
+def biggan_norm(m:ConditionalBatchNorm2d, last:bool)->dict:     # the end of the name -> tensor
+    "A batch norm as BigGAN-PyTorch has it: the last one whole, the others as tables of gain - 1."
+    if last: affine = dict(gain=m.gain[0], bias=m.offset[0])
+    else: affine = {'gain.weight': lacking_one(m.gain), 'bias.weight': m.offset}
+    return dict(affine, stored_mean=m.mean, stored_var=m.var)
+
+
+@torch.no_grad()
+def to_biggan(
+    net:nn.Module,                # Generator or Discriminator
+)->dict:                          # name -> tensor, as BigGAN-PyTorch's state dict has them
+    "Our weights under BigGAN-PyTorch's names. Raises Refused for what it cannot express."
+    fits_biggan(recipe_of(net))
+    out = {}
+    for path, m in net.named_modules():
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.Embedding)): part = biggan_layer(m)
+        elif isinstance(m, ConditionalBatchNorm2d): part = biggan_norm(m, path == 'bn')
+        elif isinstance(m, SelfAttention): part = dict(gamma=m.gamma)
+        else: continue
+        out |= {f'{biggan_name(net, path)}.{end}': t.detach().clone() for end, t in part.items()}
+    return out
+
+
+@torch.no_grad()
+def plain(
+    net:nn.Module,                # Generator or Discriminator
+)->nn.Module:                     # the same function without spectral norm, in evaluation mode
+    "Weights divided by their norms, once and for all."
+    r, state = recipe_of(net), {k: t for k, t in net.state_dict().items() if '.parametrizations.' not in k}
+    for name, m in net.named_modules():
+        if not hasattr(m, 'parametrizations'): continue
+        for attribute, p in m.parametrizations.items():
+            sn, was = p[0], (p[0].training, p[0].update)
+            sn.training, sn.update = False, 'forward'
+            state[f'{name}.{attribute}'] = getattr(m, attribute).detach().clone()
+            sn.training, sn.update = was
+    return build(dict(r, sn=False, **{k: None for k in ('tables',) if k in r}), state)
+
+
+def onnx_difference(
+    path,                         # .onnx file
+    net:Generator,                # what it was made of
+)->float:                         # largest difference of a pixel, over three sizes of batch
+    "Hold an ONNX file in onnxruntime against the network."
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    names, off, rng = [o.name for o in session.get_inputs()], 0., torch.Generator().manual_seed(0)
+    for n in (1, 2, 5):                                         # the file takes any number
+        z, y = torch.randn(n, net.z_dim, generator=rng), torch.arange(n) % max(net.n_classes, 1)
+        theirs = torch.from_numpy(session.run(None, {k: dict(z=z, y=y)[k].numpy() for k in names})[0])
+        with torch.no_grad(): off = max(off, (net(z, y) - theirs).abs().max().item())
+    return off
+
+
+def export_onnx(
+    G:Generator,                  # the generator, for instance from `load_weights(run)`
+    path,                         # .onnx file to write
+)->float:                         # largest difference of a pixel between torch and onnxruntime
+    "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
+    if not importlib.util.find_spec('onnxruntime'):
+        raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]')
+    net = plain(G)
+    for m in net.modules():
+        if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has
+        if isinstance(m, Conv2d): m.fold = 'none'               # no choice that depends on the size of the batch
+    z, y = torch.zeros(2, G.z_dim), torch.zeros(2, dtype=torch.int64)
+    used = dict(input_names=['z', 'y'] if G.n_classes else ['z'], output_names=['images'])
+    axes = {name: {0: torch.export.Dim('batch')} for name in ('z', 'y')}
+    with whole(path) as part:
+        torch.onnx.export(net, (z, y), str(part), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
+                          **used)
+        off = onnx_difference(part, net)
+        if off > 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
+    return off
+
+
+def export(
+    run,                          # a run folder, a checkpoint, or anything `load_weights` takes
+    format:str='safetensors',     # 'safetensors' or 'onnx'
+    out:str=None,                 # file to write; None: beside the run, named after it
+)->Path:                          # the file
+    "Publish a trained generator. Raises Refused for another format."
+    if format not in ('safetensors', 'onnx'): raise Refused(f"format is {format!r}; choose 'safetensors' or 'onnx'")
+    path = Path(out or f'{Path(run)}.{format}')
+    if format == 'safetensors': return save_pretrained(run, path)
+    export_onnx(load_weights(run, part='G'), path)
+    return path

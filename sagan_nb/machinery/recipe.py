@@ -1,0 +1,205 @@
+"Serves chapter 13: a network as plain data, and back."
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..blocks import ConditionalBatchNorm2d, control_width, conv, map_block
+from ..core import Refused
+from ..networks import Discriminator, Generator
+from ..self_attention import FORMS, SelfAttention
+from ..spectral_norm import SpectralNorm, normalised, unit
+
+
+class PlusOne(nn.Module):
+    "t -> 1 + t: the stored gain lacks a 1."
+    def forward(self, t:Tensor)->Tensor:        # the same shape
+        "Add one."
+        return 1 + t
+
+
+def advance_tables(bn:nn.Module, args:tuple):
+    "Forward pre-hook: move the u of normalised tables where a forward moves it."
+    for p in bn.parametrizations.values():
+        if p[0].moves(): p[0].advance(p.original)
+
+
+def normalise_tables(
+    bn:ConditionalBatchNorm2d,    # a layer whose `gain` is still a plain table
+    **options,                    # keywords of `SpectralNorm`; dim=1: one column of the peer's matrix per class
+):
+    "Spectral norm on the class tables; the gain becomes 1 + table / sigma (StudioGAN)."
+    parametrize.register_parametrization(bn, 'gain', SpectralNorm(bn.gain, **options))
+    parametrize.register_parametrization(bn, 'gain', PlusOne())
+    parametrize.register_parametrization(bn, 'offset', SpectralNorm(bn.offset, **options))
+    bn.register_forward_pre_hook(advance_tables)
+
+
+def rectified(block:nn.Module, args:tuple)->tuple:
+    "Forward pre-hook: ReLU on the input."
+    return tuple(F.relu(x) for x in args)
+
+
+def rectify_shortcuts(
+    net:Discriminator,            # every block but the first is changed
+):
+    "What an in-place ReLU does: the short way round sees a rectified input, too."
+    for block in list(net.blocks)[1:]: block.register_forward_pre_hook(rectified)
+
+
+class LateU(SpectralNorm):
+    "Spectral norm whose backward pass finds the new u where the forward pass used the old one (released code)."
+    def sigma(self, weight:Tensor)->Tensor:     # a scalar with gradient to the weight
+        "The same value; in a pass that moved u, the gradient of W^T u is taken at the new u."
+        if self.detach or not self.moves(): return super().sigma(weight)
+        W, late = self.matrix(weight), self.matrix(weight).t() @ self.u.clone()
+        a = late - late.detach() + (W.t() @ self.u_start).detach()
+        v = unit(a, **self.eps)
+        return unit(W @ v, **self.eps) @ (W @ v)
+
+
+def read_u_late(
+    net:nn.Module,                # its spectral norms are changed
+):
+    "Give every spectral norm the released code's gradient."
+    for _, sn, _ in normalised(net): sn.__class__ = LateU
+
+
+def norm_options(bn:ConditionalBatchNorm2d)->dict:
+    "The keywords a batch norm was made with."
+    return {k: getattr(bn, k) for k in ('eps', 'momentum', 'unbiased', 'ghost', 'ghost_update')}
+
+
+def sn_options(sn:SpectralNorm)->dict:
+    "The keywords a spectral norm was made with."
+    return dict(update=sn.update, eval_sigma=sn.eval_sigma, detach=sn.detach, steps=sn.steps, **sn.eps)
+
+
+def layer_options(layer:nn.Module):
+    "`sn` of a layer: its options, or False."
+    return sn_options(layer.parametrizations.weight[0]) if parametrize.is_parametrized(layer, 'weight') else False
+
+
+def map_options(
+    block:nn.Module,              # attention or a control
+)->dict:                          # keywords of `map_block`, without channels and sn
+    "How to make another block like this one."
+    if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
+    return control_options(*block.conv1.weight.shape[:3])
+
+
+def control_options(hidden:int, C:int, size:int)->dict:
+    "The same for a residual control, from its first weight: any form and k of this width give this block."
+    for reduction in (8, *range(1, C + 1)):
+        for form in FORMS:
+            try: found = control_width(C, form, reduction, size)[0]
+            except Refused: continue
+            if found != hidden: continue
+            return dict(block='residual' if size == 1 else 'residual3x3', form=form, reduction=reduction)
+    raise Refused(f'no residual control has {hidden} hidden channels at {C} channels')
+
+
+def recipe_of(
+    net:nn.Module,                # Generator or Discriminator
+)->dict:                          # plain data, fit for JSON; `build` makes the same network from it
+    "Everything that makes this network, besides its tensors."
+    r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
+             sn=layer_options(net.linear))
+    D = isinstance(net, Discriminator)
+    place = {key: i for i, key in net.places.items()} if D else {key: key for key in net.extra}
+    r['late_u'] = bool(r['sn']) and isinstance(net.linear.parametrizations.weight[0], LateU)
+    r['extra'] = {key: dict(map_options(block), at=place[key]) for key, block in net.extra.items()}
+    if D:
+        hooks = [list(b._forward_pre_hooks.values()) for b in net.blocks]
+        inner = [b.conv1.weight.shape[0] for b in net.blocks]
+        return dict(r, head=net.head, down=[b.down for b in net.blocks], rectified=any(rectified in h for h in hooks),
+                    inner=inner if inner != list(net.widths) else None)
+    first = next(iter(net.blocks.values())).bn1
+    table = first.parametrizations.gain[0] if parametrize.is_parametrized(first, 'gain') else None
+    return dict(r, z_dim=net.z_dim, bn=norm_options(first), bn_last=norm_options(net.bn),
+                tables=table and dict(sn_options(table), dim=table.dim))
+
+
+def shape_net(
+    r:dict,                       # from `recipe_of` or `convert`
+)->nn.Module:                     # on the current default device
+    "The network of a recipe, with initial weights."
+    shape = dict(res=r['res'], n_classes=r['n_classes'], channels=tuple(r['channels']), sn=r['sn'], attn_at=())
+    if r['kind'] == 'Generator': net = Generator(**shape, z_dim=r['z_dim'], bn=r['bn'], bn_last=r['bn_last'])
+    else: net = Discriminator(**shape, head=r['head'], down=tuple(r['down']))
+    for key, o in r['extra'].items():
+        block = net.blocks[o['at']]
+        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
+        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
+    net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
+    for block, inner in zip(net.blocks, r.get('inner') or ()):
+        c_in, c_out = block.conv1.weight.shape[1], len(block.conv2.bias)
+        how = dict(resample=block.conv2.resample, fold=block.conv2.fold)
+        block.conv1, block.conv2 = conv(c_in, inner, 3, r['sn']), conv(inner, c_out, 3, r['sn'], **how)
+    if r.get('rectified'): rectify_shortcuts(net)
+    if r.get('late_u'): read_u_late(net)
+    if r.get('tables'):
+        for block in net.blocks.values():
+            for bn in (block.bn1, block.bn2): normalise_tables(bn, **r['tables'])
+    return net
+
+
+class NoDraws(torch.overrides.TorchFunctionMode):
+    "Initial values, and the u and v made of them, are left out: they would be overwritten, and take longest of all."
+    kept = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
+            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min, Tensor.div)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        "Tensors of the right shape, without values."
+        if func in self.kept: return args[0] if args else kwargs['tensor']
+        if func is torch.randn: return torch.empty(*args)
+        if func is Tensor.norm: return args[0].new_empty(())
+        if func is Tensor.matmul: return args[0].new_empty(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def check_sizes(
+    recipe:dict,                  # perhaps of a stranger
+    state:dict,                   # its tensors
+):
+    "Raise Refused for a recipe that asks for more than its tensors hold, before any memory is taken."
+    largest = max((n for t in state.values() for n in t.shape), default=0)
+    sizes = (*recipe['channels'], recipe['n_classes'], recipe.get('z_dim', 0), *(recipe.get('inner') or ()))
+    if len(recipe['channels']) > 10 or not all(type(n) is int and 0 <= n <= largest for n in sizes):
+        raise Refused(f'the recipe asks for sizes {sizes}, but no tensor has an axis longer than {largest}')
+
+
+def check_options(
+    recipe:dict,                  # perhaps of a stranger
+):
+    "Raise Refused for an option of spectral or batch norm that is no small number."
+    for name in ('sn', 'bn', 'bn_last', 'tables'):
+        options = recipe.get(name)
+        for k, v in (options if isinstance(options, dict) else {}).items():
+            number = type(v) in (int, float) and 0 <= v <= (100 if k == 'steps' else 1)
+            if k in ('eps', 'momentum', 'steps') and not number: raise Refused(f'the recipe has {k} {v!r} in {name}')
+
+
+def build(
+    recipe:dict,                  # from `recipe_of` or `convert`
+    state:dict,                   # tensors under our names
+)->nn.Module:                     # in evaluation mode
+    "A network with these tensors, made without drawing initial weights. Raises Refused, naming the first difference."
+    try:
+        check_sizes(recipe, state)
+        check_options(recipe)
+        with torch.device('meta'), NoDraws(): ours = shape_net(recipe).state_dict()      # takes no memory yet
+    except Refused: raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
+        raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
+    for name, t in ours.items():
+        if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {recipe["kind"]}')
+        if state[name].shape != t.shape:
+            raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {recipe["kind"]} takes {tuple(t.shape)}')
+    for name in state:
+        if name not in ours: raise Refused(f'{name} has no place in this {recipe["kind"]}')
+    with NoDraws(): net = shape_net(recipe)
+    net.load_state_dict(state)
+    for m in net.modules():                             # where a gradient through the power step starts from
+        if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)
+    return net.eval()

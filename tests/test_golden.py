@@ -1,0 +1,42 @@
+"What `NUMERICS` names: training gives the stored losses, on any processor and with any torch; see tools/golden.py."
+import json
+
+import pytest
+import torch
+
+from sagan_nb.config import NUMERICS
+from tools import golden
+
+STORED = json.loads(golden.FILE.read_text(encoding='utf-8'))
+
+
+def test_every_trace_is_stored_for_this_version():
+    assert STORED['numerics'] == NUMERICS and STORED['traces'].keys() == golden.ROWS.keys()
+
+
+@pytest.mark.parametrize('name', golden.ROWS)
+def test_twenty_updates_are_those_that_were_stored(name):
+    "To 1e-5; where this fails on purpose: raise NUMERICS, run `python -m tools.golden`, say why in results/LOG.md."
+    found, stored = golden.trace(name), STORED['traces'][name]
+    for key in ('losses', 'images'):
+        torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(stored[key]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('fold', ['kernel', 'none'])
+def test_a_fold_changes_no_trace(fold):
+    found, stored = golden.trace('laptop', fold), STORED['traces']['laptop']
+    torch.testing.assert_close(torch.tensor(found['losses']), torch.tensor(stored['losses']), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('precision, bound', [('fp32', 1e-4), ('bf16', 3e-2)])
+def test_the_first_update_in_the_number_formats_of_real_runs(precision, bound):
+    found, stored = golden.first_losses(precision), STORED['first'][precision]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(stored), rtol=bound, atol=bound)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(STORED['first']['fp32']), rtol=3e-2, atol=3e-2)
+
+
+def test_a_hinge_moved_by_a_thousandth_moves_the_trace(monkeypatch):
+    from sagan_nb import train
+    hinge = train.hinge_d
+    monkeypatch.setattr(train, 'hinge_d', lambda real, fake: hinge(real, fake) * 1.001)
+    with pytest.raises(AssertionError): test_twenty_updates_are_those_that_were_stored('none')

@@ -1,0 +1,145 @@
+"""What was tried and left out, with its figure: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--device cuda]`.
+
+Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
+Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A trial of these that fails is written down with its reason.
+"""
+import argparse
+import gc
+import json
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sagan_nb.losses import hinge_d, hinge_g
+from sagan_nb.self_attention import SelfAttention
+from sagan_nb.spectral_norm import normalised
+from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, table, usable
+from sagan_nb.train import frozen
+from sagan_nb.machinery.machine import here
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class OnePass(Step):
+    "D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same function."
+    def losses(self):
+        noise = lambda: torch.randn(len(self.y), 128).to(self.device)
+        with self.precision():
+            with torch.no_grad(): fake = self.G(noise(), self.y)
+            real, fake = self.D(torch.cat([self.x, fake]), self.y.repeat(2)).float().chunk(2)
+        loss_d = hinge_d(real, fake)
+        self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
+        with frozen(self.D), self.precision(): loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
+        self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
+        return loss_d.detach(), loss_g.detach()
+
+
+def power_steps(step):
+    "All power steps of one update of D and one of G: what batching them could save at most."
+    layers = {n: list(normalised(n)) for n in (step.G, step.D)}
+    def run():
+        for n, times in ((step.G, 2), (step.D, 3)):
+            for _ in range(times):
+                for _, sn, weight in layers[n]: sn.advance(weight)
+    return run
+
+
+ALONE = {'without own spectral norm': dict(sn='torch'), 'kernel for box': dict(fold='kernel'), 'without folds': dict(fold='none'),
+         'without fused attention': dict(fused_attention=False), 'without fused Adam': dict(fused_adam=False),
+         'D not frozen': dict(frozen=False), 'without channels last': dict(channels_last=False)}
+
+
+def compiled(net, v, device, mode=None):
+    "A compiled step after its first calls, and how long they took. `mode='reduce-overhead'` replays CUDA graphs."
+    from torch._inductor import config
+    config.force_disable_caches = True                                          # as on a machine that never compiled this
+    step = Step(net, v, device)
+    step.G.compile(mode=mode), step.D.compile(mode=mode)
+    def run():
+        torch.compiler.cudagraph_mark_step_begin()                              # G's pictures outlive D's first call
+        step()
+    start = time.perf_counter()
+    run(), run()
+    if step.device.type == 'cuda': torch.cuda.synchronize()
+    took = time.perf_counter() - start
+    run(), run()                                                                # graphs are replayed: a fault shows here
+    return run, took
+
+
+def attention_in_paper_form(net, device):
+    "On a GPU: seconds and peak of one layer, forward and backward, at 64x64 and the net's batch, or why there are none."
+    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    block = SelfAttention(128, 'paper').to(device)
+    x = torch.randn(net.batch, 128, 64, 64, device=device, requires_grad=True)
+    try: pairs = in_turns({'layer': lambda: block(x).sum().backward()}, 3)['layer']
+    except torch.OutOfMemoryError as e: return dict(batch=net.batch, failed=str(e))
+    return dict(batch=net.batch, seconds=statistics.median(s for s, _ in pairs), peak_bytes=torch.cuda.max_memory_allocated())
+
+
+def profile(step):
+    "Where the time of a step goes, as text."
+    kinds = torch.profiler.ProfilerActivity
+    gpu = step.device.type == 'cuda'
+    with torch.profiler.profile(activities=[kinds.CPU, *[kinds.CUDA]*gpu]) as p: step(), step()
+    return p.key_averages().table(sort_by=f'self_{"cuda" if gpu else "cpu"}_time_total', row_limit=25, max_name_column_width=60)
+
+
+def forget(steps):
+    "Give back what steps hold, compiled code and graphs included."
+    steps.clear()
+    torch._dynamo.reset(), gc.collect(), torch.cuda.empty_cache()
+
+
+def measure(net, v, o):
+    "One precision: (what the JSON holds of it, profile)."
+    steps, out, p = {'all': Step(net, v, o.device), "D's pictures in one pass": OnePass(net, v, o.device)}, {}, v.precision
+    steps['power steps alone'] = power_steps(steps['all'])
+    modes = {'compiled': ('compile_seconds', None), 'CUDA graphs': ('graph_seconds', 'reduce-overhead')}
+    if 'cuda' not in o.device: del modes['CUDA graphs']
+    for name, (key, mode) in modes.items() if o.compile else ():
+        try: steps[name], out[f'{key}_{p}'] = compiled(net, v, o.device, mode)
+        except Exception as e: out[f'{key}_{p}'] = f'failed: {type(e).__name__}: {e}'
+    seconds, where = in_turns(steps, o.rounds), profile(steps['all'])
+    out[p], out[f'one_missing_{p}'] = table(seconds, net.batch, base='all'), {}
+    clock = 0 if 'cuda' in o.device else 1                                      # a processor that waits for a GPU counts, too
+    out[f'power_share_{p}'] = statistics.median(a[clock] / b[clock] for a, b in zip(seconds['power steps alone'], seconds['all']))
+    forget(steps)
+    for names in (list(ALONE)[:4], list(ALONE)[4:]):
+        steps = {'all': Step(net, v, o.device), **{n: Step(net, replace(v, **ALONE[n]), o.device) for n in names}}
+        found = table(in_turns(steps, o.rounds), net.batch, base='all')
+        out[f'one_missing_{p}'] |= {n: r for n, r in found.items() if n != 'all'}
+        forget(steps)
+    rows = out[p] | out[f'one_missing_{p}']
+    print(p, json.dumps({k: [round(r['ratio'], 3), round(r['ratio_of_cpu'], 3)] for k, r in rows.items()}), flush=True)
+    return out, where
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--net', default='32', choices=NETS)
+    p.add_argument('--compile', action='store_true')
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--note', default='')
+    p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'left_out.json')
+    o = p.parse_args()
+    net = NETS[o.net]
+    if torch.device(o.device).index is not None: torch.cuda.set_device(o.device)
+    out, texts = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **here(o.device), net=asdict(net)), []
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in usable(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
+        v = VARIANTS[name]
+        with rounding(v.precision): found, where = measure(net, v, o)
+        out |= found
+        texts.append(f'{name}, {o.net}\n{where}')
+        o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+        o.out.with_suffix('.txt').write_text('\n'.join(texts), encoding='utf-8')
+    if 'cuda' in o.device:
+        out['attention_in_paper_form'] = attention_in_paper_form(net, o.device)
+        o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,266 @@
+"""The site: `make docs`, or `python -m tools.site.docs`. Notebooks, docs/*.md and generated pages go to _build/source, Sphinx makes _build/html of them.
+
+nbdev's processors read the notebooks; nothing is executed, and nothing is fetched: what is shown is what the tests stored.
+"""
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT/'_build'
+
+import nbformat
+from execnb.nbio import nb2dict, read_nb
+from nbdev.process import NBProcessor
+from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
+from nbformat.v4 import new_markdown_cell
+
+from sagan_nb.config import PRESETS
+from tools.site import pages
+from tools.site.api import FENCED, Names, around, book
+
+WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'extend', 'questions')
+PAPER = ('paper_map', 'paper_vs_code')
+PROJECT = ('tests', 'contributing', 'changelog', 'licence')
+
+
+def settings():
+    "settings.ini."
+    config = ConfigParser(delimiters=['='])
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def chapters():
+    "(number, name, path) of every notebook with a number, in order."
+    return [(p.name[:2], p.stem[3:], p) for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
+
+
+def machinery():
+    "(name of the page, path) of every file of the machinery."
+    return [(f'machinery_{p.stem}', p) for p in sorted((ROOT/'sagan_nb'/'machinery').glob('[a-z]*.py'))]
+
+
+def page_of(target):
+    "A link inside the repository as a link between pages; None where the site has no such page."
+    path, _, anchor = target.partition('#')
+    name = path.rsplit('/', 1)[-1]
+    if target.endswith('README.md#paper-vs-code'): return 'paper_vs_code.md'           # the whole table, with ports and checks
+    if re.fullmatch(r'test_\w+\.py', name): return f'{name[:-3]}.md'
+    if name.endswith('.ipynb'): page = re.sub(r'^\d+_', '', name)
+    else: page = {'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
+                  'LICENSE': 'licence.md', 'README.md': 'index.ipynb', 'paper.yml': 'paper_map.md'}.get(name)
+    return page and page + (f'#{anchor}' if anchor else '')
+
+
+def site_pages():
+    "Files that a link between pages may name."
+    made = [*PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
+    return {f'{o}.md' for o in made} | {f'{name}.ipynb' for _, name, _ in chapters()} | {'index.ipynb'}
+
+
+class Page:
+    "What one page needs to know while it is adapted."
+    def __init__(self, cfg, names, dest, number=None, module=None):
+        self.cfg, self.names, self.dest, self.number, self.module, self.site = cfg, names, dest, number, module, site_pages()
+        self.equations = self.figures = self.differing = 0
+        self.checks = pages.anchors(number) if number else {}
+
+    def prose(self, text, base=ROOT/'nbs'):
+        "Markdown with its links turned, names linked and equations numbered."
+        return self.names.link(self.equation(self.links(text, base)), self.module)
+
+    def links(self, text, base):
+        "Links into the repository: to a page of the site, else to the repository where it has an address, else the words alone."
+        def turn(m):
+            bang, words, target = m.groups()
+            if re.match(r'[a-z]+:|#', target): return m[0]
+            path = (base/target.split('#')[0]).resolve()
+            if bang:
+                name = '-'.join(path.relative_to(ROOT).parts)
+                shutil.copy(path, self.dest/name)
+                return f'![{words}]({name})'
+            name, _, anchor = target.rpartition('/')[2].partition('#')
+            if name in self.site: return f'[{words}]({name}' + (f'#{anchor})' if anchor else ')')
+            if page := page_of(target): return f'[{words}]({page})'
+            if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
+            inside = path.relative_to(ROOT)
+            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside})' if self.cfg['git_url'] else words
+        return outside_code(lambda t: re.sub(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', turn, t), text)
+
+    def equation(self, text):
+        "A number and an anchor for each displayed equation of a chapter; a \\tag of its own stays."
+        if not self.number: return text
+        def one(m):
+            self.equations += 1
+            tex = m[1].strip()
+            if r'\tag' not in tex: tex += rf' \tag{{{int(self.number)}.{self.equations}}}'
+            return f'\n\n(eq-{int(self.number)}-{self.equations})=\n$$\n{tex}\n$$\n\n'
+        return outside_code(lambda t: re.sub(r'\$\$(.+?)\$\$', one, t, flags=re.S), text)
+
+    def notebook(self, path):
+        "The notebook at `path` as myst-nb reads it."
+        nb, self.file = read_nb(path), path.name
+        NBProcessor(nb=nb, procs=[strip_ansi, hide_line, rm_header_dash, clean_magics], rm_directives=False).process()
+        nb = nbformat.reads(json.dumps(nb2dict(nb)), 4)
+        cells = [c for cell in nb.cells for c in (self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
+        nb.cells, nb.metadata = cells, nbformat.from_dict(dict(
+            kernelspec=dict(name='python3', display_name='Python 3', language='python'),
+            language_info=dict(name='python', pygments_lexer='ipython3', file_extension='.py', mimetype='text/x-python')))
+        return nb
+
+    def prose_cell(self, cell):
+        if m := re.match(r'# (\S[^\n]*)\n> (\S[^\n]*)\s*$', cell.source):
+            title = f'# {self.number} {m[1]}' if self.number else f'# {m[1]}'
+            cell.source = f'{title}\n\n{{.chapter-line}}\n{self.names.link(m[2], self.module)}' + self.colab()
+        else: cell.source = self.prose(re.sub(r'(?m)^(?=\*\*Paper vs code:\*\*)', self.differs, cell.source))
+        return [cell]
+
+    def differs(self, _):
+        "An anchor before a paragraph that says where paper and code differ."
+        self.differing += 1
+        return f'(differs-{self.number}-{self.differing})=\n'
+
+    def colab(self):
+        "A line that opens the chapter elsewhere, where the repository has an address."
+        git, host = self.cfg['git_url'].rstrip('/'), 'https://github.com/'
+        if not git: return ''
+        where = f'blob/{self.cfg["branch"]}/nbs/{self.file}'
+        source = f'[Source of this page]({git}/{where})'
+        if not git.startswith(host): return f'\n\n{source}'
+        first = f'`!git clone {git} book && pip install -q ./book`, then `%cd book/nbs`'
+        return f'\n\n[Open in Colab](https://colab.research.google.com/github/{git[len(host):]}/{where}) (run first: {first}) · {source}'
+
+    def code_cell(self, cell):
+        "Directives become tags and captions; a cell that only names its module, or hides, goes."
+        told = {}
+        while m := re.match(r'#\| *([\w-]+):? *([^\n]*)\n?', cell.source):
+            told[m[1]] = m[2].strip()
+            cell.source = cell.source[m.end():]
+        if {'hide', 'default_exp'} & told.keys(): return []
+        tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
+        if tags: cell.metadata['tags'] = tags
+        if 'fig-cap' in told: self.figure(cell, told)
+        for o in cell.get('outputs', []):
+            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(o.data['text/markdown'])
+        marks = [] if 'export' in told else [f'({name})=' for text, name in self.checks.items() if text in cell.source]
+        named = [new_markdown_cell('\n'.join(marks))] if marks else []
+        return [*named, cell] if cell.source.strip() or cell.outputs else []
+
+    def figure(self, cell, told):
+        "Caption, number and text alternative of the picture that the cell draws."
+        self.figures += 1
+        text = lambda name: told.get(name, '').strip('"').replace('\\"', '"')
+        alt = text('fig-alt') or re.match(r'.{60}.*?[.;:](?= |$)|.*', text('fig-cap').replace('`', ''))[0]
+        number, name = f'{int(self.number or 0)}.{self.figures}', (self.module or 'index').split('.')[-1]
+        caption = f'**Figure {number}.** {self.names.link(text("fig-cap"), self.module)}'
+        cell.metadata['mystnb'] = dict(figure=dict(caption=caption, align='center', name=f'fig-{name}-{self.figures}'), image=dict(alt=alt))
+
+
+def outside_code(f, text):
+    "Apply f to markdown, leaving code blocks and inline code alone."
+    return around(FENCED + r'|`[^`\n]+`', f, text)
+
+
+def toctree(caption, rows):
+    lines = [f'{title} <{page}>' if title else page for title, page in rows]
+    return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *lines, '```'])
+
+
+def navigation(dest):
+    "The order of all pages."
+    there = lambda names: [('', o) for o in names if (dest/f'{o}.md').exists()]
+    return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [('', name) for _, name, _ in chapters()]),
+                        toctree('The machinery', [('', name) for name, _ in machinery()]),
+                        toctree('The paper', there(PAPER)), toctree('The project', there(PROJECT))])
+
+
+def sources(dest, cfg=None):
+    "Everything that Sphinx reads."
+    cfg = cfg or settings()
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir(parents=True)
+    modules = book()
+    names, by_name = Names(modules), {m.name: m for m in modules}
+    names.also([o for o in PRESETS if '_' in o], 'PRESETS')
+    for number, name, path in chapters():
+        module = f'sagan_nb.{name}'
+        page = Page(cfg, names, dest, number, module)
+        nb = page.notebook(path)
+        if module in by_name: nb.cells.append(new_markdown_cell(reference(by_name[module], names, cfg)))
+        write(nb, dest/f'{name}.ipynb')
+    for name, path in machinery():
+        module = by_name[f'sagan_nb.machinery.{path.stem}']
+        line = path.read_text(encoding='utf-8').splitlines()[0].strip('"')
+        (dest/f'{name}.md').write_text(f'# {path.stem}\n\n{line}\n\n' + reference(module, names, cfg) + '\n', encoding='utf-8')
+    plain = Page(cfg, names, dest)
+    for name, text in pages.generated(names).items(): (dest/f'{name}.md').write_text(plain.prose(text, ROOT/'docs'), encoding='utf-8')
+    for path in sorted((ROOT/'docs').glob('*.md')):
+        (dest/path.name).write_text(plain.prose(path.read_text(encoding='utf-8'), ROOT/'docs'), encoding='utf-8')
+    for name, path in (('contributing', 'CONTRIBUTING.md'), ('changelog', 'CHANGELOG.md')):
+        (dest/f'{name}.md').write_text(plain.prose((ROOT/path).read_text(encoding='utf-8'), ROOT), encoding='utf-8')
+    licence = (ROOT/'LICENSE').read_text(encoding='utf-8')
+    (dest/'licence.md').write_text(f'# Licence\n\n```text\n{licence}\n```\n', encoding='utf-8')
+    home = plain.notebook(ROOT/'nbs'/'index.ipynb')
+    home.cells.append(new_markdown_cell(navigation(dest)))
+    write(home, dest/'index.ipynb')
+
+
+def reference(module, names, cfg):
+    "All names of a module, for its page."
+    return f'```{{py:module}} {module.name}\n```\n\n## Reference\n\n' + module.reference(names, source_line(cfg))
+
+
+def write(nb, path):
+    for i, c in enumerate(nb.cells): c['id'] = f'c{i}'
+    nbformat.write(nb, path)
+
+
+def source_line(cfg):
+    "A link to the lines in the repository, where it has an address; pages with the source are there in any case."
+    def link(o):
+        if not cfg['git_url'] or o.kind in ('data', 'attribute'): return ''
+        file = o.module.replace('.', '/') + '.py'
+        return f' [[lines]]({cfg["git_url"]}/blob/{cfg["branch"]}/{file}#L{o.node.lineno}-L{o.node.end_lineno})'
+    return link
+
+
+def static(dest):
+    "Style sheet, and the part of MathJax that is used: one script and its fonts."
+    shutil.copytree(ROOT/'docs'/'_static', dest, dirs_exist_ok=True)
+    mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax'
+    (dest/'mathjax').mkdir(exist_ok=True)
+    shutil.copy(mathjax/'tex-chtml-full.js', dest/'mathjax')
+    shutil.copytree(mathjax/'output'/'chtml'/'fonts', dest/'mathjax'/'output'/'chtml'/'fonts', dirs_exist_ok=True)
+
+
+def build(out=BUILD, cfg=None):
+    "Exit code of Sphinx; warnings are errors."
+    from sphinx.cmd.build import main as sphinx
+    shutil.rmtree(out, ignore_errors=True)
+    sources(out/'source', cfg)
+    static(out/'static')
+    os.environ['DOCS_STATIC'] = str(out/'static')
+    return sphinx(['-W', '--keep-going', '-n', '-E', '-q', '-b', 'html', '-d', str(out/'doctrees'), '-c', str(ROOT/'docs'),
+                   str(out/'source'), str(out/'html')])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--out', type=Path, default=BUILD, help='where to build; its folder html is the site')
+    o = p.parse_args()
+    began = time.perf_counter()
+    code = build(o.out.resolve())
+    seconds, site = time.perf_counter() - began, o.out/'html'/'index.html'
+    print(f'{site}: {len(list((o.out/"html").glob("*.html")))} pages in {seconds:.0f} s' if code == 0 else f'the site was not built ({seconds:.0f} s)')
+    return code
+
+
+if __name__ == '__main__': sys.exit(main())

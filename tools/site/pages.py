@@ -1,0 +1,255 @@
+"Pages of the site that are made from data and code: the map of the paper, Paper vs code, and the tests."
+import ast
+import functools
+import json
+import re
+import zlib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
+SCALES = ('paper', 'gpu', 'laptop', 'smoke')
+METRICS = {'FID': 'FID', 'IS': 'IS', 'Fréchet classifier distance': 'Fréchet classifier distance', 'classifier score': 'classifier score',
+           'long_range_mi': 'long-range information in bits'}        # what is shown of a run, in this order
+
+
+BREAK = '_\u200b'                                                      # a line may end after the underscore
+
+
+class Missing(Exception):
+    "The data names something that is not there."
+
+
+def notebook(number):
+    "Name of a chapter, and its cells as (text, is it code that is not exported?)."
+    path = next((ROOT/'nbs').glob(f'{number}_*.ipynb'), None)
+    if path is None: raise Missing(f'there is no chapter {number}')
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    return path.stem[3:], [(''.join(c['source']), c['cell_type'] == 'code' and '#| export' not in ''.join(c['source'])) for c in cells]
+
+
+def tests():
+    "Test file -> names of its tests."
+    return {p.stem: [o.name for o in ast.parse(p.read_text(encoding='utf-8')).body if isinstance(o, ast.FunctionDef) and o.name.startswith('test_')]
+            for p in sorted((ROOT/'tests').glob('test_*.py'))}
+
+
+def anchor(number, text): return f'check-{number}-{zlib.crc32(text.encode()):08x}'
+
+
+def anchors(number):
+    "Text -> anchor, for the cells of a chapter that are named as a check."
+    def walk(o):
+        if isinstance(o, dict):
+            for k, v in o.items(): yield from v if k == 'check' else walk(v)
+        elif isinstance(o, list):
+            for v in o: yield from walk(v)
+    return {text: anchor(number, text) for o in walk(DATA) if o.startswith(f'{number}: ') for text in [o[4:]]}
+
+
+def check(named, all_tests=None):
+    "A link to a check. Raises Missing for one that does not exist."
+    if m := re.match(r'(\d\d): (.+)', named):
+        number, text = m.groups()
+        name, cells = notebook(number)
+        if not any(text in source for source, code in cells if code): raise Missing(f'no check of chapter {number} holds {text!r}')
+        return f'[chapter\u00a0{number}]({name}.ipynb#{anchor(number, text)})'
+    file, _, name = named.partition('.')
+    if name not in (tests() if all_tests is None else all_tests).get(file, ()): raise Missing(f'there is no test {named}')
+    return f'[{name.replace("_", BREAK)}]({file}.md#{slug(file, name)})'
+
+
+def slug(file, name): return f'{file}-{name}'.replace('_', '-')
+
+
+def code(name, names):
+    "A link to a name of the package. Raises Missing for one that does not exist."
+    if not (to := names.target(name)): raise Missing(f'{name} is not in the package')
+    return f'[`{name}`](#{to})'
+
+
+@functools.cache
+def records():
+    "What runs ended with: of the tables' result files, and of single runs (metrics.json). Dicts with preset, scale, metric, value, data, seed."
+    found = []
+    for path in sorted((ROOT/'results').rglob('*.json')):
+        o = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(o, dict) and {'row', 'records'} <= o.keys():
+            found += [r | dict(preset=o['row'], scale=o['scale'], run=path.name) for r in o['records']]
+        elif path.name == 'metrics.json':
+            scale = json.loads(path.with_name('config.json').read_text(encoding='utf-8'))['scale']
+            found += [r | dict(scale=scale, run=path.parent.name) for r in o]
+    return found
+
+
+def ours(row):
+    "(state, numbers) of a preset: at the largest scale at which it was run, on the data with most runs."
+    mine = [o for o in records() if o['preset'] == row and isinstance(o['value'], (int, float)) and o.get('splits', 1) == 1]
+    scale = next((s for s in SCALES if any(o['scale'] == s for o in mine)), None)
+    if scale is None: return 'not run', '-'
+    here = [o for o in mine if o['scale'] == scale]
+    runs = lambda data: {o['run'] for o in here if o['data_id'] == data}
+    data = max(sorted({o['data_id'] for o in here}), key=lambda d: len(runs(d)))
+    here = [o for o in here if o['data_id'] == data]
+    seeds, shown = runs(data), []
+    for metric in [m for m in METRICS if any(o['metric'] == m for o in here)][:2]:
+        values = [o['value'] for o in here if o['metric'] == metric]
+        real = next((o['real'] for o in here if o['metric'] == metric and o.get('real') is not None), None)
+        shown.append(f'{METRICS[metric]} {sum(values)/len(values):.2f}' + (f' (real pictures {real:.2f})' if real is not None else ''))
+    many = f'{len(seeds)} seed' + 's'*(len(seeds) != 1)
+    where = 'at paper scale' if scale == 'paper' else f'smaller: {scale} scale, {here[0]["data"]}'
+    return f'{where}, {many}', '; '.join(shown) or '-'
+
+
+def number(value, checked): return f'{value:g}' + ('' if checked else '\\*')
+
+
+def row_of(*cells): return '| ' + ' | '.join(str(c) for c in cells) + ' |'
+
+
+def table(head, rows): return '\n'.join([row_of(*head), row_of(*['---']*len(head)), *(row_of(*r) for r in rows)])
+
+
+def place(at):
+    "A link to a place in the book."
+    page, _, where = (o.strip() for o in at.partition(','))
+    path = next((ROOT/'nbs').glob(f'[0-9][0-9]_{page}.ipynb'), None)
+    words = f'chapter\u00a0{path.name[:2]}' if path else 'drawing'
+    return f'[{words}]({page}.{"ipynb" if path else "md"}#{where})' if path else f'[{words}](#{where})'
+
+
+def items(group, names, known, numbers=False):
+    "Rows of equations, figures and claims; with what was published and what came here, where there can be `numbers`."
+    for o in DATA[group]:
+        mine = [(r, *ours(r)) for r in o.get('rows', ())]
+        state = max(mine, key=lambda m: m[1] != 'not run', default=('', 'checked'))[1]
+        said = [o.get('published', '-'), '; '.join(f'`{row}`: {value}' for row, _, value in mine if value != '-') or '-'] if numbers else []
+        yield (f'**{o["paper"]}**: {o["says"]}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{m[0]}`' for m in mine)]),
+               ', '.join(check(c, known) for c in o['check']), *said, o.get('state', state))
+
+
+def settings(names, known):
+    "Rows of the stated settings. Raises Missing where preset `paper` has another value than the paper."
+    from sagan_nb.config import PRESETS, Config
+    from_paper = {f.name: f for f in Config.__dataclass_fields__.values() if f.metadata['source'].startswith('paper')}
+    if wrong := from_paper.keys() ^ DATA['hyperparameters'].keys(): raise Missing(f'settings of the paper, in Config or in paper.yml alone: {wrong}')
+    shown = lambda v: ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v
+    for name, o in DATA['hyperparameters'].items():
+        here, said, f = getattr(PRESETS['paper'], name), o['paper'], from_paper[name]
+        if here != (tuple(said) if isinstance(said, list) else said): raise Missing(f'{name}: the paper says {said}, preset `paper` has {here}')
+        yield (f.metadata['doc'], place('config, reference'), code(f'Config.{name}', names), ', '.join(check(c, known) for c in o['check']),
+               f'{shown(said)} ({f.metadata["source"]})', shown(here), o.get('state', 'checked'))
+    for o in DATA['stated']:
+        yield (o['what'], place(o['at']), o['code'] and code(o['code'], names), ', '.join(check(c, known) for c in o['check']), o['paper'], o['here'], o['state'])
+
+
+def paper_map(names):
+    "The map of the paper."
+    from sagan_nb.config import PRESETS, PUBLISHED
+    known, head = tests(), ('in the paper', 'here', 'code', 'what checks it', 'state')
+    more = (*head[:-1], 'published', 'ours', 'state')
+    out = [MAP_HEAD, '## Equations', table(head, items('equations', names, known)),
+           'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
+           '## Figures', table(more, items('figures', names, known, True))]
+    for o in DATA['tables']:
+        out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}: {place(o["at"])}, {", ".join(code(c, names) for c in o["code"])}. '
+                f'What checks the rows: {", ".join(check(c, known) for c in o["check"])}.']
+        metrics, rows = [m for m in ('fid', 'inception_score', 'intra_fid') if any(m in PUBLISHED.get(r, {}) for r in o['rows'])], []
+        for r in o['rows']:
+            if r not in PRESETS: raise Missing(f'there is no preset {r}')
+            values = [number(*PUBLISHED[r][m][:2]) if m in PUBLISHED.get(r, {}) else '-' for m in metrics]
+            rows.append((f'`{r}`', *values, *reversed(ours(r))))
+        out.append(table(('preset', *(f'published {m.replace("_", " ").replace("fid", "FID")}' for m in metrics), 'ours', 'state'), rows))
+    return '\n\n'.join([*out, '## Claims in the text', table(more, items('claims', names, known, True)), '## Stated settings', SETTINGS,
+                        table(('setting', *more[1:]), settings(names, known))]) + '\n'
+
+
+MAP_HEAD = """# The map of the paper
+
+Every numbered equation, figure, table and stated setting of the paper: where the book treats it, which code computes it, what would fail if it were
+wrong, and how far it has been reproduced. This page is made from one data file and the code; a check that does not exist stops the build.
+
+| state | meaning |
+|---|---|
+| checked | computed here and compared with something independent |
+| at paper scale | the experiment was run as the paper ran it |
+| smaller: ... scale | the experiment was run with smaller networks, pictures or times; a number of such a run is no number of the paper |
+| not run | the settings are there, no result is |
+
+A star (\\*) marks what is quoted from memory and was not checked against a source."""
+
+SETTINGS = """Ours is the preset `paper`; the build stops where it has another value than the paper. "Checked" says that the setting does what it names, not
+that a run of that length was made."""
+
+
+def cells_that_differ():
+    "(chapter, name, number within the chapter, first paragraph) of every Paper vs code cell."
+    for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+        found = 0
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            text = ''.join(cell['source'])
+            for m in re.finditer(r'(?ms)^\*\*Paper vs code:\*\*(.+?)(?:\n\s*\n|\Z)', text if cell['cell_type'] == 'markdown' else ''):
+                found += 1
+                yield path.name[:2], path.stem[3:], found, ' '.join(m[1].split())
+
+
+def differences(names):
+    "Paper vs code: the table of `index`, with ports and checks, and what the chapters say."
+    known = tests()
+    cells = json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    text = next(t for c in cells if (t := ''.join(c['source'])).startswith('## Paper vs code'))
+    rows = [[o.strip() for o in line.strip('| ').split(' | ')] for line in text.splitlines() if line.startswith('| ')][1:]
+    out, left = [], dict(DATA['differences'])
+    for point, paper, released, here, chapter in rows:
+        key = point if point in left else point.split(':')[0]
+        if key not in left: raise Missing(f'paper.yml has no ports and checks for the row {point!r} of index')
+        o = left.pop(key)
+        out.append((point, paper, released, o['ports'], here, chapter, ', '.join(check(c, known) for c in o['check'])))
+    if left: raise Missing(f'index has no row for {", ".join(left)}')
+    said = [f'**[Chapter {number}]({name}.ipynb#differs-{number}-{i}).** {text[0].upper()}{text[1:]}' for number, name, i, text in cells_that_differ()]
+    return '\n\n'.join([DIFFERENCES, table(('point', 'the paper', 'the released code', 'ports', 'here', 'chapter', 'what checks it'), out),
+                        '## What the chapters say', *said]) + '\n'
+
+
+DIFFERENCES = """# Paper vs code
+
+The paper, the authors' released code and the ports disagree. Each difference has a name here, a switch and a check. "Released" is the
+authors' TensorFlow code; ports are the PyTorch versions people use. The first arXiv version of the paper differs from the later one in the attention
+block alone, as far as its text tells: `form='v1'`."""
+
+
+def test_pages():
+    "The source of every test file, one heading per test."
+    lists = []
+    for path in sorted((ROOT/'tests').glob('test_*.py')):
+        text = path.read_text(encoding='utf-8')
+        lines, tree, parts, at = text.splitlines(), ast.parse(text), [], 0
+        doc = ast.get_docstring(tree) or ''
+        for node in tree.body:
+            if not (isinstance(node, ast.FunctionDef) and node.name.startswith('test_')): continue
+            begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+            if helpers := '\n'.join(lines[at:begin]).strip(): parts.append(fenced(helpers))
+            parts += [f'({slug(path.stem, node.name)})=\n## {node.name}', fenced('\n'.join(lines[begin:node.end_lineno]))]
+            at = node.end_lineno
+        if rest := '\n'.join(lines[at:]).strip(): parts.append(fenced(rest))
+        yield path.stem, '\n\n'.join([f'# {path.name}', doc.replace('{', '\\{').splitlines()[0] if doc else 'Tests.', *parts]) + '\n'
+        lists.append(path.stem)
+    yield 'tests', TESTS + '\n'.join(['```{toctree}', ':maxdepth: 1', '', *lists, '```']) + '\n'
+
+
+def fenced(text): return f'````python\n{text}\n````'
+
+
+TESTS = """# The tests
+
+Each chapter checks itself, cell by cell. What needs processes, files, faults or a browser is in `tests/`, and here it is to be read.
+`python3 start.py test` runs everything.
+
+"""
+
+
+def generated(names):
+    "Name -> markdown of every page that is made."
+    return {'paper_map': paper_map(names), 'paper_vs_code': differences(names), **dict(test_pages())}

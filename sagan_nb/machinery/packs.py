@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, whole
+from ..core import Refused, atomic_write
 from ..data import check_res, is_toy, open_world
 from .listing import Listing, list_pictures, locate
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
@@ -119,7 +119,7 @@ def write_chunks(
     identity, shape = identity_of(listing, res, how), (3, res, res)
     records = unfinished(part, log, identity, 3 * res**2)
     part.mkdir(exist_ok=True)
-    with whole(log) as new: new.write_text(''.join(json.dumps(r) + '\n' for r in [identity, *records]), encoding='utf-8')
+    with atomic_write(log) as new: new.write_text(''.join(json.dumps(r) + '\n' for r in [identity, *records]), encoding='utf-8')
     with open(part/'images.npy', 'r+b' if records else 'w+b') as f, open(log, 'a', encoding='utf-8') as lines:
         if not records: f.write(npy_header(np.uint8, (0, *shape)))
         f.truncate(HEAD + sum(r['n'] for r in records) * 3 * res**2)

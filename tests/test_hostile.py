@@ -206,7 +206,7 @@ def test_names_are_shown_harmlessly(tmp_path, capsys):
 
 def test_two_names_that_look_the_same(tmp_path):
     tree(tmp_path/'d', 3, ['a\n', 'a\\n'])
-    with pytest.raises(Refused, match='look the same'): open_source(tmp_path/'d', 16)
+    with pytest.raises(Refused, match="look the same"): open_source(tmp_path/'d', 16)
 
 
 def test_class_names_of_a_strange_pack(tmp_path):

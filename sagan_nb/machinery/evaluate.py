@@ -102,7 +102,8 @@ def real_table(
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
     index = index[source.labels[index].argsort(stable=True)]
-    key = dict(table_key(features, rounding, **kwargs), real=source.fingerprint, index=content_hash(dict(index=index), {}))
+    chosen = content_hash(dict(index=index), {})
+    key = dict(table_key(features, rounding, **kwargs), real=source.fingerprint, index=chosen)
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
@@ -277,7 +278,8 @@ def evaluate(
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
     if folder: prune_cache(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
-    task = Task(fake_table(G, n=n_fake, labels=labels, counts=source.counts, **how), fake_table(G, n=balanced, labels='balanced', **how),
+    task = Task(fake_table(G, n=n_fake, labels=labels, counts=source.counts, **how),
+                fake_table(G, n=balanced, labels='balanced', **how),
                 *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,

@@ -151,7 +151,7 @@ def by_class(
                       'to train without labels: sagan_train --unlabelled')
     index = {c: k for k, c in enumerate(classes)}
     shown = [printable(c) for c in classes]
-    if len({*shown}) < len(shown): raise Refused(f'two class folders in {where} have names that look the same: rename one')
+    if len({*shown}) < len(shown): raise Refused(f'two class folders in {where} look the same by name: rename one')
     return [index[n.split('/')[0]] for n in inside], shown
 
 

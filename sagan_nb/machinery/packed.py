@@ -53,7 +53,8 @@ def open_packed(
         check_chunks(pixels, about['chunks'], whole)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError) as e:
         raise Refused(f'{path} is damaged ({printable(str(e))[:200]}): run sagan_pack again') from None
-    return Pictures(pixels, labels, about['classes'], str(path), about['fingerprint'], about['unreadable'], about['found'])
+    known = (about[k] for k in ('fingerprint', 'unreadable', 'found'))
+    return Pictures(pixels, labels, about['classes'], str(path), *known)
 
 
 def read_about(
@@ -66,7 +67,8 @@ def read_about(
         raise ValueError(f'its format is {about["format"]!r}, version {about["version"]!r}')
     n, res, classes, chunks = (about[k] for k in ('n', 'res', 'classes', 'chunks'))
     if not (type(n) is type(res) is int and n > 0 and 0 < res < 2**16): raise ValueError('n or res is no size')
-    if not all(type(c) is str for c in [*classes, *(c['sha256'] for c in chunks)]): raise ValueError('a name is no text')
+    texts = [*classes, *(c['sha256'] for c in chunks)]
+    if not all(type(c) is str for c in texts): raise ValueError('a name is no text')
     kept = [c['n'] for c in chunks]
     if not all(type(k) is int and 0 <= k <= CHUNK for k in kept) or sum(kept) != n:
         raise ValueError('its chunks do not add up')
@@ -114,7 +116,7 @@ def check_chunks(
     chunks:list,          # of pack.json: n, sha256
     whole:bool,           # check all of them
 ):
-    "Check images against their hashes: some chunks, chosen at random, or all. Raises ValueError at the first that differs."
+    "Check images against their hashes: chunks chosen at random, or all. Raises ValueError at the first that differs."
     ends = list(accumulate(c['n'] for c in chunks))
     each = max(1, CHUNK * pixels[0].nbytes)
     asked = range(len(chunks))

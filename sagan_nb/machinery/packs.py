@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused, atomic_write
-from ..data import check_res, is_toy, open_world
+from ..data import check_res, describe, is_toy, open_world
 from .listing import Listing, list_pictures, locate
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
 from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
@@ -47,7 +47,8 @@ def packing_alone(
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.with_name(f'.{out.name}.lock'), timeout=0): yield
-    except Timeout: raise Refused(f'{out} is being packed by another process: wait for it, or choose another --out') from None
+    except Timeout:
+        raise Refused(f'{out} is being packed by another process: wait, or choose another --out') from None
 
 
 def pack(
@@ -119,7 +120,8 @@ def write_chunks(
     identity, shape = identity_of(listing, res, how), (3, res, res)
     records = unfinished(part, log, identity, 3 * res**2)
     part.mkdir(exist_ok=True)
-    with atomic_write(log) as new: new.write_text(''.join(json.dumps(r) + '\n' for r in [identity, *records]), encoding='utf-8')
+    text = ''.join(json.dumps(r) + '\n' for r in [identity, *records])
+    with atomic_write(log) as new: new.write_text(text, encoding='utf-8')
     with open(part/'images.npy', 'r+b' if records else 'w+b') as f, open(log, 'a', encoding='utf-8') as lines:
         if not records: f.write(npy_header(np.uint8, (0, *shape)))
         f.truncate(HEAD + sum(r['n'] for r in records) * 3 * res**2)
@@ -206,3 +208,13 @@ def remove(
     "Remove a pack of this or the earlier format."
     if path.is_dir(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
+
+
+def verify_pack(
+    spec:str,                 # pack
+):
+    "Check every image of a pack. Raises Refused for anything else, and for a pack that is not as it was written."
+    path = locate(spec)[0]
+    if not is_pack(path): raise Refused(f'{spec} is no pack: --verify checks what sagan_pack wrote')
+    print(describe(open_packed(path, whole=True)))
+    print('every picture is as it was packed')

@@ -64,6 +64,13 @@ def how_to_read(
     return replace(READING, **{k: v for k, v in given.items() if v is not None})
 
 
+def reading_options()->list:
+    "Return the options of a command line that read images as it is done at the moment."
+    usual, words = Reading(), []
+    if READING.max_bad != usual.max_bad: words += ['--bad', f'{READING.max_bad:g}']
+    return words + ['--truncated'] if READING.truncated else words
+
+
 def share_of(
     text:str,             # 5% or 0.05
 )->float:                 # 0..1

@@ -12,11 +12,13 @@ import zlib
 
 import numpy as np
 import pytest
+from commands import shell
 from PIL import Image
 
 from sagan_nb.core import Refused, printable, show_grid
 from sagan_nb.data import describe, open_source
 from sagan_nb.machinery import listing, pictures
+from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack
 
 
@@ -294,3 +296,111 @@ def test_a_folder_called_like_a_world(tmp_path, monkeypatch, name):
     with pytest.raises(Refused, match=rf'say \./{name} for that one, or {name.split(":")[0]}: for the world'): open_source(name, 32)
     assert open_source(f'./{name}', 32).classes == ['a', 'b'] and len(open_source(name.split(':')[0] + ':')) == 50_000
     with pytest.raises(Refused, match='for the world'): pack(name, 32, tmp_path/'p.pack')
+
+
+# commands
+
+def test_options_of_every_command_that_opens_images(tmp_path, monkeypatch, capsys):
+    d = tree(tmp_path/'d')
+    whole = encoded(200, 200, 'JPEG')
+    (d/'a'/'cut.jpg').write_bytes(whole[:len(whole)//2])
+    (d/'a'/'words.png').write_text('words')
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack')
+    assert code == 1 and 'limit is 1%' in err and '--bad 5%' in err and '--truncated' in err and err.count('\n') == 1
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack', '--bad', '5%', '--truncated')
+    assert code == 0 and '1 of 22 pictures are truncated' in out and len(open_source(tmp_path/'p.pack')) == 21
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'q.pack', '--bad', 'some')
+    assert code == 1 and 'share of unreadable' in err
+    for command in ('sagan_train', 'sagan_eval', 'sagan_sample', 'sagan_attention', 'sagan_table', 'sagan_pack', 'sagan_report'):
+        code, out, _ = shell(monkeypatch, capsys, command, '--help')
+        assert code == 0 and '--bad' in out and '--truncated' in out, command
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_train', 't1_none', '--data', d, '--scale', 'smoke', '--out', tmp_path/'run', '--bad', '10%')
+    facts = json.loads((tmp_path/'run'/'data.json').read_text())
+    assert code == 0 and set(facts['unreadable']) == {'a/cut.jpg', 'a/words.png'} and f'{tmp_path}/run/data.json' in out
+    assert pictures.READING == pictures.Reading()
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'table1', '--data', tmp_path/'p.pack', '--scale', 'smoke', '--print_commands', '--bad', '5%', '--truncated')
+    assert code == 0 and all('--bad 0.05 --truncated' in line for line in out.splitlines())
+
+
+def test_a_pack_is_verified_on_request(tmp_path, monkeypatch, capsys):
+    pack(tree(tmp_path/'d'), 32, tmp_path/'p.pack')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'p.pack', '--verify')
+    assert code == 0 and out.endswith('every picture is as it was packed\n')
+    raw = bytearray((tmp_path/'p.pack'/'images.npy').read_bytes())
+    raw[-1] ^= 1
+    (tmp_path/'p.pack'/'images.npy').write_bytes(raw)
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'p.pack', '--verify')
+    assert code == 1 and 'images 0 to 19 are not those' in err
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'d', '--verify')
+    assert code == 1 and 'is no pack' in err
+
+
+@pytest.mark.parametrize('res,ok', [(32, True), (256, True), (16, True), (48, False), (0, False), (-1, False), (129, False)])
+def test_sizes_that_nothing_trains_on(tmp_path, monkeypatch, capsys, res, ok):
+    code, out, err = shell(monkeypatch, capsys, 'sagan_pack', tree(tmp_path/'d', 2), f'--res={res}', '--out', tmp_path/'p.pack')
+    assert (code == 0) == ok == (tmp_path/'p.pack').exists()
+    assert ('nothing trains on 16' in out) == (res == 16) and ('train with' in out) == (res in (32, 256)) and ok or '32, 64, 128, 256' in err
+
+
+def test_classes_from_a_command_line():
+    names = sorted(['1', '2', '3', '10'])
+    assert [names[k] for k in pick_classes('1,10,3', names)] == ['1', '10', '3'] and pick_classes('1', ['cat', 'dog']) == [1]
+    assert pick_classes('0_disc', ['0_disc', '1_ring']) == [0] == pick_classes('0', ['0_disc', '1_ring'])
+    assert pick_classes('a, b', ['a, b', 'c']) == [0]
+    for text in ('0', '4', 'cat'):
+        with pytest.raises(Refused, match='there is no class'): pick_classes(text, names)
+
+
+def test_home_spaces_and_moved_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path/'my data', 12)
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_train', 't1_none', '--data=~/my data', '--scale', 'smoke', '--out=~/first run')
+    assert code == 0 and (tmp_path/'first run'/'config.json').exists() and not (tmp_path/'~').exists()
+    assert f"sagan_sample '{tmp_path}/first run' --n 64 --out more.png" in out
+    os.rename('my data', 'elsewhere')
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 6)
+    assert code == 1 and 'if it was moved, say where it is (--data)' in err
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 6, '--data', 'elsewhere')
+    assert code == 0 and json.loads((tmp_path/'first run'/'config.json').read_text())['data'] == 'elsewhere'
+    (tmp_path/'elsewhere'/'a'/'new.png').write_bytes(encoded(seed=99))
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 8, '--data', 'elsewhere')
+    assert code == 1 and 'data_id was' in err                                           # other images are not the same run
+    (tmp_path/'first run'/'data.json').write_text('')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_sample', 'first run', '--n', 4, '--out', 'x.png')
+    assert code == 0 and 'data.json is damaged: classes are called by their numbers' in out
+
+
+def test_imbalanced_classes(capsys):
+    "A perfect generator: with uniform labels its distance is large, and noted; with labels as in the data it is near 0."
+    import torch
+
+    from sagan_nb.core import from_uint8
+    from sagan_nb.data import Toy
+    from sagan_nb.machinery.evaluate import evaluate
+    from sagan_nb.machinery.features import domain
+    from sagan_nb.machinery.pictures import Pictures
+
+    def source(counts, seed):
+        toy = Toy(32, n_classes=2, n=3000, seed=seed)
+        x, y = toy.batch(torch.cat([torch.arange(k, 2*c, 2)[:c] for k, c in enumerate(counts)]))
+        return Pictures(x.numpy(), y, toy.classes, f'mine-{seed}', f'{seed}-{counts}', {})
+
+    class Perfect(torch.nn.Module):
+        res, z_dim, n_classes = 32, 8, 2
+        def __init__(self):
+            super().__init__()
+            self.p, self.of = torch.nn.Parameter(torch.zeros(1)), source((600, 600), 7)
+            self.rows = [(self.of.labels == k).nonzero()[:, 0] for k in range(2)]
+        def forward(self, z, y):
+            rows = [self.rows[k][int(v.abs().sum()*1e4) % 600] for v, k in zip(z, y.tolist())]
+            return from_uint8(self.of.batch(torch.stack(rows))[0])
+
+    skewed, G = source((1100, 50), 0), Perfect().eval()
+    features = domain(source((600, 600), 3), cache=None)
+    assert 'classes are imbalanced, 50 to 1,100 pictures' in describe(skewed) and 'imbalanced' not in describe(source((600, 600), 0))
+    found = {k: evaluate(G, skewed, ['distance', 'intra'], features, n_fake=1000, cache=None, labels=k) for k in ('uniform', 'data')}
+    (plain, intra), (drawn, _) = found['uniform'], found['data']
+    note = 'labels are drawn uniformly, but classes are imbalanced, 50 to 1,100 pictures'
+    assert plain['notes'] == [note] and note not in intra.get('notes', ()) and 'notes' not in drawn and drawn['labels'] == 'data'
+    assert drawn['value'] < .1 * plain['value']

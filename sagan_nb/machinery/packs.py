@@ -101,7 +101,7 @@ def unfinished(
     for line in log.read_text(encoding='utf-8').splitlines():
         try: records.append(json.loads(line))
         except ValueError: break                                 # the last line may be torn
-    if not records: return []
+    if len(records) < 2: return []                               # nothing was packed yet
     if records[0] != identity:
         raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
     records, size = records[1:], (part/'images.npy').stat().st_size

@@ -27,7 +27,7 @@ def narrow(table):
     kept = [r for r in rows if r not in absent]
     if not kept: return table
     shown = [i for i, name in enumerate(head) if name not in ASIDE and any(r[i] not in NOTHING for r in kept)]
-    lines = [join([head[i] for i in shown]), join(['---']*len(shown)), *(join([r[i] for i in shown]) for r in kept)]
+    lines = [join([head[i] for i in shown]), join(['---']*len(shown)), *(join([r[i].replace(' ± ', '\u00a0±\u00a0') for i in shown]) for r in kept)]
     return '\n'.join([*lines, '', *below(absent, kept, note), '<details class="whole"><summary>All rows and columns</summary>', '',
                       table.strip(), '', '</details>', ''])
 

@@ -1,6 +1,6 @@
 // How the search ranks: as Sphinx does, with the ways in before the chapters, and tests and source last.
-const FIRST = ["tour", "run", "use", "reproduce", "extend", "questions", "paper_map", "chapters", "weights", "glossary"];
-const Scorer = {
+var FIRST = ["tour", "run", "use", "reproduce", "extend", "questions", "paper_map", "chapters", "weights", "glossary"];
+var Scorer = {
   score: result => {
     const [docname, title, anchor, descr, score, filename] = result;
     if (FIRST.includes(docname)) return score + 30;

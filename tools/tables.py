@@ -3,6 +3,7 @@ import re
 
 WIDE = 10                                        # columns; a table with fewer stays as it is
 NOTHING = ('', '-')
+UNCHECKED = ' (unchecked)'
 ASIDE = ('parameters', 's/step', 'seeds', 'commit', 'notes')         # cost and provenance: folded away
 
 
@@ -27,8 +28,10 @@ def narrow(table):
     kept = [r for r in rows if r not in absent]
     if not kept: return table
     shown = [i for i, name in enumerate(head) if name not in ASIDE and any(r[i] not in NOTHING for r in kept)]
-    lines = [join([head[i] for i in shown]), join(['---']*len(shown)), *(join([r[i].replace(' ± ', '\u00a0±\u00a0') for i in shown]) for r in kept)]
-    return '\n'.join([*lines, '', *below(absent, kept, note), '<details class="whole"><summary>All rows and columns</summary>', '',
+    brief = lambda cell: cell.replace(' ± ', '\u00a0±\u00a0').replace(UNCHECKED, '\\*')
+    lines = [join([head[i].replace('_', '_\u200b') for i in shown]), join(['---']*len(shown)), *(join([brief(r[i]) for i in shown]) for r in kept)]
+    stars = ['\\* At second hand or from memory.', ''] if any(UNCHECKED in c for r in kept for c in r) else []
+    return '\n'.join([*lines, '', *stars, *below(absent, kept, note), '<details class="whole"><summary>All rows and columns</summary>', '',
                       table.strip(), '', '</details>', ''])
 
 

@@ -10,11 +10,12 @@ document.querySelectorAll(".look").forEach(look => {
     picture.dispatchEvent(new MouseEvent("click", { clientX: box.left + (x + .5)/res*box.width, clientY: box.top + (y + .5)/res*box.height }));
   };
   const thumbs = [...list.options].map((option, i) => {
-    place(i, [res - 1, res - 1]);                       // the dot out of the way
     const button = document.createElement("button"), small = document.createElement("canvas");
     small.width = small.height = res;
-    small.getContext("2d").imageSmoothingEnabled = false;
-    small.getContext("2d").drawImage(picture, 0, 0, .95*picture.width, .95*picture.height, 0, 0, res, res);
+    const pen = small.getContext("2d"), side = picture.width, part = 4/res*side;
+    pen.imageSmoothingEnabled = false;
+    place(i, [res - 1, res - 1]); pen.drawImage(picture, 0, 0, res, res);                       // all of it, with the dot in a corner,
+    place(i, [0, 0]); pen.drawImage(picture, side - part, side - part, part, part, res - 4, res - 4, 4, 4);      // and that corner without
     button.type = "button"; button.setAttribute("aria-label", option.text); button.append(small);
     button.onclick = () => { place(i, starts[i]); thumbs.forEach(o => o.setAttribute("aria-pressed", o === button)); };
     return button;

@@ -103,7 +103,7 @@ def labelled(body):
 
 def page(app, name, template, context, doctree):
     "What a page gets on top of the theme: a description, its sections, cards in place of wide tables."
-    body = context.get('body', '')
+    body = context['body'] = re.sub(r'(</strong>|</(?:code|a)>\)) -- ', r'\1: ', context.get('body', ''))       # a parameter and its meaning
     if name in CARDS: context['body'] = body = labelled(body)
     about = escape(description(body) or facts['description'])
     title = HOME_TITLE if name == 'index' else words(context.get('title', '')) + ' - ' + facts['title']

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..core import Refused, atomic_write, from_uint8, progress, to_uint8
-from ..data import diversity, seed_of, uneven
+from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .features import Features, open_features, weights_hash
 from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
+from .sources import uneven
 
 
 class Table:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused, atomic_write
-from ..data import check_res, describe, is_toy, open_world
+from ..data import is_toy, open_world
 from .listing import Listing, list_pictures, locate
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
 from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
+from .sources import check_res, describe
 
 
 def list_world(

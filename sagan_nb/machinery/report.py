@@ -217,7 +217,7 @@ def sections(
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
-    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), class_names(run, cfg.n_classes)
+    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), class_names(run, gan.cfg.n_classes)
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')

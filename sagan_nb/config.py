@@ -77,7 +77,7 @@ class Config:
     adam_eps:float = setting(1e-8, "Adam's epsilon", 'released code', '> 0')
     adam_eps_rule:str = setting('torch', 'where epsilon is added (chapter 09)', 'ours: torch', ('torch', 'tensorflow'))
     d_per_g:int = setting(1, 'updates of D per update of G', 'paper 5.1', '> 0')
-    order:str = setting('d_then_g', 'which of the two is updated first', 'ours: the paper does not say', ('d_then_g', 'g_then_d'))
+    order:str = setting('d_then_g', 'which step is first', 'ours: the paper does not say', ('d_then_g', 'g_then_d'))
     batch:int = setting(256, 'pictures per update over all ranks', 'released code: 4 x 64', '> 0')
     steps:int = setting(1_000_000, 'updates of G', 'paper 5', '> 0')
     precision:str = setting('fp32', 'number format; bf16 by autocast', 'released code', ('fp32', 'bf16'))

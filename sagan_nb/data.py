@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'GROUND', 'SIDE', 'SOFT', 'ERROR', 'WORLDS', 'OPTIONS', 'Source', 'lobed', 'shape_distance', 'tint', 'Toy',
-           'part_hues', 'bits', 'long_range', 'diversity', 'Pairs', 'cell_weights', 'twin_places', 'Twins',
+           'part_hues', 'entropy_bits', 'long_range', 'diversity', 'Pairs', 'cell_weights', 'twin_places', 'Twins',
            'read_twins', 'agreement', 'world_of', 'is_toy', 'toy_classes', 'twins_options', 'open_world', 'check_res',
            'open_source', 'describe', 'seed_of', 'Stream']
 
@@ -152,7 +152,7 @@ def part_hues(
     return torch.atan2(halves[1], halves[0]) / (2 * math.pi) % 1
 
 # %% ../nbs/06_data.ipynb #084ccd0f
-def bits(
+def entropy_bits(
     counts:Tensor,        # how often each outcome came, any shape
 )->float:                 # entropy in bits
     "Entropy of a histogram with the Miller-Madow correction: (outcomes seen - 1) / (2 n ln 2)."
@@ -173,9 +173,9 @@ def long_range(
     for group in groups:
         joint = torch.bincount(group, minlength=bins**2).view(bins, bins)
         left, right, n = joint.sum(1), joint.sum(0), len(group)
-        own = dict(mi=bits(left) + bits(right) - bits(joint), agreement=joint.trace().item() / n,
-                   chance=(left @ right).item() / n**2,
-                   entropy_left=min(bits(left), top), entropy_right=min(bits(right), top))
+        own = dict(mi=entropy_bits(left) + entropy_bits(right) - entropy_bits(joint),
+                   agreement=joint.trace().item() / n, chance=(left @ right).item() / n**2,
+                   entropy_left=min(entropy_bits(left), top), entropy_right=min(entropy_bits(right), top))
         for name, value in own.items(): out[name] += value * n / len(x)
     out['mi'] = max(0., out['mi'])
     return out | dict(n=len(x), joint=torch.bincount(cell, minlength=bins**2).view(bins, bins))

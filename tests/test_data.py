@@ -376,7 +376,7 @@ def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'CHUNK', 4)
     pack(tree, 32, tmp_path/'whole.pack')
     with monkeypatch.context() as m:
-        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
     os.truncate(tmp_path/'p.pack.part', pictures.HEAD + 9*3*32**2)
     pack(tree, 32, tmp_path/'p.pack')
@@ -399,7 +399,7 @@ def test_killed_packing_goes_on(tmp_path):
 
 def test_unfinished_pack_of_something_else(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
     with pytest.raises(Refused, match='unfinished pack of other'): pack(tree, 16, tmp_path/'p.pack')
     refused('unfinished or cut off', tmp_path/'p.pack.part')

@@ -20,12 +20,14 @@ from sagan_nb import speed
 from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
+from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
 from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, in_turns, step_operations,
                             timing_table, usable_variants)
+from sagan_nb.train import frozen
 from sagan_nb.machinery import bench as bench_room, machine
-from sagan_nb.machinery.bench import Draw, attention_bytes, bench, callable_from
+from sagan_nb.machinery.bench import Draw, attention_bytes, bench, callable_from, kept_bytes
 from sagan_nb.machinery.cli import sagan_bench
 from sagan_nb.machinery.runs import read_log, train
 
@@ -130,6 +132,20 @@ def test_memory_of_attention():
     assert attention_bytes('paper', fused=True, side=64, channels=128, batch=8) < .1*2**30
     assert attention_bytes('paper', fused=True, side=64, channels=64, batch=8) < .1*2**30
     assert attention_bytes('paper', fused=False, side=32, channels=64, batch=8) > 3*4*32**4*8*.9         # the map, softmax and gradient
+
+
+def test_kept_bytes():
+    "Counted from shapes, against the profiler's record of what is still alive when a loss has been computed; images and z were there before."
+    net, v = Net(32, 8, 4, (), (16,)*4, (True, True, False, False)), replace(FAST, channels_last=False)
+    step, counted = Step(net, replace(v, sn='none')), kept_bytes(net, v)
+
+    def alive(loss):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: kept = loss()
+        assert kept.requires_grad
+        return sum(e.nbytes() for e in prof.profiler.kineto_results.events() if e.name() == '[memory]')
+    found, z = dict(D=alive(lambda: hinge_d(step.D(step.x, step.y), step.D(step.x.flip(0), step.y))) + step.x.nbytes), torch.randn(8, 128)
+    with frozen(step.D): found['G'] = alive(lambda: hinge_g(step.D(step.G(z, step.y), step.y))) + z.nbytes
+    for name in 'DG': assert counted[name] == pytest.approx(found[name], rel=.001)
 
 
 # --- the bench -----------------------------------------------------------------------------------------------------------------------

@@ -325,14 +325,18 @@ def read_twins(
 def agreement(
     left:Tensor,          # numbers read from the left parts, one row per image, (B, d)
     right:Tensor,         # the same from the right parts
-)->dict:                  # mi in bits; correlation and spread, means over the d numbers; n
-    "Sum the Gaussian mutual information of d pairs of numbers, each read with a standard error of ERROR."
-    a, b = (o.double() - o.double().mean(0) for o in (left, right))
-    noisy = [o.square().mean(0) + ERROR**2 for o in (a, b)]
-    r = (a * b).mean(0) / (noisy[0] * noisy[1]).sqrt()
+)->dict:                  # mi, joint in bits; correlation and spread, means over the d numbers; n
+    "Sum the Gaussian mutual information of d pairs of numbers (mi), and take it of all at once (joint)."
+    n, d = left.shape
+    cov = torch.cov(torch.cat([left, right], 1).double().T, correction=0)
+    spread = cov.diagonal().mean().sqrt().item()
+    cov = cov + ERROR**2 * torch.eye(2*d)
+    scale = cov.diagonal().sqrt()
+    r = (cov / scale / scale[:, None])[:d, d:].diagonal()
     mi = -.5 * (1 - r.clamp_min(0).square()).log2().sum().item()
-    spread = torch.cat([a, b]).square().mean().sqrt().item()
-    return dict(mi=mi, correlation=r.mean().item(), spread=spread, n=len(a))
+    volume = [torch.linalg.slogdet(part)[1].item() for part in (cov[:d, :d], cov[d:, d:], cov)]
+    joint = (volume[0] + volume[1] - volume[2] - d*d/n) / (2 * math.log(2))      # d*d/n: what independent numbers show
+    return dict(mi=mi, joint=max(0., joint), correlation=r.mean().item(), spread=spread, n=n)
 
 # %% ../nbs/06_data.ipynb #56e5bccc
 WORLDS = dict(toy=Toy, pairs=Pairs, twins=Twins)     # drawn by code, by the first word of their spec

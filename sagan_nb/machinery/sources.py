@@ -20,7 +20,7 @@ def toy_classes(
     k = spec.partition(':')[2]
     if k and not k.isdecimal(): raise Refused(f'{spec}: say {world_of(spec)}, or {world_of(spec)}:K with K classes')
     if k and n_classes not in (None, int(k)): raise Refused(f'{spec} has {k} classes, but {n_classes} are asked for')
-    return int(k) if k else n_classes or 4
+    return int(k or n_classes or 4)
 
 
 def twins_options(

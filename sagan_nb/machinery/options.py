@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
@@ -18,9 +19,19 @@ from ..config import Config, at_scale, from_json, override, preset
 from ..core import Refused
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
+from .checkpoints import Diverged
+from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
-from .runs import Diverged, Stopped, stop_at
+from .runs import Stopped, stop_at
+
+
+WARNING_TEXT = warnings.formatwarning
+
+
+def warn_in_a_line(message, category, *place, **line)->str:
+    "Format a warning of a damaged or older file without the place in the code, which is no part of it."
+    return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 
 
 def command(f):               # a function with docments
@@ -31,6 +42,7 @@ def command(f):               # a function with docments
         words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
         words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
         given = vars(anno_parser(f).parse_args(words))
+        warnings.formatwarning = warn_in_a_line
         try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1

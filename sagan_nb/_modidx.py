@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'sagan_nb.data.describe': ('data.html#describe', 'sagan_nb/data.py'),
                                'sagan_nb.data.diversity': ('data.html#diversity', 'sagan_nb/data.py'),
                                'sagan_nb.data.entropy_bits': ('data.html#entropy_bits', 'sagan_nb/data.py'),
+                               'sagan_nb.data.fit_part': ('data.html#fit_part', 'sagan_nb/data.py'),
                                'sagan_nb.data.is_toy': ('data.html#is_toy', 'sagan_nb/data.py'),
                                'sagan_nb.data.lobed': ('data.html#lobed', 'sagan_nb/data.py'),
                                'sagan_nb.data.long_range': ('data.html#long_range', 'sagan_nb/data.py'),

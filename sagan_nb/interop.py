@@ -43,7 +43,7 @@ def load_weights(
     if inplace is not None and recipe['kind'] == 'Discriminator': recipe['rectified'] = inplace
     if part and recipe['kind'] != dict(G='Generator', D='Discriminator')[part]:
         raise Refused(f'this is a {recipe["kind"]}, and part {part!r} was asked for')
-    net = restore_network(recipe, {k: t.float() for k, t in state.items()})
+    net = restore_network(recipe, state)
     net.report = report
     return swap_colours(net) if bgr else net
 

@@ -24,7 +24,8 @@ from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
 from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
-from sagan_nb.machinery.runs import Diverged, Log, load_checkpoint, newest_checkpoint, read_checkpoint, read_log, train
+from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, load_checkpoint, newest_checkpoint, read_checkpoint
+from sagan_nb.machinery.runs import Log, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -131,22 +132,21 @@ def test_wrong_words_on_the_command_line(monkeypatch, capsys, tmp_path):
 
 
 def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
-    "The damaged one is named; with it gone the older one goes on. What a killed process was writing is removed."
+    "The damaged one is named and the one before goes on. What a killed process was writing is removed. With none whole, nothing is touched."
     out = tmp_path/'run'
     shutil.copytree(run, out)
-    new, old = newest_checkpoint(out), sorted(out.glob('checkpoints/*.pt'))[0]
-    assert new != old
+    old, new = checkpoints_of(out)
     new.write_bytes(new.read_bytes()[:5000])
-    log = (out/'log.jsonl').read_bytes()
-    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
-    assert code == 1 and new.name in err and 'not a readable checkpoint' in err and len(err.strip().splitlines()) == 1
-    assert (out/'log.jsonl').read_bytes() == log and old.exists()
-    new.unlink()
     part = new.with_name(f'{new.name}.4711.part')
     part.write_bytes(b'half')
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
-    assert code == 0, err
+    assert code == 0 and f'{new}: not a readable checkpoint' in err and f'{old.name} is used' in err, err
     assert not same_state(run, out) and not part.exists()
+    log = (out/'log.jsonl').read_bytes()
+    for path in checkpoints_of(out): path.write_bytes(path.read_bytes()[:5000])
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out, '--steps', 9)
+    assert code == 1 and 'none of its 2 checkpoints is whole' in err and new.name in err and len(err.strip().splitlines()) == 1
+    assert (out/'log.jsonl').read_bytes() == log and from_json((out/'config.json').read_text()).steps == 4
 
 
 def test_hostile_checkpoint_is_not_run(tmp_path):

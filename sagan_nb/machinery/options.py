@@ -29,7 +29,12 @@ from .runs import Stopped, stop_at
 WARNING_TEXT = warnings.formatwarning
 
 
-def warn_in_a_line(message, category, *place, **line)->str:
+def warn_in_a_line(
+    message,                  # the warning
+    category:type,            # its class
+    *place,                   # where in the code it was raised
+    **line,                   # the line there
+)->str:                       # what is printed
     "Format a warning of a damaged or older file without the place in the code, which is no part of it."
     return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 

@@ -181,6 +181,20 @@ def check_options(
             if k in ('eps', 'momentum', 'steps') and not number: raise Refused(f'the recipe has {k} {v!r} in {name}')
 
 
+def check_tensors(
+    state:dict,                   # name -> tensor, from a file
+    ours:dict,                    # name -> tensor, of the network that its recipe makes
+    kind:str,                     # 'Generator' or 'Discriminator'
+):
+    "Raise Refused, naming the first difference, where names or shapes are not the same."
+    for name, t in ours.items():
+        if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {kind}')
+        if state[name].shape != t.shape:
+            raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {kind} takes {tuple(t.shape)}')
+    for name in state:
+        if name not in ours: raise Refused(f'{name} has no place in this {kind}')
+
+
 def restore_network(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
@@ -193,12 +207,7 @@ def restore_network(
     except Refused: raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
-    for name, t in ours.items():
-        if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {recipe["kind"]}')
-        if state[name].shape != t.shape:
-            raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {recipe["kind"]} takes {tuple(t.shape)}')
-    for name in state:
-        if name not in ours: raise Refused(f'{name} has no place in this {recipe["kind"]}')
+    check_tensors(state, ours, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(kinds) == 1: net = net.to(*kinds)            # float64 stays so, bit for bit

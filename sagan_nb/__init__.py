@@ -1,4 +1,4 @@
-"Self-Attention GAN: a book that is a package. The names below are there at once, and imported when they are first used."
+"Self-Attention GAN, a book that is a package. The names of `DOORS` are imported when they are first used."
 import sys
 from types import ModuleType
 

@@ -317,6 +317,24 @@ def test_compiled_without_a_compiler(command, monkeypatch, tmp_path):
     assert process.returncode == 1 and 'needs a C++ compiler' in err and err.count('\n') == 1 and not (tmp_path/'run').exists(), err
 
 
+def test_the_front_door_is_light():
+    "`import sagan_nb` loads no torch; its names are there, listed, and stay what they are where a chapter is called alike."
+    code = '''import sys, time
+start = time.process_time()
+import sagan_nb
+seconds = time.process_time() - start
+assert not {'torch', 'numpy', 'importlib.metadata'} & {*sys.modules} and {*sagan_nb.DOORS} <= {*dir(sagan_nb)}
+import sagan_nb.train, sagan_nb.spectral_norm
+from sagan_nb.networks import Generator
+for name in sagan_nb.DOORS: assert callable(getattr(sagan_nb, name)) or name == 'PRESETS', name
+assert sagan_nb.Generator is Generator and sagan_nb.train.__name__ == 'train' and sagan_nb.machinery.door.open_run is sagan_nb.open_run
+try: sagan_nb.no_such_name
+except AttributeError as e: assert 'no_such_name' in str(e)
+print(seconds)'''
+    seconds = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(2)]
+    assert min(seconds) < .02, seconds
+
+
 def test_networks_import_without_the_rest():
     code = 'import sys, sagan_nb.networks; print([m for m in ("matplotlib", "torchvision", "PIL", "scipy", "fastprogress", "nbdev") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

@@ -31,7 +31,8 @@ def model_card(
     return '\n'.join([f'# {r["kind"]} of a Self-Attention GAN', '', about, '',
                       f'- {size}, {maps}, {n:,} parameters', f'- written by sagan_nb {__version__}', '',
                       '```python', 'import torch', f'from sagan_nb import {r["kind"]}',
-                      f'{r["kind"][0]} = {r["kind"]}.from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'), '```', ''])
+                      f'{r["kind"][0]} = {r["kind"]}.from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'),
+                      '```', ''])
 
 
 def save_pretrained(

@@ -39,11 +39,15 @@ def append_line(
     value:dict,               # JSON values
 ):
     "Add a line, in one write. Half a line that a crash left before it is closed off."
-    with open(path, 'ab+') as f:
-        end = f.seek(0, os.SEEK_END)
-        f.seek(max(end - 1, 0))
-        half = end and f.read(1) != b'\n'
-        f.write(b'\n'*half + json.dumps(value).encode() + b'\n')
+    try:
+        with open(path, 'ab+') as f:
+            end = f.seek(0, os.SEEK_END)
+            f.seek(max(end - 1, 0))
+            whole = not end or f.read(1) == b'\n'
+            f.write((b'' if whole else b'\n') + json.dumps(value).encode() + b'\n')
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
 
 
 def read_lines(

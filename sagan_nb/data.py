@@ -61,10 +61,10 @@ def shape_distance(
     kind:Tensor,          # class index, int64, (n,)
 )->Tensor:                # negative inside, positive outside, in units of the part's size, (n, H, W)
     "How far each pixel is from the edge of the shape of its class."
-    disc = lambda u, v, k: (u*u + v*v).sqrt() - .9
-    ring = lambda u, v, k: ((u*u + v*v).sqrt() - .74).abs() - .26
-    beam = lambda u, v, k: torch.maximum(u.abs() - 1, v.abs() - .36)
-    pillar = lambda u, v, k: beam(v, u, k)
+    def disc(u, v, k): return (u*u + v*v).sqrt() - .9
+    def ring(u, v, k): return ((u*u + v*v).sqrt() - .74).abs() - .26
+    def beam(u, v, k): return torch.maximum(u.abs() - 1, v.abs() - .36)
+    def pillar(u, v, k): return beam(v, u, k)
     forms = (disc, ring, pillar, beam, lobed)
     d, group = torch.empty_like(u), kind.clamp(max=len(SHAPES))
     for g in group.unique().tolist():
@@ -196,14 +196,15 @@ class Pairs(Toy):
         "As of the toy world, for four parts: 0 and 1 on the falling diagonal, 2 and 3 on the rising one."
         r = torch.rand(self.n, 16, generator=torch.Generator().manual_seed(self.seed + 9)).unbind(1)
         size = torch.stack([.26 + .12*v for v in r[1:5]], 1)
-        place = lambda free, centre: torch.stack([2*v - 1 for v in free], 1) * (.47 - size) + torch.tensor(centre)
+        def place(free, centre): return (2*torch.stack(free, 1) - 1) * (.47 - size) + torch.tensor(centre)
         own = dict(size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
         f = super().draw_factors()
-        return f | own | dict(other=r[0], colour=torch.stack([tint(v) for v in (f['hue'], f['hue'], r[0], r[0])], 1))
+        falling, rising = tint(f['hue']), tint(r[0])
+        return f | own | dict(other=r[0], colour=torch.stack([falling, falling, rising, rising], 1))
 
     def long_range(self, x, y):
         "The mean over the two diagonals, each laid out as a left and a right half."
-        (a, b), (c, d) = ([q for q in row.chunk(2, -1)] for row in x.chunk(2, -2))
+        (a, b), (c, d) = (row.chunk(2, -1) for row in x.chunk(2, -2))
         found = [long_range(torch.cat(pair, -1), y=y) for pair in ((a, d), (b, c))]
         names = 'mi', 'agreement', 'chance', 'entropy_left', 'entropy_right'
         return {k: (found[0][k] + found[1][k]) / 2 for k in names}
@@ -355,7 +356,7 @@ def toy_classes(
     k = spec.partition(':')[2]
     if k and not k.isdecimal(): raise Refused(f'{spec}: say {world_of(spec)}, or {world_of(spec)}:K with K classes')
     if k and n_classes not in (None, int(k)): raise Refused(f'{spec} has {k} classes, but {n_classes} are asked for')
-    return int(k) if k else n_classes or 4
+    return int(k or n_classes or 4)
 
 def twins_options(
     spec:str,             # twins, or twins:detail=3,apart=1.2,same=0 with any of the three

@@ -128,11 +128,7 @@ def shape_net(
     shape = dict(res=r['res'], n_classes=r['n_classes'], channels=tuple(r['channels']), sn=r['sn'], attn_at=())
     if r['kind'] == 'Generator': net = Generator(**shape, z_dim=r['z_dim'], bn=r['bn'], bn_last=r['bn_last'])
     else: net = Discriminator(**shape, head=r['head'], down=tuple(r['down']))
-    for key, o in r['extra'].items():
-        block = net.blocks[o['at']]
-        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
-        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
-    net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
+    add_map_blocks(net, r)
     for block, inner in zip(net.blocks, r.get('inner') or ()):
         c_in, c_out = block.conv1.weight.shape[1], len(block.conv2.bias)
         how = dict(resample=block.conv2.resample, fold=block.conv2.fold)
@@ -143,6 +139,18 @@ def shape_net(
         for block in net.blocks.values():
             for bn in (block.bn1, block.bn2): normalise_tables(bn, **r['tables'])
     return net
+
+
+def add_map_blocks(
+    net:nn.Module,                # changed in place
+    r:dict,                       # its recipe
+):
+    "Put the blocks of a recipe on its maps."
+    for key, o in r['extra'].items():
+        block = net.blocks[o['at']]
+        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
+        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
+    net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
 
 
 class NoDraws(torch.overrides.TorchFunctionMode):
@@ -182,11 +190,11 @@ def check_options(
 
 
 def check_tensors(
-    state:dict,                   # name -> tensor, from a file
-    ours:dict,                    # name -> tensor, of the network that its recipe makes
+    ours:dict,                    # tensors that the network has
+    state:dict,                   # tensors that are given
     kind:str,                     # 'Generator' or 'Discriminator'
 ):
-    "Raise Refused, naming the first difference, where names or shapes are not the same."
+    "Raise Refused, naming the first difference, where a network cannot take these tensors."
     for name, t in ours.items():
         if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {kind}')
         if state[name].shape != t.shape:
@@ -207,7 +215,7 @@ def restore_network(
     except Refused: raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
-    check_tensors(state, ours, recipe['kind'])
+    check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(kinds) == 1: net = net.to(*kinds)            # float64 stays so, bit for bit

@@ -392,7 +392,7 @@ def convert(
         if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
     report.notes += weight_notes(source, recipe)
-    return recipe, state, report
+    return recipe, {k: t.float() for k, t in state.items()}, report
 
 
 def weight_notes(source:str, recipe:dict)->list:

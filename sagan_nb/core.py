@@ -47,14 +47,17 @@ def atomic_write(
         yield part
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
-        if hasattr(os, 'O_DIRECTORY'): sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as e:
         e.filename = e.filename or str(path)
         raise
     finally: part.unlink(missing_ok=True)
 
-def sync_folder(path:Path):
-    "Have the disk hold the names in a folder."
+def sync_folder(
+    path:Path,            # folder
+):
+    "Wait until the names in a folder are on the disk, where the system can do that."
+    if not hasattr(os, 'O_DIRECTORY'): return            # Windows opens no folders
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)

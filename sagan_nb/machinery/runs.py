@@ -134,7 +134,7 @@ def fill_folder(
     for name, value in (('env', environment(device)), ('data', facts)):
         if (path := out/f'{name}.json').exists(): continue
         with atomic_write(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
-    for left in out.rglob('*.part'):                         # of a process that was killed; metrics belong to sagan_eval
+    for left in out.rglob('*.part'):                        # of a process that was killed; metrics belong to sagan_eval
         if not left.name.startswith('metrics.'): left.unlink(missing_ok=True)
 
 

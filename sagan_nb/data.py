@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import Refused, from_uint8, to_uint8
 from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
-from .machinery.sources import describe, open_files, toy_classes, twins_options, world_of
+from .machinery.sources import open_files, toy_classes, twins_options, world_of
 
 # %% ../nbs/06_data.ipynb #3cd4b41c
 class Source(Protocol):

@@ -267,8 +267,7 @@ class Twins(Toy):
         code = torch.rand(self.n, 2, 3, self.detail, self.detail, generator=rng) * 2 - 1
         if self.same: code[:, 1] = code[:, 0]
         x, y = twin_places(torch.rand(self.n, 4, generator=rng) * 2 - 1, self.apart)
-        side = SIDES[0] + (SIDES[1] - SIDES[0]) * torch.rand(self.n, 2, generator=rng)
-        return dict(code=code, x=x, y=y, side=side)
+        return dict(code=code, x=x, y=y, side=SIDES[0] + (SIDES[1] - SIDES[0]) * torch.rand(self.n, 2, generator=rng))
 
     def batch(self, indices):
         "Add the cells of both patterns to the ground, one by one."
@@ -297,9 +296,8 @@ def fit_part(
     side:float,           # half side of the part
 )->tuple:                 # what the best pattern explains (B,); code (B, 3, k, k); x, y of its centre (B,)
     "Fit one pattern at every place by least squares, and take the place whose pattern explains most of the half."
-    H, W = halves.shape[2:]
     at_x, at_y = torch.arange(-9, 10) / 64, torch.arange(-32, 33) / 64           # every quarter of a pixel at 32
-    pixel_x, pixel_y = ((torch.arange(n) + .5) * (2/H) - n/H for n in (W, H))
+    pixel_y, pixel_x = ((2*torch.arange(n) + 1 - n) / halves.shape[2] for n in halves.shape[2:])
     across = cell_weights(pixel_x - at_x[:, None], k, side).mT                   # (places, W, k)
     down = cell_weights(pixel_y - at_y[:, None], k, side).mT                     # (places, H, k)
     basis_x, basis_y = (torch.linalg.qr(w)[0] for w in (across, down))
@@ -326,14 +324,17 @@ def read_twins(
 def agreement(
     left:Tensor,          # numbers read from the left parts, one row per image, (B, d)
     right:Tensor,         # the same from the right parts
-)->dict:                  # mi in bits; correlation and spread, means over the d numbers; n
-    "Sum the Gaussian mutual information of d pairs of numbers, each read with a standard error of ERROR."
-    a, b = (o.double() - o.double().mean(0) for o in (left, right))
-    noisy = [o.square().mean(0) + ERROR**2 for o in (a, b)]
-    r = (a * b).mean(0) / (noisy[0] * noisy[1]).sqrt()
+)->dict:                  # mi, joint in bits; correlation and spread, means over the d numbers; n
+    "Sum the Gaussian mutual information of d pairs of numbers (mi), and take it of all at once (joint)."
+    n, d = left.shape
+    cov = torch.cov(torch.cat([left, right], 1).double().T, correction=0)
+    read = cov + ERROR**2 * torch.eye(2*d)
+    r = (read / read.diagonal().outer(read.diagonal()).sqrt())[:d, d:].diagonal()
     mi = -.5 * (1 - r.clamp_min(0).square()).log2().sum().item()
-    spread = torch.cat([a, b]).square().mean().sqrt().item()
-    return dict(mi=mi, correlation=r.mean().item(), spread=spread, n=len(a))
+    volume = [torch.linalg.slogdet(part)[1].item() for part in (read[:d, :d], read[d:, d:], read)]
+    joint = (volume[0] + volume[1] - volume[2] - d*d/n) / (2 * math.log(2))      # d*d/n: what independent numbers show
+    spread = cov.diagonal().mean().sqrt().item()
+    return dict(mi=mi, joint=max(0., joint), correlation=r.mean().item(), spread=spread, n=n)
 
 # %% ../nbs/06_data.ipynb #56e5bccc
 WORLDS = dict(toy=Toy, pairs=Pairs, twins=Twins)     # drawn by code, by the first word of their spec

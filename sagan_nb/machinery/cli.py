@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_
 from ..config import NUMERICS, PRESETS, TYPES
 from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
 from ..data import describe, open_source
-from ..networks import Discriminator
+from ..networks import RESOLUTIONS, Discriminator
 from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
 from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
 from .door import Model, open_judge, open_model
@@ -26,7 +27,7 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, meas
 from .machine import pick_device
 from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
                       read_queries, rows_of, run_settings, steps_within)
-from .packs import pack
+from .packs import pack, verify_pack
 from .publish import export
 from .report import report
 from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
@@ -59,10 +60,10 @@ def summarise(
                ('checkpoints', 'to go on from'))
     for name, what in written:
         if (out/name).exists(): print(f'  {out/name}   {what}')
-    print(f'\nTry next:\n  {command_path("sagan_sample")} {out} --n 64 --out more.png\n'
-          f'  {command_path("sagan_eval")} {out} --metrics kid,prdc\n'
-          f'  {command_path("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
-          f'  {command_path("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    todo = (('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
+            ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
+            ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
+    print('\nTry next:', *[f'  {command_path(*words)}' for words in todo], sep='\n')
     return records
 
 
@@ -90,11 +91,12 @@ def sagan_train(
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
+    if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
-    stop = StopOnSignal(f'Go on with: {command_path("sagan_train")} --resume --out {out}')
+    stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
@@ -219,6 +221,7 @@ def sagan_eval(
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
     seed:int=0,               # of noise, labels and the choice of real pictures
+    labels:str='uniform',     # of generated pictures: uniform, or data: as often as in the data
     floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
@@ -230,6 +233,7 @@ def sagan_eval(
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     model = open_model(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
     if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
     K = model.cfg.n_classes
@@ -238,7 +242,7 @@ def sagan_eval(
     if has_class_names(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
+                       seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
     print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records
@@ -321,14 +325,21 @@ def sagan_table(
 
 @command
 def sagan_pack(
-    spec:str,                 # a class-per-folder directory or .zip
-    res:int=128,              # pixels per side of the packed pictures
-    out:str='pictures.pack',  # file to write
+    spec:str,                 # a class-per-folder directory or .zip; with --verify a pack
+    res:int=128,              # pixels per side of the packed pictures: 32, 64, 128 or 256
+    out:str='pictures.pack',  # pack to write, a folder
     unlabelled:bool=False,    # pictures without classes
+    verify:bool=False,        # check every picture of the pack SPEC, and write nothing
 ):
-    "Pack pictures into one file that training maps into memory. Interrupted, it goes on where it stopped."
+    "Pack pictures into a folder of .npy files that training maps. Interrupted, it goes on where it stopped."
+    if verify: return verify_pack(spec)
+    if res not in RESOLUTIONS:
+        sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
+        if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
+        print(f'{sizes}: nothing trains on {res}')
     print(describe(pack(spec, res, out, unlabelled=unlabelled)))
-    print(f'packed into {out}; train with: sagan_train PRESET --data {out} --set res={res}')
+    words = shlex.join(['sagan_train', 'PRESET', '--data', str(out), '--set', f'res={res}'])
+    print(f'packed into {out}' + (f'; train with: {words}' if res in RESOLUTIONS else ''))
 
 
 @command

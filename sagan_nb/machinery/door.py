@@ -1,5 +1,4 @@
 "Serves chapter 13: opening what was trained, here or elsewhere."
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
 from ..train import sampler
 from .files import file_sha256
-from .runs import about_run, load_checkpoint
+from .runs import about_run, class_names, load_checkpoint
 
 
 @dataclass
@@ -45,9 +44,8 @@ def open_model(
     if not run.exists(): raise Refused(f'{run}: there is no such run or file')
     path = checkpoint_of(run)
     if not path: return open_weights(run, device)
-    gan, facts = load_checkpoint(path, device=device), path.parent.parent/'data.json'
-    if facts.exists(): names = json.loads(facts.read_text(encoding='utf-8'))['classes']
-    else: names = [str(k) for k in range(gan.cfg.n_classes)]
+    gan = load_checkpoint(path, device=device)
+    names = class_names(path.parent.parent, gan.cfg.n_classes)
     return Model(sampler(gan), gan.cfg, names, gan.t, about_run(gan, path))
 
 

@@ -19,7 +19,7 @@ from ..train import draw, fixed_noise, sampler
 from .evaluate import evaluate
 from .features import Features, domain
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
-from .runs import kept_samples, load_checkpoint, newest_checkpoint, pictures_of, read_log
+from .runs import class_names, kept_samples, load_checkpoint, newest_checkpoint, pictures_of, read_log
 
 
 def config_html(
@@ -217,7 +217,7 @@ def sections(
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
-    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), read('data.json').get('classes', [])
+    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), class_names(run, gan.cfg.n_classes)
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')

@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..config import BOOKKEEPING, Config, differences, from_json, to_json
-from ..core import Refused, atomic_write, grid_image
+from ..core import Refused, atomic_write, grid_image, printable
 from ..data import Stream, open_source
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .files import file_sha256
@@ -62,7 +62,9 @@ def load_checkpoint(
     "A GAN as it was. Raises Refused for a damaged file or a changed configuration, with the differences."
     state = read_checkpoint(path, device)
     saved = from_json(state['config'])
-    changed = differences(saved, cfg or saved, ignore=BOOKKEEPING)
+    cfg_now = cfg or saved
+    moved = ('data',) if saved.data_id and saved.data_id == cfg_now.data_id else ()       # the same images elsewhere
+    changed = differences(saved, cfg_now, ignore=(*BOOKKEEPING, *moved))
     if changed:
         words = '; '.join(f'{n} was {a!r}, now {b!r}' for n, (a, b) in changed.items())
         raise Refused(f'the configuration changed since the checkpoint: {words}')
@@ -109,6 +111,21 @@ class Log:
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
                 out |= dict(zip((f'norms_{name}', f'raw_{name}'), true_norms(net)))
         return out
+
+
+def class_names(
+    run,                      # run folder
+    n:int,                    # number of classes
+)->list:                      # n names, printable
+    "Read the names of a run's classes; their numbers, and a line that says so, where data.json is lost or damaged."
+    path = Path(run)/'data.json'
+    if not path.exists(): return [str(k) for k in range(n)]
+    try:
+        names = [printable(c) for c in json.loads(path.read_text(encoding='utf-8'))['classes']]
+        if len(names) == n: return names
+    except (ValueError, TypeError, KeyError, RecursionError, OSError): pass
+    print(f'{path} is damaged: classes are called by their numbers')
+    return [str(k) for k in range(n)]
 
 
 def read_log(
@@ -184,7 +201,8 @@ def open_run(
         gan = make_gan(cfg, device)                                  # before anything is written: it may refuse
         for d in (out/'checkpoints', out/'samples'): d.mkdir(parents=True, exist_ok=True)
         facts = dict(spec=source.spec, fingerprint=source.fingerprint, pictures=len(source),
-                     classes=list(source.classes), counts=list(source.counts))
+                     classes=list(source.classes), counts=list(source.counts),
+                     unreadable=source.unreadable, **source.found)
         for name, value in (('env', environment(device)), ('data', facts)):
             (out/f'{name}.json').write_text(json.dumps(value, indent=1), encoding='utf-8')
     (out/'config.json').write_text(to_json(gan.cfg), encoding='utf-8')

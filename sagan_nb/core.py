@@ -30,9 +30,10 @@ def choose(
 ):                        # the value itself
     "Return the value if it is one of the choices. Raises Refused otherwise, with the nearest, and all if they are few."
     if value in choices: return value
-    near = difflib.get_close_matches(value, choices, 1, cutoff=.5) if isinstance(value, str) else []
-    hints = [f'did you mean {write(o)}?' for o in near]
-    if not near or len(choices) <= 12: hints.insert(0, f'choose one of {", ".join(map(write, choices))}')
+    every = f'choose one of {", ".join(map(write, choices))}'
+    if not isinstance(value, str): raise Refused(f'{what} is {value!r}; {every}')
+    hints = [f'did you mean {write(o)}?' for o in difflib.get_close_matches(value, choices, 1, cutoff=.5)]
+    if not hints or len(choices) <= 12: hints.insert(0, every)
     raise Refused(f'there is no {what} {value!r}; {"; ".join(hints)}')
 
 # %% ../nbs/00_core.ipynb #f6bb0736

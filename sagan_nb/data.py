@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import Refused, from_uint8, to_uint8
 from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
-from .machinery.sources import describe, open_files, toy_classes, twins_options, world_of
+from .machinery.sources import open_files, toy_classes, twins_options, world_of
 
 # %% ../nbs/06_data.ipynb #3cd4b41c
 class Source(Protocol):
@@ -215,10 +215,9 @@ class Pairs(Toy):
         r = torch.rand(self.n, 16, generator=torch.Generator().manual_seed(self.seed + 9)).unbind(1)
         size = torch.stack([.26 + .12*v for v in r[1:5]], 1)
         def place(free, centre): return (2*torch.stack(free, 1) - 1) * (.47 - size) + torch.tensor(centre)
-        own = dict(size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
-        f = super().draw_factors()
-        falling, rising = tint(f['hue']), tint(r[0])
-        return f | own | dict(other=r[0], colour=torch.stack([falling, falling, rising, rising], 1))
+        own = dict(other=r[0], size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
+        f = super().draw_factors() | own
+        return f | dict(colour=torch.stack([tint(f[hue]) for hue in ('hue', 'hue', 'other', 'other')], 1))
 
     def long_range(self, x, y):
         "The mean over the two diagonals, each laid out as a left and a right half."

@@ -19,7 +19,8 @@ from PIL import Image
 
 from sagan_nb import data
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Pairs, Stream, Toy, Twins, describe, diversity, long_range, open_source
+from sagan_nb.data import Pairs, Stream, Toy, Twins, diversity, long_range, open_source
+from sagan_nb.machinery.sources import describe
 from sagan_nb.machinery import packed, packs, pictures
 from sagan_nb.machinery.listing import Listing, list_pictures
 from sagan_nb.machinery.packs import pack

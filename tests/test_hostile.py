@@ -16,7 +16,8 @@ from commands import shell
 from PIL import Image
 
 from sagan_nb.core import Refused, printable, show_grid
-from sagan_nb.data import describe, open_source
+from sagan_nb.data import open_source
+from sagan_nb.machinery.sources import describe
 from sagan_nb.machinery import listing, pictures
 from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack

@@ -15,11 +15,12 @@ from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
 from ..config import NUMERICS, PRESETS, TYPES
 from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
-from ..data import describe, open_source
+from ..data import open_source
 from ..networks import RESOLUTIONS, Discriminator
 from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
-from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
-from .door import Model, open_judge, open_model
+from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .checkpoints import disk_price
+from .door import Model, open_run
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
 from .html import page, widget_html
@@ -30,8 +31,8 @@ from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command
 from .packs import pack, verify_pack
 from .publish import export
 from .report import report
-from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
-                   read_log, stop_at, train)
+from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
+from .sources import describe
 from .tables import markdown, show_rows, show_samples, show_training
 
 
@@ -42,7 +43,7 @@ def summarise(
 )->list:                      # the records of `measure`
     "Write metrics.json, samples.png and curves.png into the run folder, and say where they are and what to try next."
     out, names, cfg, (z, y) = Path(out), list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
-    grid = show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
     save_fig(grid, out/'samples.png', dpi=150)
     curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
     save_fig(curves, out/'curves.png')
@@ -94,15 +95,16 @@ def sagan_train(
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    kept, size = disk_price(cfg)
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
-          f'into {out}')
+          f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)')
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
 
 def sample_rows(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
     kind:str,                 # 'grid', or 'z', 'classes': walks
     wanted:list,              # classes
     n:int,                    # pictures in all, rounded up to whole rows
@@ -119,7 +121,7 @@ def sample_rows(
 
 
 def neighbours_of(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
     wanted:list,              # classes
     n:int,                    # pictures in all, eight in a row
     how:dict,                 # seed, truncation
@@ -162,7 +164,7 @@ def sagan_sample(
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
-    model = open_model(run, pick_device(device))
+    model = open_run(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
@@ -188,12 +190,12 @@ def write_gif(
 ):
     "Write an animation and say so."
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_bytes(gif(frames, ms))
+    with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
     print(f'{len(frames)} frames in {out}')
 
 
 def has_class_names(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
 )->bool:                      # False: classes are known by their numbers only
     "Does the model know the names of its classes?"
     return list(model.classes) != [str(k) for k in range(len(model.classes))]
@@ -231,11 +233,11 @@ def sagan_eval(
     folder = folder.parent if folder.name == 'checkpoints' else folder
     out = Path(out or folder/'metrics.json')
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    model = open_model(run, pick_device(device))
+    model = open_run(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
     if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
+    if not spec: raise Refused(f'{run} does not say on what it was trained: say --data')
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
@@ -382,10 +384,10 @@ def maps_of_run(
 )->tuple:                     # AttentionMaps, a name for each picture
     "Pictures of G, or real ones before D, and what attention did with them."
     if part == 'D':
-        D, own = open_judge(run, device)
-        x, y, names = real_pictures(D, data or own, n, classes, seed)
-        return attention_maps(D, x, y), [names[k] for k in y] if names else []
-    model = open_model(run, device)
+        model = open_run(run, device, part='D')
+        x, y, names = real_pictures(model.D, data or model.cfg.data, n, classes, seed)
+        return attention_maps(model.D, x, y), [names[k] for k in y] if names else []
+    model = open_run(run, device)
     wanted = pick_classes(classes, model.classes)
     z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
     y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
@@ -441,7 +443,8 @@ def write_attention(
     "Write the figure or the page, and say in words what is to be seen."
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page('Attention maps', widget_html(maps, largest.name, names, points)), encoding='utf-8')
+        text = page('Attention maps', widget_html(maps, largest.name, names, points))
+        with atomic_write(out) as part: part.write_text(text, encoding='utf-8')
     else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
@@ -460,7 +463,7 @@ def sagan_report(
     "Put everything about a run on one page that needs no network."
     if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
         raise Refused(f'{out}: the page is written to a file whose name ends in .html')
-    source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
+    source = pictures_of(open_run(run).cfg, data) if data else None
     print(f'wrote {report(run, out, source, device=pick_device(device))}')
 
 
@@ -488,6 +491,7 @@ def sagan_bench(
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
     which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
-    save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    def save(result):
+        with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
@@ -18,10 +19,25 @@ from ..config import Config, at_scale, from_json, override, preset
 from ..core import Refused, choose, printable
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
+from .checkpoints import Diverged
+from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
 from .pictures import reading_images, reading_options
-from .runs import Diverged, Stopped, stop_at
+from .runs import Stopped, stop_at
+
+
+WARNING_TEXT = warnings.formatwarning
+
+
+def warn_in_a_line(
+    message,                  # the warning
+    category:type,            # its class
+    *place,                   # where in the code it was raised
+    **line,                   # the line there
+)->str:                       # what is printed
+    "Format a warning of a damaged or older file without the place in the code, which is no part of it."
+    return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 
 
 def command(f):               # a function with docments
@@ -30,6 +46,7 @@ def command(f):               # a function with docments
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
         given, how = read_words(f, sys.argv[1:])
+        warnings.formatwarning = warn_in_a_line
         try:
             with reading_images(**how): f(**given)
         except (Refused, Diverged) as e: fault, code = str(e), 1

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .core import Refused, from_uint8, to_uint8
+from .core import Refused, from_uint8
 from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
 from .machinery.sources import open_files, toy_classes, twins_options, world_of
 

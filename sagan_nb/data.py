@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .core import Refused, from_uint8, to_uint8
+from .core import Refused, from_uint8
 from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
 from .machinery.sources import open_files, toy_classes, twins_options, world_of
 
@@ -149,7 +149,8 @@ class Toy(BaseSource):
         "Draw these images; the same index always gives the same image."
         i = torch.as_tensor(indices, dtype=torch.int64)
         f = {name: value[i] for name, value in self.factors.items()}
-        return to_uint8(self.paint(f, self.labels[i])), self.labels[i]
+        x = self.paint(f, self.labels[i]).clamp(-1, 1)
+        return x.add(1).mul(127.5).round().to(torch.uint8), self.labels[i]     # in the number format of the factors
 
     def paint(self, f, y): return paint(f, y, self.res)
 

@@ -7,6 +7,6 @@ docs:
 	python3 start.py docs
 long: SHELL = bash
 long:
-	set -o pipefail; (.venv/bin/python -c 'from sagan_nb.machinery.machine import here; print(here())' && \
+	set -o pipefail; (.venv/bin/python -c 'from sagan_nb.machinery.machine import machine_facts; print(machine_facts())' && \
 	.venv/bin/python -m pytest -m long -v --durations=0 --durations-min=1 --no-header tests && .venv/bin/python -m tools.mutate) 2>&1 | tee results/long.txt
 .PHONY: run test docs long

@@ -6,7 +6,7 @@
 __all__ = ['MIRROR', 'COLORS', 'HOW_TO_READ', 'doubled', 'plant', 'mirror_generator', 'mirror_discriminator', 'mirror_picture',
            'unmoved', 'attention_layers', 'watched', 'LayerMaps', 'AttentionMaps', 'watch_batch', 'attention_maps',
            'grid_queries', 'contrast_queries', 'find_queries', 'peaks', 'cell_middle', 'draw_picture', 'draw_map',
-           'asked_of', 'show_attention', 'describe_attention', 'silenced', 'attention_use', 'evened']
+           'asked_of', 'show_attention', 'describe_attention', 'silenced', 'attention_use', 'even_keys']
 
 # %% ../nbs/11_attention_maps.ipynb #1f0069a3
 import math
@@ -408,13 +408,13 @@ def attention_use(
     "Is attention used? Means over pictures and locations; the values `_even` are those of maps with equal weights."
     out = {}
     for name, o in maps.layers.items():
-        even = evened(o)
+        even = even_keys(o)
         values = [v.mean().item() for v in (o.ratio, *o.reach(), *even.reach())]
         names = ('ratio', 'entropy', 'distance', 'entropy_even', 'distance_even')
         out[name] = dict(gamma=o.gamma, **dict(zip(names, values)))
     return out
 
-def evened(
+def even_keys(
     o:LayerMaps,              # of a layer
 )->LayerMaps:                 # of one picture
     "The same layer with equal keys, so that its maps are even."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMERICS', 'CHOICES', 'POSITIVE', 'UP_TO_ONE', 'BOOKKEEPING', 'TYPES', 'PRESETS', 'SCALES', 'PUBLISHED', 'setting',
-           'Config', 'typed', 'check', 'known', 'parse', 'override', 'to_json', 'from_json', 'differences', 'preset',
-           'at_scale']
+           'Config', 'typed_value', 'check_config', 'known_field', 'parse_setting', 'override', 'to_json', 'from_json',
+           'differences', 'preset', 'at_scale']
 
 # %% ../nbs/07_config.ipynb #59dd0137
 import dataclasses
@@ -91,7 +91,7 @@ class Config:
     log_every:int = setting(200, 'steps between lines of the log', 'released code: summaries every 200')
     sigma_every:int = setting(5000, 'steps between true spectral norms in the log', 'ours')
 
-    def __post_init__(self): check(self)
+    def __post_init__(self): check_config(self)
 
 # %% ../nbs/07_config.ipynb #24299464
 CHOICES = dict(scale=('smoke', 'laptop', 'gpu', 'paper'), block=('attention', 'residual', 'residual3x3', 'none'),
@@ -105,7 +105,7 @@ POSITIVE = ('res', 'width', 'z_dim', 'reduction', 'lr_g', 'lr_d', 'lr_factor', '
 UP_TO_ONE = ('beta1', 'beta2', 'ema', 'bn_momentum', 'bn_last_momentum')
 BOOKKEEPING = ('steps', 'checkpoint_every', 'sample_every', 'log_every', 'sigma_every')     # may change on resuming
 
-def typed(
+def typed_value(
     name:str,             # a field of Config
     value,                # from JSON or Python
 ):                        # the value in the field's type
@@ -116,9 +116,9 @@ def typed(
     if kind is not tuple and type(value) is kind: return value
     raise Refused(f'{name} must be {"a list of whole numbers" if kind is tuple else kind.__name__}, got {value!r}')
 
-def check(cfg:Config):
+def check_config(cfg:Config):
     "Raise Refused for a value of the wrong type or outside its range."
-    for name in TYPES: object.__setattr__(cfg, name, typed(name, getattr(cfg, name)))
+    for name in TYPES: object.__setattr__(cfg, name, typed_value(name, getattr(cfg, name)))
     for name, allowed in CHOICES.items():
         value = getattr(cfg, name)
         if value not in allowed: raise Refused(f'{name} is {value!r}; choose one of {", ".join(allowed)}')
@@ -137,18 +137,18 @@ def check(cfg:Config):
 TYPES = {f.name: tuple if typing.get_origin(f.type) is tuple else f.type for f in fields(Config)}
 
 # %% ../nbs/07_config.ipynb #b7c84c93
-def known(name:str)->str:
+def known_field(name:str)->str:
     "The name itself, if it is a field. Raises Refused with the nearest field otherwise."
     if name in TYPES: return name
     near = difflib.get_close_matches(name, TYPES, 1, cutoff=.4)
     raise Refused(f'there is no setting {name!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
 
-def parse(
+def parse_setting(
     name:str,             # a field of Config
     text:str,             # as typed on a command line; lists as 16,32; none or nothing for an empty list
 ):                        # the value in the field's type
     "A setting from text. Raises Refused for an unknown name or a text that does not fit."
-    kind = TYPES[known(name)]
+    kind = TYPES[known_field(name)]
     try:
         if kind is bool: return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
         if kind is tuple: return tuple(int(t) for t in text.split(',')) if text.lower() not in ('', 'none') else ()
@@ -164,7 +164,7 @@ def override(
     "Settings from a command line. Raises Refused for anything that is not a setting."
     for pair in pairs:
         if '=' not in pair: raise Refused(f'expected key=value, got {pair!r}')
-    return replace(cfg, **{k.strip(): parse(k.strip(), v.strip()) for k, v in (p.split('=', 1) for p in pairs)})
+    return replace(cfg, **{k.strip(): parse_setting(k.strip(), v.strip()) for k, v in (p.split('=', 1) for p in pairs)})
 
 def to_json(cfg:Config)->str:
     "A Config as JSON, one field a line."
@@ -177,7 +177,7 @@ def from_json(
     try: d = json.loads(text)
     except json.JSONDecodeError as e: raise Refused(f'this is not a configuration: {e}') from None
     if not isinstance(d, dict): raise Refused('this is not a configuration: expected a JSON object')
-    return Config(**{known(k): typed(k, v) for k, v in d.items()})
+    return Config(**{known_field(k): typed_value(k, v) for k, v in d.items()})
 
 def differences(
     a:Config,             # one value

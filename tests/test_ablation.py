@@ -257,7 +257,7 @@ def quietly(*args, **kw): return run_rows(*args, say=lambda *a, **k: None, **kw)
 
 def test_two_processes_do_not_train_the_same_run(one_job):
     job, toy, out, runs = one_job
-    with jobs.alone(runs/job.name):                                          # as another process would hold it
+    with jobs.run_lock(runs/job.name):                                          # as another process would hold it
         (runs/job.name).mkdir()
         assert 'another process is at it' in quietly([job], toy, out, runs)[job.name]
         assert (runs/job.name).exists() and not out.exists()
@@ -269,7 +269,7 @@ def test_a_result_is_replaced_only_by_a_new_one(one_job, monkeypatch):
     quietly([job], toy, out, runs)
     old, = out.glob('*.json')
     text = old.read_text()
-    with jobs.alone(runs/job.name), pytest.raises(Refused, match='another process'): jobs.set_aside([job], out, runs)
+    with jobs.run_lock(runs/job.name), pytest.raises(Refused, match='another process'): jobs.set_aside([job], out, runs)
     assert old.read_text() == text and [*runs.glob('t1_*')]
     jobs.set_aside([job], out, runs)
     assert not old.exists() and (out/'replaced'/old.name).read_text() == text and not [*runs.glob('t1_*')] and not collect(out)
@@ -359,10 +359,10 @@ def test_runs_without_a_number_are_counted(one_job):
 def test_other_numbers_are_said_and_not_used(table, monkeypatch):
     out, _ = table
     cfg = row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0]['t1_none']
-    assert jobs.done(Job(cfg), out)
+    assert jobs.stored_result(Job(cfg), out)
     assert f'numbers of version {NUMERICS + 1}; today' in markdown('table1', [o | dict(numerics=NUMERICS + 1) for o in collect(out)])
     for room in (jobs, tables): monkeypatch.setattr(room, 'NUMERICS', NUMERICS + 1)
-    assert jobs.done(Job(cfg), out) is None and 'numbers of version' in markdown('table1', collect(out))
+    assert jobs.stored_result(Job(cfg), out) is None and 'numbers of version' in markdown('table1', collect(out))
 
 
 def test_of_several_versions_the_newest_is_read_or_the_one_asked_for(tmp_path):

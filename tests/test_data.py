@@ -211,7 +211,7 @@ def test_twins_lie_where_they_should():
     "Whole parts, each in its half; a given distance is kept; at 64 px they are the same scenes."
     for apart in (0, .8, 1., 1.3, 1.6):
         f = Twins(n=2000, apart=apart).factors
-        assert (f['x'].abs() - .5).abs().max() <= .1001 and f['y'].abs().max() <= .6001 and (f['x'][:, 0] < 0).all() and (f['x'][:, 1] > 0).all()
+        assert (f['x'].abs() - .5).abs().max() <= .1401 and f['y'].abs().max() <= .5001 and (f['x'][:, 0] < 0).all() and (f['x'][:, 1] > 0).all()
         distance = torch.hypot(f['x'][:, 1] - f['x'][:, 0], f['y'][:, 1] - f['y'][:, 0])
         assert not apart or torch.allclose(distance, torch.tensor(float(apart)), atol=1e-5)
         assert f['y'].std() > .25
@@ -225,10 +225,11 @@ def test_twins_are_read_from_the_pixels(res, k):
     "In the middle of a reading grid nothing is lost but rounding; elsewhere little. The measure: all, nothing, and in between."
     twins = Twins(res, detail=k, n=400)
     twins.factors['x'], twins.factors['y'] = ((twins.factors[o] * 64).round() / 64 for o in 'xy')
+    twins.factors['side'] = torch.tensor([.31, .33, .35])[torch.arange(800) % 3].view(400, 2)
     x = from_uint8(twins.batch(range(400))[0])
     found = data.read_twins(x, k)
     for name in 'xy': assert torch.equal(found[name], twins.factors[name])
-    assert (found['code'] - twins.factors['code']).abs().max() < .02 * k
+    assert (found['code'] - twins.factors['code']).square().mean().sqrt() < .002
     whole, shuffled = twins.long_range(x, None)['mi'], torch.cat([x[..., :res//2], x.roll(1, 0)[..., res//2:]], -1)
     assert .97 < whole / (3*k*k * 3.7) < 1.03 and twins.long_range(shuffled, None)['mi'] < .015 * k*k
 
@@ -376,7 +377,7 @@ def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'CHUNK', 4)
     pack(tree, 32, tmp_path/'whole.pack')
     with monkeypatch.context() as m:
-        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
     os.truncate(tmp_path/'p.pack.part', pictures.HEAD + 9*3*32**2)
     pack(tree, 32, tmp_path/'p.pack')
@@ -399,7 +400,7 @@ def test_killed_packing_goes_on(tmp_path):
 
 def test_unfinished_pack_of_something_else(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(packs, 'finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
     with pytest.raises(Refused, match='unfinished pack of other'): pack(tree, 16, tmp_path/'p.pack')
     refused('unfinished or cut off', tmp_path/'p.pack.part')

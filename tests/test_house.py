@@ -185,6 +185,24 @@ def test_cells_that_import_can_run_alone(path):
     assert [source(c)[:80] for c in code_cells(NOTEBOOKS[path]) if not {'export', 'exporti'} & directives(c).keys() and mixed(python(c))] == []
 
 
+def definitions(text):
+    "Public names that a module defines at its top level; what `@patch` adds to a class is a method."
+    for o in ast.parse(text).body:
+        patched = any(getattr(d, 'id', '') == 'patch' for d in getattr(o, 'decorator_list', []))
+        if isinstance(o, (ast.FunctionDef, ast.ClassDef)): names = [] if patched else [o.name]
+        else:
+            targets = getattr(o, 'targets', [getattr(o, 'target', o)]) if isinstance(o, (ast.Assign, ast.AnnAssign)) else []
+            names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        yield from (n for n in names if not n.startswith('_'))
+
+
+def test_a_name_means_one_thing():
+    homes = {}
+    for path, text in MODULES.items():
+        for name in {*definitions(text)}: homes.setdefault(name, []).append(name_of(path))
+    assert len(homes) > 300 and {k: v for k, v in homes.items() if len(v) > 1} == {}
+
+
 @per_module
 def test_public_names_are_documented(path):
     assert [*undocumented(MODULES[path])] == []
@@ -231,6 +249,8 @@ def test_rules_find_planted_faults():
     assert [n for _, n in functions('def f(\n  a,\n):\n  "doc"\n  # why\n\n  x = [\n    1]\n  return x')] == [3]
     text = 'def f(a, b:int,\n  c, # see\n):\n  pass'
     assert [*undocumented(text)] == ['f has no docstring', 'f: a is not documented']
+    text = '@patch\ndef f(self:A): pass\n@g\ndef h(): x = 1\na, (b, _c) = 1, (2, 3)\nd:int = 4\nclass E: e = 5\na = [i for i in b]'
+    assert {*definitions(text)} == {'h', 'a', 'b', 'd', 'E'}
     lines = ['# note', 'tests/test_a.py::test_b[*] | no data']
     assert allowed('tests/test_a.py::test_b[1]', 'there is no data', lines)
     assert not allowed('tests/test_a.py::test_b[1]', 'no GPU', lines)

@@ -25,7 +25,7 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.spectral_norm import real_pass
 from sagan_nb.train import fit, make_gan
 from sagan_nb.machinery import door, peers, publish, recipe as recipe_room
-from sagan_nb.machinery.publish import export_onnx, from_pretrained, plain, save_pretrained, to_biggan
+from sagan_nb.machinery.publish import divided_weights, export_onnx, from_pretrained, save_pretrained, to_biggan
 from sagan_nb.machinery.recipe import recipe_of
 
 ROOT = Path(__file__).parents[1]
@@ -433,7 +433,7 @@ def test_safetensors_is_bit_exact(net):
     for mode in (False, True):
         x, y = (n.train(mode)(*args) for n in (net, again))
         assert all(torch.equal(p, q) for p, q in zip(x if isinstance(x, tuple) else [x], y if isinstance(y, tuple) else [y]))
-    close(*(n.eval()(*args)[0] for n in (plain(net), net)), rtol=1e-4, atol=1e-5)
+    close(*(n.eval()(*args)[0] for n in (divided_weights(net), net)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('net', [pytest.param(n, id=i) for i, n in nets() if i in ('G-released', 'G-official', 'D', 'D-bench')])
@@ -634,7 +634,7 @@ def test_a_shape_that_lies_costs_no_memory(tmp_path):
     wide = dict(recipe, channels=[4_000_000]*4, n_classes=4_000_000)
     big = dict(state, extra=torch.empty(4_000_000, device='meta'))                          # an axis that would allow it
     for r in (wide, dict(recipe, bn=dict(eps='x')), dict(recipe, sn=dict(steps=10**9)), dict(recipe, channels=[0]*4)):
-        with pytest.raises(Refused): recipe_room.build(r, big)
+        with pytest.raises(Refused): recipe_room.restore_network(r, big)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200*1024
     for text in ('{"recipe": null}', '{"recipe": []}', '{"recipe": "x"}'):
-        with pytest.raises(Refused): interop.published(state, dict(sagan_nb=text))
+        with pytest.raises(Refused): interop.read_published(state, dict(sagan_nb=text))

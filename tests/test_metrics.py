@@ -20,13 +20,13 @@ from sagan_nb import metrics
 from sagan_nb.config import NUMERICS
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Toy, open_source
-from sagan_nb.metrics import (Stats, between_roots, frechet_distance, inception_score, intra_distances, intra_fid,
-                              kernel_distance, prdc, root, squared_mmd)
+from sagan_nb.metrics import (Stats, between_roots, covariance_root, frechet_distance, inception_score, intra_distances,
+                              intra_fid, kernel_distance, prdc, squared_mmd)
 from sagan_nb.machinery import cli, evaluate as evaluate_room, features as features_room, files
 from sagan_nb.machinery.evaluate import as_table, evaluate, fake_table, one_line, real_table, save_records
 from sagan_nb.machinery.features import (Features, domain, inception, inception_file, open_features, tf1_resize,
                                          weights_hash)
-from sagan_nb.machinery.files import file_sha256, get, put
+from sagan_nb.machinery.files import file_sha256, read_cache, write_cache
 from sagan_nb.machinery.pictures import Pictures, WithoutLabels
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*the covariance has rank')
@@ -121,12 +121,12 @@ def test_precision_and_recall_are_torch_fidelitys(k):
 
 def test_planted_mistakes_are_seen():
     a, b = features(60, 24, 0)*.6, features(300, 24, 1, .2)
-    value, (m1, A), (m2, B) = frechet_distance(a, b), root(a), root(b)
+    value, (m1, A), (m2, B) = frechet_distance(a, b), covariance_root(a), covariance_root(b)
     population = between_roots(m1, A * (59 / 60)**.5, m2, B * (299 / 300)**.5)
     off = lambda x: abs(x / value - 1)
     assert off(between_roots(m1, A, m2, B)) < 1e-12
     assert off(population) > 1e-4                                               # covariance divided by n
-    assert off((m1 - m2).square().sum() + (root(a)[1].norm() - root(b)[1].norm())**2) > 1e-2     # no cross matrix
+    assert off((m1 - m2).square().sum() + (covariance_root(a)[1].norm() - covariance_root(b)[1].norm())**2) > 1e-2     # no cross matrix
     assert off((m1 - m2).square().sum() + A.norm()**2 + B.norm()**2 - 2*(A.T @ A @ B.T @ B).trace()**.5) > 1e-2   # root of the trace
     assert prdc(a, b)['precision'] != prdc(b, a)['precision']                   # real and fake swapped
     sorted_by_class = torch.eye(10, dtype=D).repeat_interleave(30, 0) * 20
@@ -414,14 +414,14 @@ def test_damaged_and_full(tmp_path, toy, small, G, monkeypatch):
         warnings.simplefilter('error')
         assert torch.equal(table().rows('features'), good)  # repaired
     path = tmp_path/'one.safetensors'
-    assert put(path, dict(a=torch.ones(3)), dict(old=True))
+    assert write_cache(path, dict(a=torch.ones(3)), dict(old=True))
     def full(self, data):
         with open(self, 'wb') as f: f.write(data[:10])
         raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr(Path, 'write_bytes', full)
-        with pytest.warns(UserWarning, match='No space left'): assert not put(path, dict(a=torch.zeros(3)))
-        assert get(path)[1] == dict(old=True) and list(tmp_path.glob('*.part')) == []
+        with pytest.warns(UserWarning, match='No space left'): assert not write_cache(path, dict(a=torch.zeros(3)))
+        assert read_cache(path)[1] == dict(old=True) and list(tmp_path.glob('*.part')) == []
         shutil.rmtree(next(tmp_path.glob('real-*')))
         with pytest.warns(UserWarning, match='No space left'): assert torch.equal(table().rows('features'), good)       # goes on without
 
@@ -640,7 +640,7 @@ def test_old_features_of_fakes_are_cleaned_away(tmp_path):
     old, new, real = (tmp_path/name for name in ('fake-old', 'fake-new', 'real-old'))
     for path in (old, new, real): path.mkdir()
     for path in (old, real): os.utime(path, (0, 0))
-    files.prune(tmp_path)
+    files.prune_cache(tmp_path)
     assert not old.exists() and new.exists() and real.exists()
 
 

@@ -79,7 +79,7 @@ def parse(code, names):
         command = getattr(cli, words[0]).__wrapped__
         given = vars(anno_parser(command).parse_args(words[1:]))
         if words[0] == 'sagan_train' and not given['resume']:
-            options.plan(given['preset'], given['data'], given['scale'], given['out'], given['set'] or (), False, given['unlabelled'])
+            options.run_settings(given['preset'], given['data'], given['scale'], given['out'], given['set'] or (), False, given['unlabelled'])
     return ''
 
 

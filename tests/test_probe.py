@@ -60,11 +60,11 @@ def looks(*aucs): return [dict(t=100*(i + 1), auc=v, loss=1.) for i, v in enumer
 def test_take_off_and_censoring():
     assert p.take_off(looks(.5, .91, .95)) == (200, True) == p.take_off(looks(.5, .9, .7)) and p.take_off(looks(.5, .6)) == (200, False)
     row = [(100, True), (200, True), (400, False), (400, False)]
-    o = p.summary(row)
+    o = p.takeoff_summary(row)
     assert (o['n'], o['share'], o['restricted_mean'], o['median']) == (4, .5, 275, 200) and o['share_low'] < .2 < .8 < o['share_high']
-    assert p.summary([(400, False)]*3)['share'] == 0 and p.summary([(400, False)]*3)['median'] == np.inf
-    assert p.summary([(100, True)]*3)['restricted_mean'] == 100
-    with pytest.raises(Refused, match='different lengths'): p.summary([(400, False), (500, False)])
+    assert p.takeoff_summary([(400, False)]*3)['share'] == 0 and p.takeoff_summary([(400, False)]*3)['median'] == np.inf
+    assert p.takeoff_summary([(100, True)]*3)['restricted_mean'] == 100
+    with pytest.raises(Refused, match='different lengths'): p.takeoff_summary([(400, False), (500, False)])
 
 
 def test_comparing_rows():
@@ -78,12 +78,12 @@ def test_comparing_rows():
         observed, expected = observed + events[0], expected + d*at_risk[0]/n
         variance += d*at_risk[0]*at_risk[1]*(n - d)/n**2/(n - 1)
     from scipy import stats
-    o = p.compare(a, b)
+    o = p.compare_rows(a, b)
     assert np.isclose(o['p'], 2*stats.norm.sf(abs(observed - expected)/variance**.5)) and o['p'] < .1
     assert o['pairs'] == 3 and np.isclose(o['difference'], (-100 - 200 - 100)/3) and o['low'] < o['difference'] < o['high']
-    assert p.compare(a, a)['p'] == 1 and 'low' not in p.compare(a, a)
+    assert p.compare_rows(a, a)['p'] == 1 and 'low' not in p.compare_rows(a, a)
     never = {s: (400, False) for s in range(3)}
-    assert p.compare(never, never)['p'] == 1
+    assert p.compare_rows(never, never)['p'] == 1
 
 
 def test_holm():
@@ -98,7 +98,7 @@ def test_claims():
         with pytest.raises(Refused, match='better>worse'): p.claims_of(rows, bad)
     assert p.seeds_of('10-12,4') == [10, 11, 12, 4]
     with pytest.raises(Refused, match='seeds are like'): p.seeds_of('ten')
-    assert p.verdict(.04, -3) == 'holds' and p.verdict(.04, 3) == 'is reversed' and p.verdict(.06, -3) == 'not resolved'
+    assert p.probe_verdict(.04, -3) == 'holds' and p.probe_verdict(.04, 3) == 'is reversed' and p.probe_verdict(.06, -3) == 'not resolved'
 
 
 def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):

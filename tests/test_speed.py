@@ -23,7 +23,7 @@ from sagan_nb.core import Refused, close
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
 from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, in_turns,
-                            step_operations, table, usable)
+                            step_operations, timing_table, usable_variants)
 from sagan_nb.machinery import bench as bench_room, machine
 from sagan_nb.machinery.bench import bench, callable_from
 from sagan_nb.machinery.cli import sagan_bench
@@ -255,7 +255,7 @@ def test_plain_is_no_slower_than_a_stock_composition(tmp_path):
 
 
 def test_the_table_is_of_pairs():
-    rows = table(dict(plain=[(2., 3.), (4., 4.), (6., 3.)], fast=[(1., 1.), (1., 1.), (6., 1.)]), 8)
+    rows = timing_table(dict(plain=[(2., 3.), (4., 4.), (6., 3.)], fast=[(1., 1.), (1., 1.), (6., 1.)]), 8)
     assert rows['fast']['ratio'] == 2 and rows['fast']['ratio_of_cpu'] == 3 and rows['fast']['fastest'] == 1
     assert rows['plain']['pictures_per_s'] == 2
     order = []
@@ -271,8 +271,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     sagan_bench(nets='small', rounds=1, against=str(path), out=str(tmp_path/'bench.json'), device='cpu', no_sampling=True, note='a test')
     found = json.loads((tmp_path/'bench.json').read_text(encoding='utf-8'))
     rows = found['nets']['small']['rows']
-    assert set(rows) == {*usable(), 'against'} and found['note'] == 'a test' and {'commit', 'torch', 'threads', 'cpu'} <= set(found)
-    assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in usable())
+    assert set(rows) == {*usable_variants(), 'against'} and found['note'] == 'a test' and {'commit', 'torch', 'threads', 'cpu'} <= set(found)
+    assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in usable_variants())
     assert 'against plain' in capsys.readouterr().out
     broken = tmp_path/'broken.py'
     broken.write_text('1/0', encoding='utf-8')
@@ -282,15 +282,15 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         with pytest.raises(Refused, match='its step fails'): bench('small', against=callable_from(broken))
     with pytest.raises(Refused, match='no net'): sagan_bench(nets='', out=str(tmp_path/'bench.json'))
     sagan_bench(nets='small', rounds=1, brief=True, out=str(tmp_path/'brief.json'), device='cpu', no_sampling=True)
-    assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {*usable('cpu', ENDS)}
+    assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {*usable_variants('cpu', ENDS)}
 
 
 def test_what_is_only_emulated_is_left_out(monkeypatch):
     for hardware, left_out in ((True, set()), (False, {'bf16', 'all, bf16'})):
         for room in (speed, machine): monkeypatch.setattr(room, 'fast_bf16', lambda device: hardware)
-        assert set(VARIANTS) - {*usable('cpu')} == left_out | {*COMPILED, 'all, tf32'}
-        assert {*usable('cuda', VARIANTS)} == {n for n in VARIANTS if hardware or 'bf16' not in n}
-        assert {*usable('cpu', VARIANTS)} == {n for n in VARIANTS if (hardware or 'bf16' not in n) and 'tf32' not in n}
+        assert set(VARIANTS) - {*usable_variants('cpu')} == left_out | {*COMPILED, 'all, tf32'}
+        assert {*usable_variants('cuda', VARIANTS)} == {n for n in VARIANTS if hardware or 'bf16' not in n}
+        assert {*usable_variants('cpu', VARIANTS)} == {n for n in VARIANTS if (hardware or 'bf16' not in n) and 'tf32' not in n}
 
 
 def test_what_a_gpu_rounds():
@@ -329,8 +329,8 @@ def test_the_other_implementation_says_what_it_lacks(monkeypatch):
     import importlib.util
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     make_step = callable_from(ROOT/'tools'/'bench'/'against_mimicry.py')
-    with pytest.raises(Refused, match='torch-mimicry is not installed'): bench_room.tried(make_step, NETS['32'])
-    with pytest.raises(Refused, match='another shape than ours'): bench_room.tried(make_step, NETS['128'])
+    with pytest.raises(Refused, match='torch-mimicry is not installed'): bench_room.try_step(make_step, NETS['32'])
+    with pytest.raises(Refused, match='another shape than ours'): bench_room.try_step(make_step, NETS['128'])
 
 
 @pytest.mark.long

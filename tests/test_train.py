@@ -305,7 +305,7 @@ def test_a_gpu_that_is_not_there_or_only_emulates(monkeypatch, tmp_path):
     with pytest.raises(Refused, match="no device 'cuda:1': there are 1 here"): machine.pick_device('cuda:1')
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_train('t1_none', scale='gpu', out=str(tmp_path/'run'))
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_table('table1', data='toy', scale='gpu', out=str(tmp_path/'table'))
-    assert machine.pick_device('auto') == torch.device('cuda') and options.plan(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
+    assert machine.pick_device('auto') == torch.device('cuda') and options.run_settings(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
 
 
 @pytest.mark.parametrize('command', [('sagan_train',), ('sagan_table', 'table1')])

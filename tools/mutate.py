@@ -59,7 +59,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('an ordering that is reversed counts as held', '12', "(d < 0) == (kind in LOWER)", "(d < 0) != (kind in LOWER)", '12'),
     ('interval over rows for interval over pairs', '12', 'd = np.array([a[s] - b[s] for s in seeds])', 'd = np.array([a[s] - b[t] for s, t in zip(seeds, reversed(seeds))])', '12'),
     ('loss of diversity not seen', '12', "o['diversity'] < .25*min(best, real)", "o['diversity'] < .025*min(best, real)", '12'),
-    ('a finished row trained again', '12', 'missing, failed, took = [j for j in jobs if not done(j, out)]', 'missing, failed, took = [*jobs]', '12'),
+    ('a finished row trained again', '12', 'missing, failed, took = [j for j in jobs if not stored_result(j, out)]', 'missing, failed, took = [*jobs]', '12'),
     ('even growth taken for a jump', '12', 'if third > 2*goes_on:', 'if third > 2*second:', '12'),
     ('rows compared across other features', '12', "o.get('n_real')) for o in found}) < 2", "o.get('n_real')) for o in found}) < 9", '12'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core import Refused
-from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, build, conv_rate, in_turns, rounding,
-                     step_operations, table, usable)
-from .machine import here
-from .publish import plain as divided_once
+from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, bench_networks, conv_rate, in_turns,
+                     rounding, step_operations, timing_table, usable_variants)
+from .machine import machine_facts
+from .publish import divided_weights
 
 
 def callable_from(
@@ -30,7 +30,7 @@ def callable_from(
     return module.make_step
 
 
-def tried(
+def try_step(
     make_step,                    # from `callable_from`
     net:Net,                      # sizes
 ):                                # its step, called once
@@ -69,10 +69,10 @@ class Draw:
         v:Variant,                    # how; own spectral norm divides once, before sampling (chapter 13)
         device='cpu',                 # where to
     ):
-        G, self.v, self.device = build(net, v, device)[0].eval(), v, torch.device(device)
+        G, self.v, self.device = bench_networks(net, v, device)[0].eval(), v, torch.device(device)
         if v.sn == 'own':
             layout = torch.channels_last if v.channels_last else torch.contiguous_format
-            G = divided_once(G).to(device, memory_format=layout)
+            G = divided_weights(G).to(device, memory_format=layout)
         self.G, self.y = G, (torch.arange(net.batch) % net.n_classes).to(device)
 
     def __call__(self)->Tensor:       # pictures, (B, 3, res, res)
@@ -85,7 +85,7 @@ class Draw:
 def bench(
     name:str,                     # one of NETS
     rounds:int=5,                 # timed calls of each variant
-    names=None,                   # which of VARIANTS; None: those that are `usable`
+    names=None,                   # which of VARIANTS; None: those that are `usable_variants`
     against=None,                 # `make_step` of another implementation, see `callable_from`
     device='cpu',                 # where
     together:int=4,               # variants that stand ready at a time, beside plain: each holds two networks
@@ -93,12 +93,12 @@ def bench(
     "Time the variants in turns with plain. Raises Refused for a name that does not exist."
     if name not in NETS: raise Refused(f'there is no net {name!r}; choose from {", ".join(NETS)}')
     net, rates, rows = NETS[name], {}, {}
-    rest, floor = [n for n in names or usable(device) if n != 'plain'], step_operations(net, FLOOR) * net.batch
-    other = {} if against is None else {'against': tried(against, net)}
+    rest, floor = [n for n in names or usable_variants(device) if n != 'plain'], step_operations(net, FLOOR) * net.batch
+    other = {} if against is None else {'against': try_step(against, net)}
     rest += [*other]
     for group in [rest[i:i + together] for i in range(0, len(rest), together)] or [[]]:
         steps = {n: other.get(n) or Step(net, VARIANTS[n], device) for n in ('plain', *group)}
-        rows |= table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
+        rows |= timing_table(in_turns(steps, rounds), net.batch) | {k: v for k, v in rows.items() if k == 'plain'}
         for p in {VARIANTS[n].precision for n in steps if n in VARIANTS}:
             rates[p] = max(rates.get(p, 0.), conv_rate(p, device))
         steps.clear()
@@ -117,14 +117,14 @@ def bench_drawing(
     device='cpu',                 # where
 )->dict:                          # a row for plain, for all in fp32 and in bf16
     "Time sampling in turns."
-    draws = {n: Draw(net, VARIANTS[n], device) for n in usable(device, ENDS)}
-    return dict(asdict(net), rounds=rounds, rows=table(in_turns(draws, rounds), net.batch))
+    draws = {n: Draw(net, VARIANTS[n], device) for n in usable_variants(device, ENDS)}
+    return dict(asdict(net), rounds=rounds, rows=timing_table(in_turns(draws, rounds), net.batch))
 
 
 def bench_all(
     nets=('32', '128'),           # of NETS
     rounds:int=5,                 # timed calls of each variant
-    names=None,                   # which of VARIANTS; None: those that are `usable`
+    names=None,                   # which of VARIANTS; None: those that are `usable_variants`
     against=None,                 # `make_step` of another implementation
     device='cpu',                 # where
     drawing:bool=True,            # time sampling, too
@@ -133,7 +133,7 @@ def bench_all(
     save=lambda out: None,        # is called with what is there after each net
 )->dict:                          # as it is written to JSON
     "The whole bench, printed as it goes."
-    out = dict(made_by='sagan_bench', note=note, **here(device), nets={})
+    out = dict(made_by='sagan_bench', note=note, **machine_facts(device), nets={})
     for name in nets:
         result = out['nets'][name] = bench(name, rounds, names, against, device)
         for n, r in result['rows'].items():

@@ -10,10 +10,10 @@ import torch
 from fastcore.script import Param
 from torch import Tensor
 
-from ..ablation import TABLES, alike
+from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
 from ..config import NUMERICS, PRESETS, TYPES
-from ..core import Refused, from_uint8, save_fig, show_grid, whole
+from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
 from ..data import describe, open_source
 from ..networks import Discriminator
 from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
@@ -22,15 +22,15 @@ from .door import Model, open_judge, open_model
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
 from .html import page, widget_html
-from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, key_of, measure, run_rows, set_aside
+from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (PICTURES, asked_rows, check_sample, command, commands, pick_classes, plan, read_queries, rows_of,
-                      steps_within, tool)
+from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
+                      read_queries, rows_of, run_settings, steps_within)
 from .packs import pack
 from .publish import export
 from .report import report
 from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
-                   read_log, train, until)
+                   read_log, stop_at, train)
 from .tables import markdown, show_rows, show_samples, show_training
 
 
@@ -59,10 +59,10 @@ def summarise(
                ('checkpoints', 'to go on from'))
     for name, what in written:
         if (out/name).exists(): print(f'  {out/name}   {what}')
-    print(f'\nTry next:\n  {tool("sagan_sample")} {out} --n 64 --out more.png\n'
-          f'  {tool("sagan_eval")} {out} --metrics kid,prdc\n'
-          f'  {tool("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
-          f'  {tool("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    print(f'\nTry next:\n  {command_path("sagan_sample")} {out} --n 64 --out more.png\n'
+          f'  {command_path("sagan_eval")} {out} --metrics kid,prdc\n'
+          f'  {command_path("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
+          f'  {command_path("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
     return records
 
 
@@ -84,17 +84,17 @@ def sagan_train(
     if within is not None and (resume or not within > 0):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
-    cfg = plan(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
+    cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
-    n_classes = cfg.n_classes if any(key_of(p) == 'n_classes' for p in pairs) else None
+    n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
-    stop = StopOnSignal(f'Go on with: {tool("sagan_train")} --resume --out {out}')
+    stop = StopOnSignal(f'Go on with: {command_path("sagan_train")} --resume --out {out}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
@@ -144,7 +144,7 @@ def sagan_sample(
     data:str=None,            # real pictures for neighbours (default: those of the run)
 ):
     "Draw pictures from a trained model: one row per class, walks, nearest real pictures, or the training as a film."
-    check_sample(kind, n, seed, steps, out)
+    check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
     model = open_model(run, pick_device(device))
@@ -179,7 +179,7 @@ def write_gif(
     print(f'{len(frames)} frames in {out}')
 
 
-def named(
+def has_class_names(
     model:Model,              # from `open_model`
 )->bool:                      # False: classes are known by their numbers only
     "Does the model know the names of its classes?"
@@ -224,7 +224,7 @@ def sagan_eval(
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
-    if named(model) and list(source.classes) != list(model.classes):
+    if has_class_names(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
@@ -247,8 +247,8 @@ def write_table(
     for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
     text = markdown(table, results, skipped, failed)
     if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
-    with whole(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
-    same = alike(results, TABLES[table].rows, 'distance')                        # else one axis would mix two measures
+    with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
+    same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
     if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
@@ -298,7 +298,7 @@ def sagan_table(
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
-    if minutes: hooks.append((1, until(time.time() + 60*minutes, f'{same} goes on.')))
+    if minutes: hooks.append((1, stop_at(time.time() + 60*minutes, f'{same} goes on.')))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
     except Stopped as e:
         write_table(table, out, found, features, skipped, e.failed)
@@ -349,7 +349,7 @@ def real_pictures(
     return from_uint8(x), y, list(source.classes)
 
 
-def watch(
+def maps_of_run(
     run:str,                  # as in sagan_attention
     part:str,                 # 'G' or 'D'
     n:int,                    # pictures
@@ -398,10 +398,10 @@ def sagan_attention(
     "Draw what chosen pixels attend to (figures 1 and 5 of the paper)."
     if part not in ('G', 'D'): raise Refused(f'part is {part!r}; choose G or D')
     if not 1 <= n <= 64: raise Refused(f'n must lie in 1..64, got {n}')
-    if Path(out).suffix.lower() not in (*PICTURES, '.html'):
-        raise Refused(f'{out}: the name must end in one of {", ".join((*PICTURES, ".html"))}')
+    if Path(out).suffix.lower() not in (*FIGURE_SUFFIXES, '.html'):
+        raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".html"))}')
     asked = read_queries(queries)
-    maps, names = watch(run, part, n, classes, data, seed, pick_device(device))
+    maps, names = maps_of_run(run, part, n, classes, data, seed, pick_device(device))
     chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(n)]
@@ -456,7 +456,7 @@ def sagan_bench(
 ):
     "Time a training step, plain and with each change, in turns (chapter 14)."
     from .bench import bench_all, callable_from
-    from ..speed import COMPILED, EAGER, ENDS, NETS, usable
+    from ..speed import COMPILED, EAGER, ENDS, NETS, usable_variants
     names = [n for n in nets.split(',') if n]
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
@@ -465,7 +465,7 @@ def sagan_bench(
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
-    which = usable(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
+    which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
     save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..core import Refused, from_uint8, progress, to_uint8, whole
+from ..core import Refused, atomic_write, from_uint8, progress, to_uint8
 from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .features import Features, open_features, weights_hash
-from .files import cache_folder, content_hash, get, prune, put
+from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
 
 
 class Table:
@@ -38,9 +38,9 @@ class Table:
         if i in self.held: return self.held[i]
         if self.recent and self.recent[0] == i: return self.recent[1]
         path = self.folder and self.folder/f'{i:06}.safetensors'
-        kept = get(path) if path else None
+        kept = read_cache(path) if path else None
         out = kept[0] if kept else self.compute(i)
-        if not kept and not (path and put(path, out)): self.held[i] = out
+        if not kept and not (path and write_cache(path, out)): self.held[i] = out
         self.recent = i, out
         return out
 
@@ -71,15 +71,15 @@ class Table:
     def stats(self)->Stats:
         "Mean and covariance of the features; kept beside the shards."
         path = self.folder and self.folder/'statistics.safetensors'
-        kept = get(path) if path else None
+        kept = read_cache(path) if path else None
         if kept: return Stats.from_moments(kept[0]['mean'], kept[0]['covariance'], self.n)
         s = Stats(self[0]['features'].shape[1])
         for i in range(len(self)): s.add(self[i]['features'])
-        if path and s.n > 1: put(path, dict(mean=s.mean, covariance=s.covariance))
+        if path and s.n > 1: write_cache(path, dict(mean=s.mean, covariance=s.covariance))
         return s
 
 
-def key_of(
+def table_key(
     features:Features,        # the network
     rounding:bool,            # see evaluate
     shard:int=1000,           # see Table
@@ -102,7 +102,7 @@ def real_table(
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
     index = index[source.labels[index].argsort(stable=True)]
-    key = dict(key_of(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
+    key = dict(table_key(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
@@ -131,12 +131,12 @@ def fake_table(
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
         return to_uint8(x) if rounding else x
-    key = dict(key_of(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
+    key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
     return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
 
-NAMES = dict(score=('IS', 'classifier score'), distance=('FID', 'Fréchet classifier distance'),
-             intra=('intra-FID', 'intra distance'), kid=('KID', 'kernel classifier distance'))
+METRIC_NAMES = dict(score=('IS', 'classifier score'), distance=('FID', 'Fréchet classifier distance'),
+                    intra=('intra-FID', 'intra distance'), kid=('KID', 'kernel classifier distance'))
 METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'diversity', 'long_range')
 
 
@@ -230,12 +230,12 @@ def record(
     features:Features,        # whose numbers these are
 )->dict:                      # metric, value (or 'n/a' with its reason), and the protocol
     "A number with everything that must stand beside it. Only Inception's numbers have the published names."
-    printed = NAMES[name][0 if features.published else 1] if name in NAMES else name
+    printed = METRIC_NAMES[name][0 if features.published else 1] if name in METRIC_NAMES else name
     more = {k: v for k, v in more.items() if v is not None}
     return dict(metric=printed, value='n/a' if value is None else value) | stamp | more
 
 
-def still(
+def steady_generator(
     G:nn.Module,              # generator
 )->nn.Module:                 # the same, or a copy
     "A generator whose pictures do not depend on what was drawn before: released weights move u in evaluation, too."
@@ -262,13 +262,13 @@ def evaluate(
 )->list:                      # records
     "The numbers of a generator, each with its protocol. Raises Refused for unknown metrics and pictures that misfit."
     check_task(G, source, metrics, n_fake, n_real)
-    given, G = G, still(G)
+    given, G = G, steady_generator(G)
     held = {} if G is given else dict(spectral_norm='u held still')
     K, device = max(len(source.classes), 1), next(G.parameters()).device
     net = features if isinstance(features, Features) else open_features(features, source, cache, device)
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
-    if folder: prune(folder)
+    if folder: prune_cache(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
     task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
                 *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
@@ -277,10 +277,10 @@ def evaluate(
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
                  seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
                  unreadable=len(source.unreadable), version=__version__, **held, **(about or {}))
-    return [record(*found, stamp, net) for m in metrics for found in noted(getattr(task, m))]
+    return [record(*found, stamp, net) for m in metrics for found in collect_warnings(getattr(task, m))]
 
 
-def noted(
+def collect_warnings(
     metric,                   # a method of Task
 )->list:                      # what it found, each with `notes` where there were warnings
     "A warning about a number belongs to the number."
@@ -377,5 +377,5 @@ def save_records(
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
-        with whole(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
+        with atomic_write(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
     return out

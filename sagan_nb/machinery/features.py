@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Refused, from_uint8, progress
-from .files import as_bytes, cache_folder, content_hash, file_sha256, get, put
+from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
 
 
 def tf1_resize(
@@ -213,12 +213,12 @@ def domain(
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
     key = dict(version=Classifier.version, data_id=source.content, classes=len(source.classes), seed=seed)
     path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
-    kept = get(path) if path else None
+    kept = read_cache(path) if path else None
     if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
     if kept: net.load_state_dict(kept[0])
     else:
         net, facts = train_classifier(source, seed, device)
-        if path: put(path, {k: v.cpu() for k, v in net.state_dict().items()}, facts)
+        if path: write_cache(path, {k: v.cpu() for k, v in net.state_dict().items()}, facts)
     what = 'classifier' if facts['task'] == 'classes' else 'rotation classifier'
     return Features(net, f'{what} of {source.spec}', 'none', facts=facts)
 

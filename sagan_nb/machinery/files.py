@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Refused, whole
+from ..core import Refused, atomic_write
 
 
 def as_bytes(
@@ -38,7 +38,7 @@ def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
     return Path(os.environ.get('SAGAN_NB_CACHE') or Path.home()/'.cache'/'sagan_nb')
 
 
-def prune(
+def prune_cache(
     folder:Path,              # cache
     days:float=14,            # since a table was last written to
 ):
@@ -63,7 +63,7 @@ class CacheWarning(UserWarning):
     "Something about a kept file, not about a number."
 
 
-def put(
+def write_cache(
     path:Path,                # file to write; replaced only when the new one is complete
     tensors:dict,             # name -> tensor, on the CPU
     facts:dict=None,          # anything JSON can hold
@@ -75,7 +75,7 @@ def put(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = save(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
-        with whole(path) as part: part.write_bytes(kept)
+        with atomic_write(path) as part: part.write_bytes(kept)
         return True
     except OSError as e:
         warnings.warn(f'cannot keep {path} ({e.strerror or e}): it will have to be made again', CacheWarning,
@@ -83,8 +83,8 @@ def put(
         return False
 
 
-def get(
-    path:Path,                # what `put` wrote
+def read_cache(
+    path:Path,                # what `write_cache` wrote
 ):                            # (tensors, facts); None where there is nothing, or nothing to be trusted
     "Read tensors back. A damaged file is reported, and counts as missing."
     from safetensors import safe_open

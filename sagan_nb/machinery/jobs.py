@@ -15,7 +15,7 @@ import torch
 
 from ..ablation import Plan, collapse
 from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, from_json, override, preset, to_json
-from ..core import Refused, from_uint8, whole
+from ..core import Refused, atomic_write, from_uint8
 from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, networks, sampler
@@ -55,7 +55,7 @@ class Job:
         return f'{self.stem}-v{NUMERICS}'
 
 
-def key_of(pair:str)->str:
+def setting_name(pair:str)->str:
     "The name of the setting in key=value."
     return pair.split('=')[0].strip()
 
@@ -87,11 +87,11 @@ def row_configs(
     K, found, skipped = len(source.classes), {}, {}
     off = lambda cfg: {name: 0 for name in plan.switches if not getattr(cfg, name)}
     base = [replace(at_scale(preset(row), scale, fast_bf16), **off(preset(row))) for row in plan.rows]
-    for pair in pairs: refuse_pair(base, key_of(pair))
+    for pair in pairs: refuse_pair(base, setting_name(pair))
     for row, cfg in zip(plan.rows, base):
         cfg = replace(cfg, res=source.res, data=source.spec, data_id=source.fingerprint, n_classes=K,
                       head=cfg.head if K else 'none')
-        cfg = override(cfg, [o for o in pairs if cfg.block != 'none' or key_of(o) != 'attn_at'])
+        cfg = override(cfg, [o for o in pairs if cfg.block != 'none' or setting_name(o) != 'attn_at'])
         twin = next((o for o, c in found.items() if replace(c, preset=row) == cfg), None)
         if not K and preset(row).head == 'acgan': skipped[row] = 'the pictures have no classes'
         elif twin: skipped[row] = f'the same settings as {twin} at this scale'
@@ -184,12 +184,12 @@ def keep_good(
     "Name the newest checkpoint, if there is one, checkpoints/good.pt, too."
     try: path = newest_checkpoint(run)
     except Refused: return
-    with whole(path.with_name('good.pt')) as part:
+    with atomic_write(path.with_name('good.pt')) as part:
         try: os.link(path, part)
         except (OSError, NotImplementedError, AttributeError): shutil.copy2(path, part)     # where there are no links
 
 
-def clock(
+def timed_curve(
     log:list,                 # from `read_log`
     curve:list,               # from curve.jsonl
 )->list:                      # the curve, each line with `seconds`
@@ -198,7 +198,7 @@ def clock(
     return [dict(o, seconds=round(float(o['t']*pace), 3)) for o in curve]
 
 
-def strip(
+def sample_strip(
     run,                      # run folder
     columns:int=4,            # draws of z in each grid
     times:int=4,              # grids, evenly over the run
@@ -224,7 +224,7 @@ def result_of(
     "Everything that a table needs from a run."
     run, (G, D) = Path(run), networks(job.cfg)
     log, lines = read_log(run/'log.jsonl'), (run/'curve.jsonl')
-    curve = clock(log, [json.loads(o) for o in lines.read_text().splitlines()] if lines.exists() else [])
+    curve = timed_curve(log, [json.loads(o) for o in lines.read_text().splitlines()] if lines.exists() else [])
     real = next((o['real'] for o in records if o['metric'] == 'diversity'), 0) or math.inf
     env, *went_on = machines(run)
     count = lambda net: sum(p.numel() for p in net.parameters())
@@ -249,7 +249,7 @@ def features_of(
     with FileLock(folder/'.lock'): return open_features(spec, source, folder, device)
 
 
-def prepare(
+def prepare_run(
     run,                      # run folder of a job, perhaps of an earlier try
 )->bool:                      # is there something to go on from?
     "Take up what an interrupted run left: with a checkpoint go on from it; without one, start again."
@@ -276,7 +276,7 @@ def run_job(
 )->dict:                      # the result, as written
     "Train, measure, and write one JSON and one picture."
     run, out, status = Path(runs)/job.name, Path(out), 'finished'
-    resume = prepare(run)
+    resume = prepare_run(run)
     features = features_of(job.features, source, out, device)
     curve = Curve(run, source, job.cfg, device, features)
     if resume: curve.catch_up()
@@ -288,10 +288,10 @@ def run_job(
     except Refused:
         if status == 'finished': raise
         records = []                                     # it diverged before its first checkpoint
-    return keep(job, run, records, status, out, round(time.time() - began, 1))
+    return write_result(job, run, records, status, out, round(time.time() - began, 1))
 
 
-def keep(
+def write_result(
     job:Job,                  # what was trained
     run,                      # its run folder
     records:list,             # from `measure`
@@ -303,9 +303,9 @@ def keep(
     run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
     out.mkdir(parents=True, exist_ok=True)
     if any((run/'samples').glob('step_*.png')):
-        picture, result['samples_at'] = strip(run)
+        picture, result['samples_at'] = sample_strip(run)
         picture.save(out/f'{job.name}.png', optimize=True)
-    with whole(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+    with atomic_write(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
     for path in (out/'replaced').glob(f'{job.stem}-*'): path.unlink()
     return result
 
@@ -328,10 +328,10 @@ def adopt(
     features, began = features_of(job.features, source, out, device), time.time()
     records = measure(run, source, device, features)
     if records[0]['step'] != cfg.steps: raise Refused(f'{run} is not at its last step')
-    return keep(job, run, records, 'finished', out, round(time.time() - began, 1))
+    return write_result(job, run, records, 'finished', out, round(time.time() - began, 1))
 
 
-def done(
+def stored_result(
     job:Job,                  # what is asked for
     out,                      # folder of results
 )->Path:                      # its file, or None
@@ -341,7 +341,7 @@ def done(
 
 
 @contextlib.contextmanager
-def alone(
+def run_lock(
     run,                      # run folder
 ):
     "Nobody else trains here meanwhile. Raises Refused where another process does."
@@ -362,7 +362,7 @@ def set_aside(
     "Make room: run folders go, results wait in `replaced` until there are new ones. Raises Refused if one is in use."
     found = lambda folder: [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
     with contextlib.ExitStack() as held:
-        for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(alone(path))
+        for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(run_lock(path))
         for path in found(runs): shutil.rmtree(path)
         for path in found(out):
             (Path(out)/'replaced').mkdir(exist_ok=True)
@@ -379,7 +379,7 @@ def run_rows(
     say=print,                # where progress goes
 )->dict:                      # job name -> why it failed
     "Train and measure what is missing. Failures are returned, so that one row costs no other; Stopped carries them."
-    missing, failed, took = [j for j in jobs if not done(j, out)], {}, []
+    missing, failed, took = [j for j in jobs if not stored_result(j, out)], {}, []
     for i, job in enumerate(missing):
         left = f', about {np.mean(took)*(len(missing) - i)/60:.0f} min left' if took else ''
         say(f'[{len(jobs) - len(missing) + i + 1}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
@@ -387,8 +387,8 @@ def run_rows(
         if other := [p for p in Path(runs).glob(f'{job.stem}-*') if p.name != job.name]:
             say(f'{other[0]} has other numbers: this begins anew', flush=True)
         try:
-            with alone(Path(runs)/job.name):
-                if not done(job, out): run_job(job, source, out, runs, device, hooks)
+            with run_lock(Path(runs)/job.name):
+                if not stored_result(job, out): run_job(job, source, out, runs, device, hooks)
         except Stopped as e:
             e.failed = failed
             raise

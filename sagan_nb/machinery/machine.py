@@ -46,7 +46,7 @@ def processor()->str:             # '' where the system does not say
     return next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
 
 
-def here(
+def machine_facts(
     device='cpu',                 # where the bench runs
 )->dict:                          # as it is written down
     "What the figures belong to."

@@ -18,9 +18,9 @@ from ..config import Config, at_scale, from_json, override, preset
 from ..core import Refused
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
-from .jobs import key_of, row_configs
+from .jobs import row_configs, setting_name
 from .machine import fast_bf16
-from .runs import Diverged, Stopped, until
+from .runs import Diverged, Stopped, stop_at
 
 
 def command(f):               # a function with docments
@@ -55,7 +55,7 @@ def pick_classes(
     return [found[t] for t in text.split(',')]
 
 
-def tool(
+def command_path(
     name:str,                 # a command of this package
 )->str:                       # what to type to run it, from where this one was run
     "The name alone where the shell finds it, else its path."
@@ -63,7 +63,7 @@ def tool(
     return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
 
 
-def plan(
+def run_settings(
     preset_name:str,          # row, or None
     data:str,                 # pictures, or None
     scale:str,                # scale, or None
@@ -98,7 +98,7 @@ def time_update(
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
     with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
-        fit(gan, stream, [(1, average), (1, clock), (5, until(time.time() + most))])
+        fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.time() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 
@@ -119,11 +119,11 @@ def steps_within(
     return n
 
 
-PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg')
-KINDS = ('grid', 'z', 'classes', 'neighbours', 'timelapse')
+FIGURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg')
+SAMPLE_KINDS = ('grid', 'z', 'classes', 'neighbours', 'timelapse')
 
 
-def check_sample(
+def check_sample_options(
     kind:str,                 # as in sagan_sample
     n:int,                    # as in sagan_sample
     seed:int,                 # as in sagan_sample
@@ -131,14 +131,14 @@ def check_sample(
     out:str,                  # as in sagan_sample
 ):
     "Raises Refused for what sagan_sample cannot do."
-    if kind not in KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(KINDS)}')
+    if kind not in SAMPLE_KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(SAMPLE_KINDS)}')
     if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
     ending = Path(out).suffix.lower()
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
-    if ending not in (*PICTURES, '.gif'):
-        raise Refused(f'{out}: the name must end in one of {", ".join((*PICTURES, ".gif"))}')
+    if ending not in (*FIGURE_SUFFIXES, '.gif'):
+        raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".gif"))}')
 
 
 def slice_of(
@@ -181,7 +181,7 @@ def commands(
     "Commands that do not depend on each other, for the scheduler of a cluster."
     given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
     line = shlex.join(['sagan_table', table, *given])
-    kept = [] if 'precision' in map(key_of, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
+    kept = [] if 'precision' in map(setting_name, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
     more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
     each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]
     rows, seeds = (','.join(dict.fromkeys(str(getattr(j.cfg, k)) for j in jobs)) for k in ('preset', 'seed'))
@@ -197,7 +197,7 @@ def rows_of(
     device,                   # where
 )->tuple:                     # pictures; row -> Config; row -> why it does not apply
     "Open the pictures and settle the rows. Raises Refused where none of those asked for can be trained."
-    sizes = [p for p in pairs if key_of(p) == 'res']
+    sizes = [p for p in pairs if setting_name(p) == 'res']
     source = open_source(data, res=override(at_scale(preset(rows[0]), scale), sizes).res)
     found, skipped = row_configs(TABLES[table], source, scale, pairs, fast_bf16(device))
     if not found.keys() & {*rows}: raise Refused(f'no row can be trained: {rows[0]}: {skipped[rows[0]]}')

@@ -75,7 +75,7 @@ def pack(
     records = write_chunks(listing, res, max_bad, stretch, part, log, identity)
     bad = {name: why for r in records for name, why in r['bad'].items()}
     report_bad(bad, len(listing.names))
-    finish(listing, res, records, bad, part)
+    finish_pack(listing, res, records, bad, part)
     os.replace(part, out)
     log.unlink()
     return open_packed(out)
@@ -108,7 +108,7 @@ def write_chunks(
     return records
 
 
-def finish(
+def finish_pack(
     listing:Listing,      # what was read
     res:int,              # pixels per side
     records:list,         # of all chunks

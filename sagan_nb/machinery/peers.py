@@ -31,7 +31,7 @@ class Report:
         return '\n'.join([*lines, *self.notes])
 
 
-NAMES = dict(
+PEER_NAMES = dict(
     official=dict(conv1=('/snconv1', '/sn_conv1', '/conv1'), conv2=('/snconv2', '/sn_conv2', '/conv2'),
                   short=('/snconv3', '/sn_conv3', '/conv3'), bn1='/cbn_0', bn2='/cbn_1', f='/sn_conv_phi',
                   g='/sn_conv_theta', h='/sn_conv_g', v='/sn_conv_attn', gamma='/sigma_ratio',
@@ -77,7 +77,7 @@ class Conversion:
         source:str,               # a key of NAMES
         kind:str,                 # 'Generator' or 'Discriminator'
     ):
-        self.arrays, self.source, self.names = arrays, source, NAMES[source]
+        self.arrays, self.source, self.names = arrays, source, PEER_NAMES[source]
         self.outer, self.state, self.report = self.names[kind[0]], {}, Report(source, kind)
         self.sep = '/' if source == 'official' else '.'
         self.modules = {name[:i] for name in arrays for i, c in enumerate(name) if c == self.sep}
@@ -192,7 +192,7 @@ def place_by_width(c:Conversion, blocks:list, module:str)->int:
     return places[0]
 
 
-def spatial(
+def halving_blocks(
     short:list,                   # per block of D: does its shortcut have weights?
     source:str,                   # in all but mmgeneration the last block keeps its size
 )->tuple[list,int]:               # which blocks halve the map; pixels per side of the picture
@@ -232,7 +232,7 @@ def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
     blocks, attention = find_blocks(c)
     if len(blocks) < 2: raise Refused(f'{c.source}: fewer than two residual blocks')
     short = [c.pick(b, c.names['short']) in c.modules for b in blocks]
-    down, res = spatial(short, c.source)
+    down, res = halving_blocks(short, c.source)
     sizes = [res >> sum(down[:i + 1]) for i in range(len(down))]
     keys = {i: f'{sizes[i]}' if sizes.index(sizes[i]) == i else f'{sizes[i]}_{i}' for i in attention}
     for i, b in enumerate(blocks):
@@ -288,7 +288,7 @@ def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, s
                   extra={k: dict(o, at=k) for k, o in extra.items()})
     else:
         head = next((h for h in ('embed', 'classify') if any(k.startswith(f'{h}.') for k in arrays)), None)
-        down, res = spatial([any(k.startswith(f'blocks.{i}.short.') for k in arrays) for i in keys], 'sagan_nb')
+        down, res = halving_blocks([any(k.startswith(f'blocks.{i}.short.') for k in arrays) for i in keys], 'sagan_nb')
         sizes = [str(res >> sum(down[:i + 1])) for i in range(len(down))]
         if (lost := {*maps} - {*sizes}): raise Refused(f'a block on a map that is not there: {min(lost)}')
         r |= dict(res=res, down=down, n_classes=len(first_weight(arrays, head)) if head else 0,
@@ -312,7 +312,7 @@ SPARE = ((r'/Adam(_\d+)?$|(^|/)beta[12]_power$|(^|/)global_step$', 'of the optim
          (r'\.sv\d+$', 'sigma, logged only'), (r'num_batches_tracked$', 'a counter'))
 
 
-def spare(name:str)->str:
+def spare_reason(name:str)->str:
     "Why a tensor is not needed, or None."
     return next((why for pattern, why in SPARE if re.search(pattern, name)), None)
 
@@ -332,9 +332,9 @@ def one_network(
     tf = {re.sub(r'^(?:[^/]*/)*?([gd]_\w+/)', r'\1', s): k for s, k in names.items()}
     if any(re.match(r'[gd]_(block|optimized)', s) for s in tf):
         own = (part or 'DG'[any(s.startswith('g_bn') for s in tf)]).lower() + '_'
-        left |= {k: other for s, k in tf.items() if not s.startswith(own) and not spare(s)}
+        left |= {k: other for s, k in tf.items() if not s.startswith(own) and not spare_reason(s)}
         names = tf
-    left |= {k: spare(s) for s, k in names.items() if spare(s)}
+    left |= {k: spare_reason(s) for s, k in names.items() if spare_reason(s)}
     names = {s: k for s, k in names.items() if k not in left}
     return {s: arrays[k] for s, k in names.items()}, names, left
 
@@ -391,11 +391,11 @@ def convert(
         more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
         if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
-    report.notes += notes(source, recipe)
+    report.notes += weight_notes(source, recipe)
     return recipe, state, report
 
 
-def notes(source:str, recipe:dict)->list:
+def weight_notes(source:str, recipe:dict)->list:
     "What a user of these weights should know."
     out, G = [MMGEN]*(source == 'mmgeneration'), recipe['kind'] == 'Generator'
     if source == 'official' and G and recipe['sn']:

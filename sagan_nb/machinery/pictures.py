@@ -29,7 +29,7 @@ class BaseSource:
         return self.fingerprint
 
 
-PICTURES = {'.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.gif', '.webp', '.ppm', '.pgm', '.tif', '.tiff'}
+PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.gif', '.webp', '.ppm', '.pgm', '.tif', '.tiff'}
 
 
 def is_picture(
@@ -37,7 +37,8 @@ def is_picture(
 )->bool:                  # by its ending; hidden files and what macOS adds to a zip do not count
     "Does this name look like a picture?"
     parts = name.split('/')
-    return Path(name).suffix.lower() in PICTURES and not any(p.startswith('.') or p == '__MACOSX' for p in parts)
+    hidden = any(p.startswith('.') or p == '__MACOSX' for p in parts)
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES and not hidden
 
 
 def folder_tree(
@@ -66,14 +67,14 @@ def zip_tree(
     start = inner.strip('/') + '/' if inner.strip('/') else ''
     below = [n[len(start):] for n in z.namelist() if n.startswith(start)]
     if start and not below:
-        raise Refused(f'{path} holds no folder {inner}; it holds {some({n.split("/")[0] for n in z.namelist()})}')
+        raise Refused(f'{path} holds no folder {inner}; it holds {short_list({n.split("/")[0] for n in z.namelist()})}')
     files = [n for n in below if n and not n.endswith('/')]
     folders = {n[:-1] for n in below if n.endswith('/')}
     folders |= {p.as_posix() for n in files for p in PurePosixPath(n).parents}
     return files, sorted(folders - {'.'}), lambda name: z.read(start + name)
 
 
-def some(
+def short_list(
     names,                # strings
     most:int=4,           # how many to show
 )->str:                   # 'a, b, c and 12 more'
@@ -96,16 +97,16 @@ def by_class(
     direct, deep = [n for n in inside if '/' not in n], [n for n in inside if n.count('/') > 1]
     want = f'expected {where}/{cut}<class>/<picture>'
     if direct:
-        raise Refused(f'{len(direct):,} pictures lie outside of class folders ({some(direct, 2)}): {want}; '
+        raise Refused(f'{len(direct):,} pictures lie outside of class folders ({short_list(direct, 2)}): {want}; '
                       'to train without labels: sagan_train --unlabelled')
     if deep:
         one = where + (':' if where.lower().endswith('.zip') else '/') + cut + min(tops)
         raise Refused(f'{len(deep):,} pictures lie too deep ({deep[0]}): {want}; '
-                      f'if one of {some(tops)} holds the class folders, name it: {one}')
+                      f'if one of {short_list(tops)} holds the class folders, name it: {one}')
     classes = sorted({n.split('/')[0] for n in inside})
     beside = {f[len(cut):] for f in folders if f.startswith(cut) and is_picture(f + '/x.png')}
     if empty := {f for f in beside if f and '/' not in f} - set(classes):
-        raise Refused(f'class folders without a picture in {where}: {some(empty)}. Fill or remove them')
+        raise Refused(f'class folders without a picture in {where}: {short_list(empty)}. Fill or remove them')
     if len(classes) == 1:
         raise Refused(f'{where} holds only one class ({classes[0]}); to train without labels: sagan_train --unlabelled')
     index = {c: k for k, c in enumerate(classes)}
@@ -143,7 +144,8 @@ def list_pictures(
         raise Refused(f'{path} is neither a folder, nor a .zip, nor a file made by sagan_pack')
     files, folders, read = folder_tree(path) if path.is_dir() else zip_tree(path, inner)
     names = sorted(filter(is_picture, files))
-    if not names: raise Refused(f'no pictures in {spec}: ' + (f'it holds {some(files)}' if files else 'it is empty'))
+    if not names:
+        raise Refused(f'no pictures in {spec}: ' + (f'it holds {short_list(files)}' if files else 'it is empty'))
     labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec)
     return Listing(spec, names, labels, classes, read)
 
@@ -209,7 +211,7 @@ def read_chunks(
             bad.update(new)
             if len(bad) > max_bad * total:
                 raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {max_bad:.0%}: '
-                              + some([f'{n} ({why})' for n, why in bad.items()]))
+                              + short_list([f'{n} ({why})' for n, why in bad.items()]))
             good = [(g, k) for g, k in zip(got, labels) if not isinstance(g, str)]
             pixels = np.stack([g for g, _ in good]) if good else np.empty((0, 3, res, res), np.uint8)
             yield pixels, [k for _, k in good], new
@@ -230,7 +232,7 @@ class Pictures(BaseSource):
         self.classes, self.spec = list(classes), spec
         self.fingerprint, self.unreadable, self.res = fingerprint, unreadable, pixels.shape[-1]
         if without := [c for c, n in zip(self.classes, self.counts) if not n]:
-            raise Refused(f'no readable picture in class {some(without)} of {spec}')
+            raise Refused(f'no readable picture in class {short_list(without)} of {spec}')
 
     def __len__(self): return len(self.pixels)
 
@@ -311,7 +313,7 @@ def report_bad(
 ):
     "Print which pictures are left out."
     if not bad: return
-    which = some([f'{name} ({why})' for name, why in bad.items()])
+    which = short_list([f'{name} ({why})' for name, why in bad.items()])
     print(f'{len(bad):,} of {total:,} pictures cannot be read and are left out: {which}')
 
 

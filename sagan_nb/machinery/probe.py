@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from ..ablation import TABLES
 from ..config import preset
-from ..core import Refused, from_uint8, whole
+from ..core import Refused, atomic_write, from_uint8
 from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
@@ -71,7 +71,7 @@ def auc(
     return float(stats.mannwhitneyu(intact, dealt).statistic / (len(intact)*len(dealt)))
 
 
-def score(
+def score_images(
     D,                        # a discriminator
     x,                        # images, (B, 3, res, res)
 ) -> np.ndarray:              # logits, (B,)
@@ -108,7 +108,7 @@ def probe(
         opt.step()
         losses.append(loss.item())
         if t % every and t < updates: continue
-        seen = auc(*(score(D, x) for x in held))
+        seen = auc(*(score_images(D, x) for x in held))
         curve.append(dict(t=t, auc=round(seen, 5), loss=round(float(np.mean(losses)), 5)))
         losses.clear()
     return curve
@@ -148,7 +148,7 @@ def run_missing(
             with FileLock(out/'locks'/f'{own.name}.lock', timeout=0):
                 if path.exists(): continue
                 result = run_probe(own)
-                with whole(path) as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+                with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
         except Timeout: continue
         seen = ' '.join(f'{o["auc"]:.2f}' for o in result['curve'])
         say(f'{own.row} seed {own.seed}, {result["seconds"]:.0f} s: {seen}', flush=True)
@@ -182,7 +182,7 @@ def censored(
     return stats.CensoredData([t for t, seen in times if seen], right=[t for t, seen in times if not seen])
 
 
-def summary(
+def takeoff_summary(
     times: list,              # pairs from `take_off`, all of runs of one length
 ) -> dict:                    # n; share that took off and its interval; restricted mean; median, inf if not reached
     "Describe when the runs of a row took off. The restricted mean counts a censored run with its whole length."
@@ -197,7 +197,7 @@ def summary(
                 median=float(below[0]) if len(below) else math.inf)
 
 
-def compare(
+def compare_rows(
     a: dict,                  # seed -> pair from `take_off`, of the row that should be earlier
     b: dict,                  # the same of the other row
 ) -> dict:                    # p of the log-rank test, two-sided; pairs; difference of times, its interval and p
@@ -237,7 +237,7 @@ def claims_of(
     return pairs
 
 
-def verdict(
+def probe_verdict(
     p: float,                 # adjusted
     difference: float,        # of restricted means, better minus worse
 ) -> str:
@@ -246,27 +246,27 @@ def verdict(
     return 'holds' if difference < 0 else 'is reversed'
 
 
-def report(
+def judge_claims(
     found: dict,              # from `read_results`
     claims: list,             # from `claims_of`
     level: float = .9,        # of AUC
 ) -> dict:                    # JSON values: rows, claims
     "Judge the claims on the runs that are there."
     times = {row: {s: take_off(o['curve'], level) for s, o in own.items()} for row, own in found.items()}
-    rows = {row: summary(list(own.values())) for row, own in times.items()}
+    rows = {row: takeoff_summary(list(own.values())) for row, own in times.items()}
     for row, own in found.items():
         last = [o['curve'][-1]['auc'] for o in own.values()]
         rows[row] |= dict(final_auc=float(np.mean(last)), final_auc_median=float(np.median(last)),
                           seconds=float(np.median([o['cpu_seconds'] for o in own.values()])))
-    judged = [dict(better=a, worse=b, **compare(times[a], times[b])) for a, b in claims if {a, b} <= times.keys()]
+    judged = [dict(better=a, worse=b, **compare_rows(times[a], times[b])) for a, b in claims if {a, b} <= times.keys()]
     for o, p in zip(judged, holm([o['p'] for o in judged])):
         gap = rows[o['better']]['restricted_mean'] - rows[o['worse']]['restricted_mean']
-        o |= dict(holm_p=p, gap=gap, verdict=verdict(p, gap))
+        o |= dict(holm_p=p, gap=gap, verdict=probe_verdict(p, gap))
     return dict(level=level, rows=rows, claims=judged)
 
 
 def as_text(
-    found: dict,              # from `report`
+    found: dict,              # from `judge_claims`
 ) -> str:
     "Lay a report out as two tables."
     lines = [f'{"row":16} runs  took off           restricted mean  median   final AUC   s a run']
@@ -291,7 +291,7 @@ def seeds_of(
     return [s for part in parts for s in range(part[0], part[-1] + 1)]
 
 
-def options():
+def probe_options():
     "Describe the command line."
     p = argparse.ArgumentParser('sagan_table probe', description='Can D alone tell whether distant parts agree?')
     p.add_argument('--rows', default='t1_none,t1_attn_8,t1_attn_16,t1_res_8,t1_res_16,t1_res3x3_8,t1_res3x3_16')
@@ -310,16 +310,16 @@ def main(
     argv=None,                # arguments; None: those of the process
 ) -> int:                     # 0: all is done; 3: something is missing still
     "Run what is missing, print the tables, and write report.json beside the results."
-    given = vars(options().parse_args(argv))
+    given = vars(probe_options().parse_args(argv))
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
     wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # a seed through all rows, then the next
     missing = run_missing(wanted, out, time.time() + 60*minutes)
     found = read_results(wanted, out)
     if found:
-        text = report(found, claims, level)
+        text = judge_claims(found, claims, level)
         print(as_text(text))
-        with whole(out/'report.json') as part: part.write_text(json.dumps(text, indent=1), encoding='utf-8')
+        with atomic_write(out/'report.json') as part: part.write_text(json.dumps(text, indent=1), encoding='utf-8')
     if missing: print(f'{len(missing)} of {len(wanted)} runs are missing still: the same command goes on')
     return 3 if missing else 0
 

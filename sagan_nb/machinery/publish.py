@@ -9,13 +9,13 @@ from torch.nn.utils import parametrize
 
 from .. import __version__
 from ..blocks import ConditionalBatchNorm2d, Conv2d
-from ..core import Refused, whole
-from ..interop import checkpoint_of, load_weights, published
+from ..core import Refused, atomic_write
+from ..interop import checkpoint_of, load_weights, read_published
 from ..networks import Discriminator, Generator
 from ..self_attention import SelfAttention
 from .files import body_sha256, read_arrays
-from .peers import NAMES, spatial
-from .recipe import build, recipe_of
+from .peers import PEER_NAMES, halving_blocks
+from .recipe import recipe_of, restore_network
 
 
 def model_card(
@@ -52,7 +52,7 @@ def save_pretrained(
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
     content = save(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
-    with whole(file) as part: part.write_bytes(content)
+    with atomic_write(file) as part: part.write_bytes(content)
     if file != path: (path/'README.md').write_text(card, encoding='utf-8')
     return file
 
@@ -64,8 +64,8 @@ def from_pretrained(
     if checkpoint_of(Path(path)):
         raise Refused(f'{path} is a run, not a published network: load_weights opens it, sagan_export publishes it')
     arrays, meta = read_arrays(path)
-    recipe, state, report = published(arrays, meta)
-    net = build(recipe, state)
+    recipe, state, report = read_published(arrays, meta)
+    net = restore_network(recipe, state)
     net.report = report
     return net
 
@@ -94,7 +94,7 @@ def fits_biggan(r:dict):          # raises Refused where it does not
                        (other, r.get('tables'), r.get('rectified'), r['sn'] and r['sn']['eval_sigma'] == 'stored',
                         r.get('head', 'projection') != 'projection',
                         any(abs(r[b]['eps'] - 1e-5) > 1e-7 for b in ('bn', 'bn_last') if b in r),
-                        'down' in r and spatial(short, 'biggan') != (r['down'], r['res']))))
+                        'down' in r and halving_blocks(short, 'biggan') != (r['down'], r['res']))))
     for what, there in trouble.items():
         if there: raise Refused(f'BigGAN-PyTorch has no name for {what}')
 
@@ -106,7 +106,7 @@ def lacking_one(gain:Tensor)->Tensor:       # in float32 where that is exact, el
 
 def biggan_name(net:nn.Module, path:str)->str:
     "What BigGAN-PyTorch calls one of our modules."
-    n, (first, *rest) = NAMES['biggan'], path.split('.')
+    n, (first, *rest) = PEER_NAMES['biggan'], path.split('.')
     if first not in ('blocks', 'extra'): return n[type(net).__name__[0]][first]
     if isinstance(net, Generator): i = list(net.blocks).index(rest[0])
     else: i = int(rest[0]) if first == 'blocks' else next(i for i, key in net.places.items() if key == rest[0])
@@ -144,7 +144,7 @@ def to_biggan(
 
 
 @torch.no_grad()
-def plain(
+def divided_weights(
     net:nn.Module,                # Generator or Discriminator
 )->nn.Module:                     # the same function without spectral norm, in evaluation mode
     "Weights divided by their norms, once and for all."
@@ -156,7 +156,7 @@ def plain(
             sn.training, sn.update = False, 'forward'
             state[f'{name}.{attribute}'] = getattr(m, attribute).detach().clone()
             sn.training, sn.update = was
-    return build(dict(r, sn=False, **{k: None for k in ('tables',) if k in r}), state)
+    return restore_network(dict(r, sn=False, **{k: None for k in ('tables',) if k in r}), state)
 
 
 def onnx_difference(
@@ -181,14 +181,14 @@ def export_onnx(
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
     if not importlib.util.find_spec('onnxruntime'):
         raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]')
-    net = plain(G)
+    net = divided_weights(G)
     for m in net.modules():
         if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has
         if isinstance(m, Conv2d): m.fold = 'none'               # no choice that depends on the size of the batch
     z, y = torch.zeros(2, G.z_dim), torch.zeros(2, dtype=torch.int64)
     used = dict(input_names=['z', 'y'] if G.n_classes else ['z'], output_names=['images'])
     axes = {name: {0: torch.export.Dim('batch')} for name in ('z', 'y')}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         torch.onnx.export(net, (z, y), str(part), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
                           **used)
         off = onnx_difference(part, net)

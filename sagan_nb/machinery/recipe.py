@@ -35,7 +35,7 @@ def normalise_tables(
     bn.register_forward_pre_hook(advance_tables)
 
 
-def rectified(block:nn.Module, args:tuple)->tuple:
+def rectify_input(block:nn.Module, args:tuple)->tuple:
     "Forward pre-hook: ReLU on the input."
     return tuple(F.relu(x) for x in args)
 
@@ -44,7 +44,7 @@ def rectify_shortcuts(
     net:Discriminator,            # every block but the first is changed
 ):
     "What an in-place ReLU does: the short way round sees a rectified input, too."
-    for block in list(net.blocks)[1:]: block.register_forward_pre_hook(rectified)
+    for block in list(net.blocks)[1:]: block.register_forward_pre_hook(rectify_input)
 
 
 class LateU(SpectralNorm):
@@ -101,7 +101,7 @@ def control_options(hidden:int, C:int, size:int)->dict:
 
 def recipe_of(
     net:nn.Module,                # Generator or Discriminator
-)->dict:                          # plain data, fit for JSON; `build` makes the same network from it
+)->dict:                          # plain data, fit for JSON; `restore_network` makes the same network from it
     "Everything that makes this network, besides its tensors."
     r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
              sn=layer_options(net.linear))
@@ -112,7 +112,8 @@ def recipe_of(
     if D:
         hooks = [list(b._forward_pre_hooks.values()) for b in net.blocks]
         inner = [b.conv1.weight.shape[0] for b in net.blocks]
-        return dict(r, head=net.head, down=[b.down for b in net.blocks], rectified=any(rectified in h for h in hooks),
+        return dict(r, head=net.head, down=[b.down for b in net.blocks],
+                    rectified=any(rectify_input in h for h in hooks),
                     inner=inner if inner != list(net.widths) else None)
     first = next(iter(net.blocks.values())).bn1
     table = first.parametrizations.gain[0] if parametrize.is_parametrized(first, 'gain') else None
@@ -180,7 +181,7 @@ def check_options(
             if k in ('eps', 'momentum', 'steps') and not number: raise Refused(f'the recipe has {k} {v!r} in {name}')
 
 
-def build(
+def restore_network(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
 )->nn.Module:                     # in evaluation mode

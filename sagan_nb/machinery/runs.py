@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..config import BOOKKEEPING, Config, differences, from_json, to_json
-from ..core import Refused, grid_image, whole
+from ..core import Refused, atomic_write, grid_image
 from ..data import Stream, open_source
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .files import file_sha256
@@ -35,7 +35,7 @@ def save_checkpoint(
     state = {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None}
     state |= dict(config=to_json(gan.cfg), t=gan.t, rng=gan.rng.get_state(), data=data.state_dict(),
                   version=__version__)
-    with whole(path) as part: torch.save(state, part)
+    with atomic_write(path) as part: torch.save(state, part)
     return Path(path)
 
 
@@ -256,7 +256,7 @@ class NoteMachine:
         with (self.run/'machines.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(here) + '\n')
 
 
-def until(
+def stop_at(
     end:float,                # time.time() at which to stop
     then_say:str='',          # what else to say then
 ):                            # a hook

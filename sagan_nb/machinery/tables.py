@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..ablation import KINDS, TABLES, Plan, alike, by_seed, name_of, paired_difference, verdict
+from ..ablation import RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, verdict
 from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
 
@@ -22,7 +22,7 @@ def mean_spread(
     return f'{np.mean(v):.{digits}g}' + (f' ± {np.std(v, ddof=1):.2g}' if len(v) > 1 else '')
 
 
-def published(
+def paper_number(
     row:str,                  # preset
     kind:str,                 # metric
 )->str:                       # a cell
@@ -60,7 +60,7 @@ def difference(
     kind:str,                 # metric
 )->str:                       # a cell
     "Mean difference over pairs of equal seed, with its interval."
-    if not alike(results, (row, base), kind): return 'not comparable'
+    if not measured_alike(results, (row, base), kind): return 'not comparable'
     d, low, high, n = paired_difference(results, row, base, kind)
     if row == base or not n: return '-'
     runs = min(sum(o['row'] == name for o in results) for name in (row, base))
@@ -73,7 +73,7 @@ def mean_cell(
     kind:str,                 # metric
 )->str:                       # a cell
     "Mean and spread of a row; of how many runs, where some have no number."
-    if not alike(results, (row,), kind): return 'not comparable'
+    if not measured_alike(results, (row,), kind): return 'not comparable'
     values, runs = by_seed(results, row, kind).values(), sum(o['row'] == row for o in results)
     return mean_spread(values) + f' ({len(values)} of {runs} seeds)'*(0 < len(values) < runs)
 
@@ -102,7 +102,7 @@ def row_cells(
     own = [o for o in results if o['row'] == row]
     return [f'`{row}`', *[mean_cell(results, row, k) for k in kinds],
             *[difference(results, row, plan.base, k) for k in kinds if k in ('distance', 'mi')],
-            *[published(row, k) for k in published_kinds(plan)],
+            *[paper_number(row, k) for k in published_kinds(plan)],
             f'{sum(own[0]["parameters"].values()):,}' if own else '-',
             mean_spread([o['seconds_per_step'] or math.nan for o in own], 3), str(len(own)),
             ', '.join(sorted({commit_of(env) for o in own for env in envs_of(o)})) or '-']
@@ -118,7 +118,7 @@ def table_lines(
     kinds = [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
     head = ['row', *[name_of(results, k) for k in kinds],
             *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
-            *[f'paper: {KINDS[k][0]}' for k in published_kinds(plan)],
+            *[f'paper: {RESULT_KINDS[k][0]}' for k in published_kinds(plan)],
             'parameters', 's/step', 'seeds', 'commit', 'notes']
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     own = lambda row: [o for o in results if o['row'] == row]
@@ -126,7 +126,7 @@ def table_lines(
             *[line([*row_cells(plan, r, results, kinds), notes_of(r, own(r), skipped, failed)]) for r in plan.rows]]
 
 
-def moved(
+def moved_attention(
     results:list,             # runs
 )->set:                       # (maps here, maps in the preset) of the runs where they differ
     "Where attention was put on another map than a row names, by `--set attn_at=...`."
@@ -153,7 +153,7 @@ def protocol(
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, processor {env("cpu")}, {env("threads")} threads, torch {env("torch")}']
-    if maps := moved(results):
+    if maps := moved_attention(results):
         here, there = zip(*maps)
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
     if versions != {NUMERICS}: parts.append(f'numbers of version {each(versions)}; today\'s is {NUMERICS}')
@@ -161,7 +161,7 @@ def protocol(
     return '; '.join(parts) + '.'
 
 
-def early(
+def early_ends(
     results:list,             # runs
     rows,                     # the two rows of an ordering
 )->str:                       # for the end of a sentence
@@ -181,7 +181,7 @@ def sentences(
     among = sum(paired_difference(results, *o)[3] > 1 for o in pairs) or 1
     for kind in ('distance', 'mi'):
         name = name_of(results, kind)
-        said = [(words, verdict(results, a, b, kind, among), early(results, (a, b)))
+        said = [(words, verdict(results, a, b, kind, among), early_ends(results, (a, b)))
                 for a, b, words in plan.claims or rows]
         run = [o for o in said if o[1] != 'not run']
         if name and run: out += [f'By {name}, of {len(run)} {asked} that could be run here:', '',
@@ -197,7 +197,7 @@ def not_applicable(
     if not results: return {}
     cfg = results[0]['config']
     source = SimpleNamespace(res=cfg['res'], classes=range(cfg['n_classes']), spec='', fingerprint='')
-    pairs = [f'attn_at={",".join(map(str, here))}' for here, _ in moved(results)][:1]
+    pairs = [f'attn_at={",".join(map(str, here))}' for here, _ in moved_attention(results)][:1]
     skipped = row_configs(plan, source, results[0]['scale'], pairs)[1]
     return {row: why for row, why in skipped.items() if row not in {r['row'] for r in results}}
 

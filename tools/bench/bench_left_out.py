@@ -16,9 +16,9 @@ import torch
 from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.self_attention import SelfAttention
 from sagan_nb.spectral_norm import normalised
-from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, table, usable
+from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, timing_table, usable_variants
 from sagan_nb.train import frozen
-from sagan_nb.machinery.machine import here
+from sagan_nb.machinery.machine import machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,13 +103,13 @@ def measure(net, v, o):
         try: steps[name], out[f'{key}_{p}'] = compiled(net, v, o.device, mode)
         except Exception as e: out[f'{key}_{p}'] = f'failed: {type(e).__name__}: {e}'
     seconds, where = in_turns(steps, o.rounds), profile(steps['all'])
-    out[p], out[f'one_missing_{p}'] = table(seconds, net.batch, base='all'), {}
+    out[p], out[f'one_missing_{p}'] = timing_table(seconds, net.batch, base='all'), {}
     clock = 0 if 'cuda' in o.device else 1                                      # a processor that waits for a GPU counts, too
     out[f'power_share_{p}'] = statistics.median(a[clock] / b[clock] for a, b in zip(seconds['power steps alone'], seconds['all']))
     forget(steps)
     for names in (list(ALONE)[:4], list(ALONE)[4:]):
         steps = {'all': Step(net, v, o.device), **{n: Step(net, replace(v, **ALONE[n]), o.device) for n in names}}
-        found = table(in_turns(steps, o.rounds), net.batch, base='all')
+        found = timing_table(in_turns(steps, o.rounds), net.batch, base='all')
         out[f'one_missing_{p}'] |= {n: r for n, r in found.items() if n != 'all'}
         forget(steps)
     rows = out[p] | out[f'one_missing_{p}']
@@ -128,9 +128,9 @@ def main():
     o = p.parse_args()
     net = NETS[o.net]
     if torch.device(o.device).index is not None: torch.cuda.set_device(o.device)
-    out, texts = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **here(o.device), net=asdict(net)), []
+    out, texts = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **machine_facts(o.device), net=asdict(net)), []
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in usable(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
+    for name in usable_variants(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
         v = VARIANTS[name]
         with rounding(v.precision): found, where = measure(net, v, o)
         out |= found

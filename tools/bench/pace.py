@@ -13,10 +13,10 @@ import torch
 from sagan_nb.ablation import TABLES
 from sagan_nb.config import from_json
 from sagan_nb.data import Stream, open_source
-from sagan_nb.speed import in_turns, table
+from sagan_nb.speed import in_turns, timing_table
 from sagan_nb.train import fit, make_gan
 from sagan_nb.machinery.jobs import collect
-from sagan_nb.machinery.machine import here
+from sagan_nb.machinery.machine import machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,9 +35,9 @@ def main(name, rounds=15):
     torch.set_num_threads(1)
     folder = ROOT/'results'/name
     configs = {o['row']: from_json(json.dumps(o['config'])) for o in collect(folder, TABLES[name].rows)}
-    rows = table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds), 1, TABLES[name].base)
+    rows = timing_table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds), 1, TABLES[name].base)
     keep = 'cpu_seconds', 'ratio_of_cpu'
-    out = dict(made_by=f'python -m tools.bench.pace {name}', **here(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
+    out = dict(made_by=f'python -m tools.bench.pace {name}', **machine_facts(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
     (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 

@@ -1,5 +1,4 @@
 "Serves chapter 09: a run is a folder: checkpoints, log, samples, where it was trained, and what stops it."
-import copy
 import json
 import math
 import signal
@@ -13,6 +12,7 @@ from .. import __version__
 from ..config import BOOKKEEPING, Config, differences, from_json, to_json
 from ..core import Refused, atomic_write, grid_image
 from ..data import Stream, open_source
+from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .files import file_sha256
 from .machine import environment
@@ -103,7 +103,8 @@ class Log:
         "What `attention_usage` finds, and the true norms when they are due."
         z, y = fixed_noise(gan.cfg, 4, 4)
         z, y = z.to(gan.device), y.to(gan.device)
-        out, x = {}, draw(copy.deepcopy(gan.G).eval(), z, y).to(gan.device)
+        with unmoved(gan.G): x = draw(gan.G, z, y).to(gan.device)
+        out = {}
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
@@ -111,15 +112,24 @@ class Log:
         return out
 
 
+def by_name(
+    usage:dict,               # of a log: map size -> numbers by name, or, until NUMERICS 2, in this order
+)->dict:                      # map size -> numbers by name
+    "Names for the numbers of `attention_usage` in old logs."
+    names = 'gamma', 'ratio', 'entropy', 'distance'
+    return {size: v if isinstance(v, dict) else dict(zip(names, v)) for size, v in usage.items()}
+
+
 def read_log(
     path,                     # log.jsonl
     until:int=None,           # leave out later steps
 )->list:                      # one dict per line
-    "The log as a list. A last line that was cut off by a crash is left out."
+    "The log as a list, attention's numbers by name also where they are old. A last line cut off by a crash is left out."
     lines = []
     for text in Path(path).read_text(encoding='utf-8').splitlines():
         try: lines.append(json.loads(text))
         except json.JSONDecodeError: break
+        for key in {'usage_G', 'usage_D'} & lines[-1].keys(): lines[-1][key] = by_name(lines[-1][key])
     return [o for o in lines if until is None or o['t'] <= until]
 
 

@@ -107,11 +107,11 @@ def show_grid(
     fig, ax = plt.subplots(figsize=size, layout='constrained')
     ax.imshow(grid_image(x, n_cols).permute(1, 2, 0).numpy(), interpolation='nearest')
     pitch = x.shape[-2] + 2
-    ax.set_yticks([pitch*(i + .5) for i in range(len(rows))], rows)
+    ax.set_yticks([pitch*(i + .5) for i in range(len(rows))], rows, parse_math=False)      # a name is no formula
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10, parse_math=False)
     return fig
 
 def save_fig(

@@ -269,5 +269,5 @@ def show_curves(
     for ax, label in zip(axes.flat, labels):
         ax.set(xlabel='updates of G', ylabel=label)
         if ax.lines: ax.legend(frameon=False, fontsize=8)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title, fontsize=10, parse_math=False)
     return fig

@@ -15,7 +15,7 @@ import torch
 from commands import shell, spawn
 from PIL import Image
 
-from sagan_nb.attention_maps import attention_maps, mirror_generator
+from sagan_nb.attention_maps import attention_maps
 from sagan_nb.config import PRESETS, at_scale, from_json, to_json
 from sagan_nb.core import show_grid
 from sagan_nb.data import open_source
@@ -23,6 +23,7 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.machinery import cli
 from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.html import widget_html
+from sagan_nb.machinery.planted import mirror_generator
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.report import report
 from sagan_nb.machinery.runs import train
@@ -70,7 +71,7 @@ def test_the_script_computes_the_rows_of_beta(tmp_path, tab):
 
 
 CELL = '''import torch
-from sagan_nb.attention_maps import attention_maps, mirror_generator; from sagan_nb.machinery.html import attention_widget
+from sagan_nb.attention_maps import attention_maps; from sagan_nb.machinery.html import attention_widget; from sagan_nb.machinery.planted import mirror_generator
 attention_widget(attention_maps(mirror_generator('released'), torch.zeros(1, 4), torch.tensor([0])))'''
 
 
@@ -106,7 +107,8 @@ def test_the_browser_notices_faults(tmp_path, tab):
 PEAK = "next(int(o.split()[1])/2**20 for o in open('/proc/self/status') if o.startswith('VmHWM'))"       # GiB, of this process alone
 MEMORY = f'''
 import torch
-from sagan_nb.attention_maps import attention_maps, attention_use, find_queries
+from sagan_nb.attention_maps import attention_maps
+from sagan_nb.machinery.queries import find_queries
 from sagan_nb.networks import Generator
 torch.manual_seed(0)
 G = Generator(128, 8, 3, 16, attn_at=(64,), form='paper')

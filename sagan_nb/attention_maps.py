@@ -233,7 +233,8 @@ def show_attention(
     for (i, o), (first, *rest) in zip(rows, axes):
         x = maps.pictures[i]
         draw_picture(first, x, asked[i])
-        first.set_ylabel((f'{names[i]}, ' if len(names) else '') + f'map {o.name}\nrow, pixels', fontsize=8, parse_math=False)
+        label = (f'{names[i]}, ' if len(names) else '') + f'map {o.name}\nrow, pixels'
+        first.set_ylabel(label, fontsize=8, parse_math=False)
         for ax, query, color in zip(rest, asked[i], COLORS*columns): image = draw_map(ax, x, o, i, query, color)
     first.set_xlabel('column, pixels', fontsize=8)
     bar = fig.colorbar(image, ax=axes, shrink=min(.8, 1.6/len(rows)), aspect=12, pad=.01)

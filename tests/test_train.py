@@ -394,6 +394,7 @@ def test_main_job(tmp_path):
 
 def test_a_log_has_names_and_an_old_one_gets_them(tmp_path):
     "Lists of two or four numbers, as they were written until NUMERICS 2; the residual control has no map to look with."
+    from sagan_nb.networks import Generator
     from sagan_nb.train import attention_usage
     old = [dict(t=1, usage_G={'16': [.1, .2, 7., 12.]}, usage_D={'8': [.3, .4]}), dict(t=2, usage_G={'16': dict(gamma=.1)})]
     (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in old) + '{"t": 3, "usage_')

@@ -21,7 +21,7 @@ from .film import film, gif, there_and_back, timelapse
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .queries import find_queries
 from .runs import kept_samples, load_checkpoint, newest_checkpoint, pictures_of, read_log
-from .summary import read_records, summary_html
+from .summary import run_scores, summary_html
 
 
 def config_html(
@@ -198,7 +198,7 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    try: records = read_records(run)
+    try: records = run_scores(run)
     except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
     if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''

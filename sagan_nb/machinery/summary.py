@@ -13,7 +13,7 @@ from .html import pictures_html
 UNUSED = .001                 # |gamma o| / |x| below which a layer is called hardly used
 
 
-def read_records(
+def run_scores(
     run:Path,                 # run folder
 )->list:                      # of metrics.json; [] without one. Raises ValueError where it is damaged
     "Read the scores of a run."
@@ -28,7 +28,7 @@ def say_scores(
     run:Path,                 # run folder
 )->str:                       # a sentence
     "Say the scores, each next to that of real pictures."
-    try: records = read_records(run)
+    try: records = run_scores(run)
     except ValueError: return 'metrics.json is damaged; sagan_eval makes it anew.'
     if not records: return f'Not measured yet: sagan_eval {run} does it.'
     number = lambda v: f'{v:.3g}' if isinstance(v, (int, float)) else str(v)

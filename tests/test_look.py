@@ -27,7 +27,8 @@ from sagan_nb.machinery.html import widget_html
 from sagan_nb.machinery.planted import mirror_generator
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.report import report
-from sagan_nb.machinery.runs import save_checkpoint, train
+from sagan_nb.machinery.checkpoints import save_checkpoint
+from sagan_nb.machinery.runs import train
 from sagan_nb.train import make_gan
 
 on_linux = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='this system does not tell the peak of one process')

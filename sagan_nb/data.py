@@ -61,10 +61,10 @@ def shape_distance(
     kind:Tensor,          # class index, int64, (n,)
 )->Tensor:                # negative inside, positive outside, in units of the part's size, (n, H, W)
     "How far each pixel is from the edge of the shape of its class."
-    disc = lambda u, v, k: (u*u + v*v).sqrt() - .9
-    ring = lambda u, v, k: ((u*u + v*v).sqrt() - .74).abs() - .26
-    beam = lambda u, v, k: torch.maximum(u.abs() - 1, v.abs() - .36)
-    pillar = lambda u, v, k: beam(v, u, k)
+    def disc(u, v, k): return (u*u + v*v).sqrt() - .9
+    def ring(u, v, k): return ((u*u + v*v).sqrt() - .74).abs() - .26
+    def beam(u, v, k): return torch.maximum(u.abs() - 1, v.abs() - .36)
+    def pillar(u, v, k): return beam(v, u, k)
     forms = (disc, ring, pillar, beam, lobed)
     d, group = torch.empty_like(u), kind.clamp(max=len(SHAPES))
     for g in group.unique().tolist():
@@ -196,14 +196,15 @@ class Pairs(Toy):
         "As of the toy world, for four parts: 0 and 1 on the falling diagonal, 2 and 3 on the rising one."
         r = torch.rand(self.n, 16, generator=torch.Generator().manual_seed(self.seed + 9)).unbind(1)
         size = torch.stack([.26 + .12*v for v in r[1:5]], 1)
-        place = lambda free, centre: torch.stack([2*v - 1 for v in free], 1) * (.47 - size) + torch.tensor(centre)
+        def place(free, centre): return (2*torch.stack(free, 1) - 1) * (.47 - size) + torch.tensor(centre)
         own = dict(size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
         f = super().draw_factors()
-        return f | own | dict(other=r[0], colour=torch.stack([tint(v) for v in (f['hue'], f['hue'], r[0], r[0])], 1))
+        falling, rising = tint(f['hue']), tint(r[0])
+        return f | own | dict(other=r[0], colour=torch.stack([falling, falling, rising, rising], 1))
 
     def long_range(self, x, y):
         "The mean over the two diagonals, each laid out as a left and a right half."
-        (a, b), (c, d) = ([q for q in row.chunk(2, -1)] for row in x.chunk(2, -2))
+        (a, b), (c, d) = (row.chunk(2, -1) for row in x.chunk(2, -2))
         found = [long_range(torch.cat(pair, -1), y=y) for pair in ((a, d), (b, c))]
         names = 'mi', 'agreement', 'chance', 'entropy_left', 'entropy_right'
         return {k: (found[0][k] + found[1][k]) / 2 for k in names}
@@ -266,8 +267,7 @@ class Twins(Toy):
         code = torch.rand(self.n, 2, 3, self.detail, self.detail, generator=rng) * 2 - 1
         if self.same: code[:, 1] = code[:, 0]
         x, y = twin_places(torch.rand(self.n, 4, generator=rng) * 2 - 1, self.apart)
-        side = SIDES[0] + (SIDES[1] - SIDES[0]) * torch.rand(self.n, 2, generator=rng)
-        return dict(code=code, x=x, y=y, side=side)
+        return dict(code=code, x=x, y=y, side=SIDES[0] + (SIDES[1] - SIDES[0]) * torch.rand(self.n, 2, generator=rng))
 
     def batch(self, indices):
         "Add the cells of both patterns to the ground, one by one."
@@ -296,9 +296,8 @@ def fit_part(
     side:float,           # half side of the part
 )->tuple:                 # what the best pattern explains (B,); code (B, 3, k, k); x, y of its centre (B,)
     "Fit one pattern at every place by least squares, and take the place whose pattern explains most of the half."
-    H, W = halves.shape[2:]
     at_x, at_y = torch.arange(-9, 10) / 64, torch.arange(-32, 33) / 64           # every quarter of a pixel at 32
-    pixel_x, pixel_y = ((torch.arange(n) + .5) * (2/H) - n/H for n in (W, H))
+    pixel_y, pixel_x = ((2*torch.arange(n) + 1 - n) / halves.shape[2] for n in halves.shape[2:])
     across = cell_weights(pixel_x - at_x[:, None], k, side).mT                   # (places, W, k)
     down = cell_weights(pixel_y - at_y[:, None], k, side).mT                     # (places, H, k)
     basis_x, basis_y = (torch.linalg.qr(w)[0] for w in (across, down))
@@ -325,14 +324,17 @@ def read_twins(
 def agreement(
     left:Tensor,          # numbers read from the left parts, one row per image, (B, d)
     right:Tensor,         # the same from the right parts
-)->dict:                  # mi in bits; correlation and spread, means over the d numbers; n
-    "Sum the Gaussian mutual information of d pairs of numbers, each read with a standard error of ERROR."
-    a, b = (o.double() - o.double().mean(0) for o in (left, right))
-    noisy = [o.square().mean(0) + ERROR**2 for o in (a, b)]
-    r = (a * b).mean(0) / (noisy[0] * noisy[1]).sqrt()
+)->dict:                  # mi, joint in bits; correlation and spread, means over the d numbers; n
+    "Sum the Gaussian mutual information of d pairs of numbers (mi), and take it of all at once (joint)."
+    n, d = left.shape
+    cov = torch.cov(torch.cat([left, right], 1).double().T, correction=0)
+    read = cov + ERROR**2 * torch.eye(2*d)
+    r = (read / read.diagonal().outer(read.diagonal()).sqrt())[:d, d:].diagonal()
     mi = -.5 * (1 - r.clamp_min(0).square()).log2().sum().item()
-    spread = torch.cat([a, b]).square().mean().sqrt().item()
-    return dict(mi=mi, correlation=r.mean().item(), spread=spread, n=len(a))
+    volume = [torch.linalg.slogdet(part)[1].item() for part in (read[:d, :d], read[d:, d:], read)]
+    joint = (volume[0] + volume[1] - volume[2] - d*d/n) / (2 * math.log(2))      # d*d/n: what independent numbers show
+    spread = cov.diagonal().mean().sqrt().item()
+    return dict(mi=mi, joint=max(0., joint), correlation=r.mean().item(), spread=spread, n=n)
 
 # %% ../nbs/06_data.ipynb #56e5bccc
 WORLDS = dict(toy=Toy, pairs=Pairs, twins=Twins)     # drawn by code, by the first word of their spec
@@ -355,7 +357,7 @@ def toy_classes(
     k = spec.partition(':')[2]
     if k and not k.isdecimal(): raise Refused(f'{spec}: say {world_of(spec)}, or {world_of(spec)}:K with K classes')
     if k and n_classes not in (None, int(k)): raise Refused(f'{spec} has {k} classes, but {n_classes} are asked for')
-    return int(k) if k else n_classes or 4
+    return int(k or n_classes or 4)
 
 def twins_options(
     spec:str,             # twins, or twins:detail=3,apart=1.2,same=0 with any of the three

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, map_block
-from .core import Refused
+from .core import Refused, choose
 from .spectral_norm import make_layer
 
 # %% ../nbs/04_networks.ipynb #584468c3
@@ -23,7 +23,7 @@ def g_widths(
     width:int,                # channels at the picture of the 128-pixel network
 )->tuple:                     # channels of the 4x4 map and after each up block
     "Channels of G: 16w, 16w, 8w, 4w, 2w, w at 128 (released code). Raises Refused for another size."
-    if res not in RESOLUTIONS: raise Refused(f'res is {res}; choose one of {", ".join(map(str, RESOLUTIONS))}')
+    choose(res, RESOLUTIONS, 'res')
     if width < 1: raise Refused(f'width must be 1 or more, got {width}')
     if res == 256: return tuple(width*m for m in (16, 16, 8, 8, 4, 2, 1))
     return tuple(width*m for m in (16, 16, 8, 4, 2, 1))[:int(math.log2(res)) - 1]

@@ -241,6 +241,11 @@ def test_agreement_is_the_formula():
     for rho in (.3, .9):
         o = data.agreement(a, rho*a + (1 - rho**2)**.5 * e)
         assert abs(o['mi'] + 2.5 * np.log2(1 - rho**2)) < .1 and abs(o['correlation'] - rho) < .01 and abs(o['spread'] - 1) < .01
+        assert abs(o['joint'] - o['mi']) < .1
+    alike = a[:, :1].expand(-1, 5)
+    once, often = data.agreement(a[:, :1], rho*a[:, :1] + e[:, :1]), data.agreement(alike, rho*alike + e[:, :1])
+    assert abs(often['mi'] - 5*once['mi']) < 1e-9 and abs(often['joint'] - once['joint']) < .05      # one number, seen five times
+    assert data.agreement(a[:200], e[:200])['joint'] < .2                                            # a few images, and nothing to find
     assert data.agreement(a, -a)['mi'] == 0 == data.agreement(a*0 + 3, a*0 + 3)['mi'] and data.agreement(a, -a)['correlation'] < -.99
     assert data.agreement(a/1000, a/1000)['mi'] < .01 < 20 < data.agreement(a, a)['mi']
 

@@ -2,6 +2,7 @@
 
 What a check must find is planted first (`test_planted_*`), so that none of them can pass by seeing nothing.
 """
+import io
 import json
 import re
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from browser import Tab
+from PIL import Image
 
-from tools.site.docs import chapters
+from tools.site import tables
+from tools.site.docs import WAYS_IN, chapters, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +58,19 @@ WIDTH = """() => { const frames = [document.documentElement, ...document.querySe
 CODE = """() => [...document.querySelectorAll('.article-container pre')].filter(o => o.scrollWidth > o.clientWidth + 1
     && Math.max(...o.textContent.split('\\n').map(l => l.length)) <= 120).map(o => `${o.scrollWidth} px of code in ${o.clientWidth}`)"""
 
+TABLES = """() => [...document.querySelectorAll('.article-container table')].filter(o => o.checkVisibility() && !o.closest('details:not([open])')
+    && o.scrollWidth > o.clientWidth + 1).map(o => `a table of ${o.rows[0].cells.length} columns: ${o.scrollWidth} px in ${o.clientWidth}`)"""
+
+CONTENTS = """() => { const titles = [...document.querySelectorAll('article > section > section > h2')].filter(o => o.checkVisibility()); if (titles.length < 3) return []
+    const seen = [...document.querySelectorAll('nav.sections a, .toc-drawer a')].filter(o => { const b = o.getBoundingClientRect()
+        return o.checkVisibility() && b.width > 0 && b.left >= 0 && b.right <= innerWidth }).map(o => o.hash)
+    return document.title.startsWith('Self-Attention GAN') ? [] : titles.map(o => '#' + o.parentElement.id).filter(o => !seen.includes(o)) }"""
+
+CAPTIONS = """() => [...document.querySelectorAll('figcaption')].flatMap(o => { const size = e => parseFloat(getComputedStyle(e).fontSize)
+    const first = o.querySelector('p'), rest = o.querySelector('.legend p'), text = first ? first.textContent : ''
+    if (!/^Figure \\d+\\.\\d+\\. ./.test(text)) return ['no number: ' + text.slice(0, 60)]
+    return rest && size(rest) >= size(first) ? ['the rest is as large as the finding: ' + text.slice(0, 60)] : [] })"""
+
 LETTERS = """() => Promise.all([...document.querySelectorAll('.article-container img[src$=".svg"]')].map(o => o.decode().then(
     () => o.width/o.naturalWidth*1.25*12))).then(all => all.filter(o => o < 11).map(o => `letters of a drawing are ${o} px high`))"""
 
@@ -85,6 +102,9 @@ def look(tab):
     page.emulate_media(color_scheme='light')
     page.set_viewport_size(dict(width=400, height=800))
     found['width'], found['drawings'] = map(page.evaluate, (WIDTH, LETTERS))
+    page.set_viewport_size(dict(width=1280, height=800))
+    found['1280 px'] = [o for script in (WIDTH, CODE, TABLES, CONTENTS) for o in page.evaluate(script)]
+    found['captions'] = page.evaluate(CAPTIONS)
     page.set_viewport_size(dict(width=1600, height=1000))
     found['wide window'] = page.evaluate(WIDTH) + page.evaluate(CODE)
     found['browser'] = list(tab.faults)
@@ -200,7 +220,8 @@ def test_links_to_colab_need_an_address(tmp_path, site):
 
 
 def test_every_page(site, context):
-    "No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px, code whole at 1600."
+    """No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px. At 1280 px code
+    and tables are whole and the sections of the page in sight; code is whole at 1600; captions have a number and the finding first."""
     tab, faults = Tab(context), {}
     for path in pages(site):
         if found := look(tab.open(path)): faults[path.name] = found
@@ -216,6 +237,132 @@ def test_search_finds_a_class(site, tab):
     assert tab.faults == []
     tab.open(site/'search.html', '?q=' + 'zq'*4)                       # the tests are pages, too: no page holds this word
     tab.page.wait_for_function('document.querySelector("#search-results").textContent.includes("did not match")')
+
+
+@pytest.mark.parametrize('words', ['install', 'start.py', 'metrics', 'reproduce'])
+def test_search_finds_the_ways_in_first(site, tab, words):
+    tab.open(site/'search.html', f'?q={words}')
+    tab.page.wait_for_selector('#search-results ul.search li a')
+    tab.page.wait_for_function('document.querySelector("#search-results p.search-summary").textContent.includes("found")')
+    found = tab.page.eval_on_selector_all('#search-results ul.search li a', 'all => all.map(o => o.getAttribute("href").split(/[.#?]/)[0])')
+    assert found[0] in {*WAYS_IN, 'chapters', 'weights', 'glossary'}, found[:8]
+
+
+def luminance(rgb):
+    lin = [v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4 for v in (c/255 for c in rgb)]
+    return .2126*lin[0] + .7152*lin[1] + .0722*lin[2]
+
+
+def seen_in(shot):
+    "Ground of a picture (its commonest colour), and the best contrast with it of a colour that covers a thousandth of it."
+    image = Image.open(io.BytesIO(shot)).convert('RGB')
+    count = sorted(((n, c) for n, c in image.getcolors(1 << 24)), reverse=True)
+    ground = luminance(count[0][1])
+    ratio = lambda c: (max(luminance(c), ground) + .05)/(min(luminance(c), ground) + .05)
+    return ground, max(ratio(c) for n, c in count if n >= image.width*image.height/1000)
+
+
+DRAWN = 'article img.chart, article img[src$=".svg"]'
+
+
+def test_drawings_are_dark_in_the_dark(site, tab):
+    "Lines on white become lines on dark, and can be read; so do drawings."
+    seen = 0
+    for path in pages(site):
+        if not re.search(r'class="[^"]*chart|<img[^>]*\.svg"', path.read_text(encoding='utf-8')): continue
+        for dark in (False, True):
+            tab.open(path, dark=dark)
+            for o in tab.page.query_selector_all(DRAWN):
+                ground, contrast = seen_in(o.screenshot())
+                assert (ground < .05 if dark else ground > .9) and contrast > 4.5, (path.name, o.get_attribute('alt')[:60], dark, ground, contrast)
+                seen += 1
+    assert seen > 40
+
+
+def test_a_white_box_is_seen(site, tab):
+    text, path = (site/'losses.html').read_text(encoding='utf-8'), site/'planted.html'
+    path.write_text(text.replace('</head>', '<style>img.chart {filter: none !important}</style></head>', 1), encoding='utf-8')
+    tab.open(path, dark=True)
+    ground, _ = seen_in(tab.page.query_selector(DRAWN).screenshot())
+    path.unlink()
+    assert ground > .9
+
+
+def test_home_page_opens_with_the_generator(site, tab):
+    "At 1280 x 800, without scrolling: the generator, to click on; cards; how far. A click and a thumbnail move the answer."
+    tab.open(site/'index.html', width=1280, height=800)
+    low = lambda selector: tab.page.eval_on_selector(selector, 'o => o.getBoundingClientRect().bottom')
+    for selector in ('.look canvas', '.cards', '.how-far'): assert low(selector) <= 800, (selector, low(selector))
+    assert {o.get_attribute('href') for o in tab.page.query_selector_all('.card')} >= {f'{o}.html' for o in ('tour', 'run', 'use', 'reproduce')}
+    assert tab.page.query_selector('.how-far a[href^="paper_map.html"]') and tab.page.title().startswith('Self-Attention GAN')
+    said = lambda: tab.page.text_content('.look p[aria-live]')
+    start = said()
+    assert start.startswith('pixel ') and len(tab.page.query_selector_all('.thumbs button')) == 6
+    tab.page.click('.look canvas', position=dict(x=30, y=300))
+    moved = said()
+    tab.page.click('.thumbs button >> nth=0')
+    assert len({start, moved, said()}) == 3 and tab.faults == []
+    assert tab.page.get_attribute('.thumbs button >> nth=0', 'aria-pressed') == 'true'
+
+
+def test_map_counts_its_states(site):
+    text = (site/'paper_map.html').read_text(encoding='utf-8')
+    legend = text.index('<section id="equations">')
+    said = dict((word, int(n)) for n, word in re.findall(r'(\d+) (checked|smaller|not run|at paper scale)</span>', text[:legend]))
+    badges = re.findall(r'<span class="badge \w+">([^<]+)</span>', text[legend:])
+    assert said == {word: badges.count(word) for word in {*badges}} and sum(said.values()) == len(badges) > 40
+    home = (site/'index.html').read_text(encoding='utf-8')
+    listed = re.findall(r'toctree-l1"><a class="reference internal" href="(\w+)\.html', home)
+    assert listed.index('paper_map') < listed.index('core')
+
+
+def test_every_page_has_a_description(site):
+    for path in site.glob('*.html'):
+        if path.name in ('genindex.html', 'search.html', 'planted.html'): continue
+        about = re.findall(r'<meta name="description" content="([^"]*)">', text := path.read_text(encoding='utf-8'))
+        assert len(about) == 1 and 20 <= len(unescape(about[0])) <= 161 and 'favicon.svg' in text, path.name
+    assert 'This page is not here' in (site/'404.html').read_text(encoding='utf-8')
+
+
+def test_import_cells_are_folded(site):
+    for _, name, path in chapters():
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        only = [c for c in cells if c['cell_type'] == 'code' and not re.search(r'(?m)^#\| *hide\b', ''.join(c['source']))
+                and (code := re.sub(r'(?m)^#.*\n?', '', ''.join(c['source'])).strip())
+                and re.fullmatch(r'(?:(?:from|import) (?:[^\n(]+|[^(\n]+\([^)]*\)[^\n]*|[^\n]+\\\n[^\n]+)\s*)+', code)]
+        assert (site/f'{name}.html').read_text(encoding='utf-8').count('<details class="admonition hide') >= len(only) > 0, name
+
+
+def test_captions_are_split():
+    assert sentences('**Figure 1.1.** It works. If not, it would not.') == ('**Figure 1.1.** It works.', 'If not, it would not.')
+    assert sentences('**Figure 1.2.** A rate of 0.5 in `a. B` is best. "So" it is.') == ('**Figure 1.2.** A rate of 0.5 in `a. B` is best.', '"So" it is.')
+    assert sentences('**Figure 1.3.** No end') == ('**Figure 1.3.** No end', '')
+
+
+def test_wide_tables_are_made_narrow():
+    head = '| row | a | b | c | d | e | empty | s/step | seeds | notes |\n|' + '---|'*10
+    rows = ['| `x` | 1 ± 2 | 2 | 3 | 4 | 5 (unchecked) | - | 7 | 3 | slow |', '| `y` | - | - | - | - | - | - | - | 0 | not run |',
+            '| `z` | - | - | - | - | 6 | - | - | 0 | not applicable: too small |']
+    table = '\n'.join([head, *rows]) + '\n'
+    narrow, whole = tables.fitted(f'Before.\n\n{table}\nAfter.').split('<details')
+    assert '| row | a | b | c | d | e |\n' in narrow and '| `x` | 1\u00a0±\u00a02 | 2 | 3 | 4 | 5\\* |' in narrow and '| `y`' not in narrow
+    for words in ('Before.', 'Not run: `y`.', 'Cannot exist at this size: `z`.', '`x`: slow'): assert words in narrow
+    assert table.strip() in whole and whole.rstrip().endswith('After.')                                     # nothing is lost
+    small = '| a | b |\n|---|---|\n| - | - |\n'
+    assert tables.fitted(small) == small
+
+
+def test_first_screens_and_credit():
+    "README is short, opens with a picture, and links what it stands on; one version everywhere."
+    readme, refs = ((ROOT/o).read_text(encoding='utf-8') for o in ('README.md', 'docs/references.md'))
+    assert len(readme.splitlines()) <= 110 and '![' in '\n'.join(readme.splitlines()[:8]) and 'python3 start.py' in readme
+    for text in (readme, refs):
+        for link in ('arxiv.org/abs/1805.08318', 'brain-research/self-attention-gan', 'ajbrock/BigGAN-PyTorch', 'POSTECH-CVLab/PyTorch-StudioGAN',
+                     'toshas/torch-fidelity'): assert link in text, link
+    cite = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    version = re.search(r'(?m)^version = (.+)$', (ROOT/'settings.ini').read_text(encoding='utf-8'))[1]
+    assert cite['version'] == version and f'version {version}' in refs
+    assert cite['references'][0]['authors'][0] == {'family-names': 'Zhang', 'given-names': 'Han'} and refs.count('```bibtex') == 2
 
 
 # Planted faults.
@@ -245,6 +392,9 @@ def test_planted_formulas(plant, tex, said):
     ('contrast, dark', '<p style="color: #555; background: none">grey</p>'), ('browser', '<script>console.error("no")</script>'),
     ('browser', '<script>nosuchname()</script>'), ('browser', '<img alt="away" src="https://example.com/a.png">'),
     ('browser', '<script src="_static/nosuchfile.js"></script>'), ('wide window', f'<pre style="overflow: auto; width: 300px">{"x"*120}</pre>'),
+    ('1280 px', f'<pre style="overflow: auto; width: 300px">{"x"*120}</pre>'), ('1280 px', f'<table style="display: block; overflow-x: auto; width: 300px"><tr><td>{"x"*120}</td></tr></table>'),
+    ('1280 px', '<style>nav.sections {display: none}</style>'), ('captions', '<figure><figcaption><p>No number.</p></figcaption></figure>'),
+    ('captions', '<style>figcaption .legend p {font-size: 30px !important}</style>'),
     ('drawings', '<img alt="a drawing that is too small" style="width: 300px" src="_images/docs-pictures-attention.svg">')])
 def test_planted_faults(plant, kind, html):
     assert kind in plant('<article role="main"', f'{html}<article role="main"')

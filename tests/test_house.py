@@ -166,10 +166,21 @@ def test_no_star_imports():
     assert [other for t in trees for other, star in imports(t) if star] == []
 
 
-@per_module
+@pytest.mark.parametrize('path', [*MODULES, *sorted((ROOT/'tools').rglob('*.py'))], ids=lambda p: str(p.relative_to(ROOT))[:-3])
 def test_functions_are_short(path):
-    long = [f'{f.name}: {n} lines' for f, n in functions(MODULES[path]) if n > (40 if f.name == 'fit' else 25)]
+    long = [f'{f.name}: {n} lines' for f, n in functions(path.read_text(encoding='utf-8')) if n > 40]
     assert not long, long
+
+
+def test_functions_take_few_turns(tmp_path):
+    "C901 at most 8, as tools/test.py asks ruff; and a planted function of 9 is found by the same settings."
+    def complexity(*files):
+        done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--config', ROOT/'pyproject.toml', '--select', 'C901',
+                               '--output-format', 'concise', *files], cwd=ROOT, capture_output=True, text=True)
+        return re.findall(r'C901 `(\w+)`', done.stdout)
+    (tmp_path/'planted.py').write_text('def eight(x):\n' + '    if x: pass\n'*7 + 'def nine(x):\n' + '    if x: pass\n'*8)
+    assert complexity(tmp_path/'planted.py') == ['nine']
+    assert complexity(ROOT/LIB, ROOT/'tools', ROOT/'start.py') == []
 
 
 @per_notebook

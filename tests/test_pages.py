@@ -20,6 +20,7 @@ import pytest
 from sagan_nb.machinery import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_CODE = {'chapters', 'glossary', 'paper_vs_code', 'references', 'reproduced'}     # tables and words; commands, at most
 PAGES = sorted((ROOT/'docs').glob('*.md'))
 BLOCK = re.compile(r'^ *```(\{code-block\} )?(\w+)\n(.*?)^ *```$', re.M | re.S)
 
@@ -83,7 +84,7 @@ def parse(code, names):
     return ''
 
 
-RUN = {'sh': run_sh, 'python': run_python, '{code-block} sh': parse}
+RUN = {'sh': run_sh, 'python': run_python, '{code-block} sh': parse, 'bibtex': lambda code, names: ''}
 
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
@@ -93,7 +94,7 @@ def test_code_of_a_page_runs(path, place):
         got = RUN[kind](code, names)
         n += 1
         if want is not None: assert same(want, got), f'{path.name}: after\n{code}\nthe page says\n{want}\nand this came\n{got}'
-    assert n, f'{path.name} has no code'
+    assert n or path.stem in WITHOUT_CODE, f'{path.name} has no code'
 
 
 def test_harness_sees_faults(place):

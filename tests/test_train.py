@@ -19,9 +19,11 @@ import torch
 
 import start
 from commands import needs_compiler, shell, spawn
-from sagan_nb.config import PRESETS, at_scale, from_json
+from sagan_nb.blocks import BLOCKS, FOLDS
+from sagan_nb.config import FIELDS, PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
+from sagan_nb.self_attention import FORMS
 from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
 from sagan_nb.machinery.runs import Diverged, Log, load_checkpoint, newest_checkpoint, read_checkpoint, read_log, train
@@ -51,6 +53,15 @@ def run(tmp_path_factory):
     text = process.communicate()[0]
     assert process.returncode == 0, text
     return out
+
+
+def test_choices_of_the_settings_are_those_of_the_networks():
+    choices = {name: f.metadata['may'] for name, f in FIELDS.items() if isinstance(f.metadata['may'], tuple)}
+    assert (choices['block'], choices['form'], choices['fold']) == (BLOCKS, FORMS, FOLDS) and len(choices) > 10
+    cfg = at_scale(PRESETS['t1_attn_16'], 'smoke')
+    for name, values in choices.items():
+        for value in values: assert make_gan(replace(cfg, **{name: value})).G.res == 32
+        with pytest.raises(Refused, match='choose one of'): replace(cfg, **{name: 'nonsense'})
 
 
 # faults: one clear line, exit code not 0, nothing written, nothing lost

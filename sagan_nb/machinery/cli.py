@@ -133,6 +133,19 @@ def neighbours_of(
     return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
 
 
+def row_names(
+    kind:str,                 # as in sagan_sample
+    n:int,                    # rows
+    names:list,               # of the classes that were asked for; empty without classes
+    classes:list,             # names of all classes
+)->list:                      # a name for each row; empty for a walk between classes, and without classes
+    "Name the rows of samples by their classes."
+    if kind == 'timelapse': return classes[:n]
+    if not names or kind == 'classes': return []
+    if kind == 'neighbours': return [names[i % len(names)] for i in range(n)]
+    return [name for name in names for _ in range(n // len(names))]
+
+
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
@@ -151,15 +164,13 @@ def sagan_sample(
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
     model = open_model(run, pick_device(device))
-    wanted, words, rows, at = pick_classes(classes, model.classes), '', [], [model.step]
+    wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
-    if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
-    if kind == 'neighbours' and names: rows = [names[i % len(names)] for i in range(len(x))]
-    if kind == 'timelapse': rows = model.classes[:len(x)]
+    rows = row_names(kind, len(x), names, model.classes)
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
              'classes': ' > '.join(names)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')

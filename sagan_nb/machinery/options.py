@@ -15,7 +15,7 @@ from fastcore.script import anno_parser
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused
+from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .jobs import row_configs, setting_name
@@ -131,7 +131,7 @@ def check_sample_options(
     out:str,                  # as in sagan_sample
 ):
     "Raises Refused for what sagan_sample cannot do."
-    if kind not in SAMPLE_KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(SAMPLE_KINDS)}')
+    choose(kind, SAMPLE_KINDS, 'kind')
     if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
@@ -163,7 +163,7 @@ def asked_rows(
     print_commands:bool,      # as in sagan_table
 )->tuple[list,list,list]:     # rows, seeds, rows to do anew
     "What sagan_table is asked for. Raises Refused for what is not there, or does not go together."
-    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    choose(table, TABLES, 'table')
     rows, numbers = slice_of(TABLES[table], only, seeds)
     again = [] if retrain is None else slice_of(TABLES[table], retrain, seeds)[0]
     if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')

@@ -128,11 +128,7 @@ def shape_net(
     shape = dict(res=r['res'], n_classes=r['n_classes'], channels=tuple(r['channels']), sn=r['sn'], attn_at=())
     if r['kind'] == 'Generator': net = Generator(**shape, z_dim=r['z_dim'], bn=r['bn'], bn_last=r['bn_last'])
     else: net = Discriminator(**shape, head=r['head'], down=tuple(r['down']))
-    for key, o in r['extra'].items():
-        block = net.blocks[o['at']]
-        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
-        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
-    net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
+    add_map_blocks(net, r)
     for block, inner in zip(net.blocks, r.get('inner') or ()):
         c_in, c_out = block.conv1.weight.shape[1], len(block.conv2.bias)
         how = dict(resample=block.conv2.resample, fold=block.conv2.fold)
@@ -143,6 +139,18 @@ def shape_net(
         for block in net.blocks.values():
             for bn in (block.bn1, block.bn2): normalise_tables(bn, **r['tables'])
     return net
+
+
+def add_map_blocks(
+    net:nn.Module,                # changed in place
+    r:dict,                       # its recipe
+):
+    "Put the blocks of a recipe on its maps."
+    for key, o in r['extra'].items():
+        block = net.blocks[o['at']]
+        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
+        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
+    net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
 
 
 class NoDraws(torch.overrides.TorchFunctionMode):
@@ -181,6 +189,20 @@ def check_options(
             if k in ('eps', 'momentum', 'steps') and not number: raise Refused(f'the recipe has {k} {v!r} in {name}')
 
 
+def check_tensors(
+    ours:dict,                    # tensors that the network has
+    state:dict,                   # tensors that are given
+    kind:str,                     # 'Generator' or 'Discriminator'
+):
+    "Raise Refused, naming the first difference, where a network cannot take these tensors."
+    for name, t in ours.items():
+        if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {kind}')
+        if state[name].shape != t.shape:
+            raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {kind} takes {tuple(t.shape)}')
+    for name in state:
+        if name not in ours: raise Refused(f'{name} has no place in this {kind}')
+
+
 def restore_network(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
@@ -193,12 +215,7 @@ def restore_network(
     except Refused: raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
-    for name, t in ours.items():
-        if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {recipe["kind"]}')
-        if state[name].shape != t.shape:
-            raise Refused(f'{name} has shape {tuple(state[name].shape)}; this {recipe["kind"]} takes {tuple(t.shape)}')
-    for name in state:
-        if name not in ours: raise Refused(f'{name} has no place in this {recipe["kind"]}')
+    check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     net.load_state_dict(state)
     for m in net.modules():                             # where a gradient through the power step starts from

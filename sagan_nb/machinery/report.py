@@ -1,7 +1,7 @@
 "Serves chapter 15: the page of a run, section by section."
 import html
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..attention_maps import (attention_layers, attention_maps, attention_use, describe_attention, find_queries,
                               show_attention, silenced)
-from ..config import PRESETS, Config
+from ..config import FIELDS, PRESETS, Config, meaning
 from ..core import Refused, from_uint8
 from ..networks import Generator
 from ..report import (beside_real, chart, draw_z, film, gif, in_words, series, there_and_back, timelapse, walk_classes,
@@ -28,8 +28,8 @@ def config_html(
 )->str:                       # HTML
     "Settings, each with its meaning and its source, and what it ran on."
     base = asdict(PRESETS[cfg.preset]) if cfg.preset in PRESETS else {}
-    about = lambda f: (f.metadata['doc'], f.metadata['source'])
-    rows = [(f.name, getattr(cfg, f.name), base.get(f.name, ''), *about(f)) for f in fields(cfg)]
+    rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(name), f.metadata['source'])
+            for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     head = ['setting', 'here', f'{cfg.preset} at paper scale', 'meaning', 'source of the default']
     fold = lambda title, table: f'<details><summary>{title}</summary>{table}</details>'

@@ -3,7 +3,10 @@
 nbdev's processors read the notebooks; nothing is executed, and nothing is fetched: what is shown is what the tests stored.
 """
 import argparse
+import ast
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -23,11 +26,11 @@ from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
 from sagan_nb.config import PRESETS
-from tools.site import pages
+from tools.site import home, pages, tables
 from tools.site.api import FENCED, Names, around, book
 
-WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'extend', 'questions')
-PAPER = ('paper_map', 'paper_vs_code')
+WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
+PAPER = ('reproduced', 'paper_vs_code', 'weights', 'glossary', 'references')
 PROJECT = ('tests', 'contributing', 'changelog', 'licence')
 
 
@@ -52,7 +55,6 @@ def page_of(target):
     "A link inside the repository as a link between pages; None where the site has no such page."
     path, _, anchor = target.partition('#')
     name = path.rsplit('/', 1)[-1]
-    if target.endswith('README.md#paper-vs-code'): return 'paper_vs_code.md'           # the whole table, with ports and checks
     if re.fullmatch(r'test_\w+\.py', name): return f'{name[:-3]}.md'
     if name.endswith('.ipynb'): page = re.sub(r'^\d+_', '', name)
     else: page = {'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
@@ -62,7 +64,7 @@ def page_of(target):
 
 def site_pages():
     "Files that a link between pages may name."
-    made = [*PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
+    made = ['paper_map', *PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
     return {f'{o}.md' for o in made} | {f'{name}.ipynb' for _, name, _ in chapters()} | {'index.ipynb'}
 
 
@@ -146,22 +148,49 @@ class Page:
             cell.source = cell.source[m.end():]
         if {'hide', 'default_exp'} & told.keys(): return []
         tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
+        if only_imports(cell.source): tags.append('hide-input')
         if tags: cell.metadata['tags'] = tags
         if 'fig-cap' in told: self.figure(cell, told)
         for o in cell.get('outputs', []):
-            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(o.data['text/markdown'])
+            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(tables.fitted(o.data['text/markdown']))
         marks = [] if 'export' in told else [f'({name})=' for text, name in self.checks.items() if text in cell.source]
         named = [new_markdown_cell('\n'.join(marks))] if marks else []
         return [*named, cell] if cell.source.strip() or cell.outputs else []
 
     def figure(self, cell, told):
-        "Caption, number and text alternative of the picture that the cell draws."
+        "Caption, number and text alternative of the picture that the cell draws. The finding stands out; the rest is smaller."
         self.figures += 1
         text = lambda name: told.get(name, '').strip('"').replace('\\"', '"')
         alt = text('fig-alt') or re.match(r'.{60}.*?[.;:](?= |$)|.*', text('fig-cap').replace('`', ''))[0]
         number, name = f'{int(self.number or 0)}.{self.figures}', (self.module or 'index').split('.')[-1]
-        caption = f'**Figure {number}.** {self.names.link(text("fig-cap"), self.module)}'
-        cell.metadata['mystnb'] = dict(figure=dict(caption=caption, align='center', name=f'fig-{name}-{self.figures}'), image=dict(alt=alt))
+        caption = '\n\n'.join(filter(None, sentences(f'**Figure {number}.** {text("fig-cap")}')))
+        image = dict(alt=alt, classes='chart') if is_chart(cell) else dict(alt=alt)
+        cell.metadata['mystnb'] = dict(image=image, figure=dict(
+            caption=self.names.link(caption, self.module), align='center', name=f'fig-{name}-{self.figures}'))
+
+
+def only_imports(source):
+    "True for a cell that imports and does nothing else."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    return bool(body) and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
+
+
+def sentences(caption):
+    "The first sentence of a caption behind its number, and what follows."
+    m = re.match(r'(?s)(\*\*[^*]+\*\*\s*(?:`[^`]*`|[^`])+?[.?!])(?:\s+(?=[A-Z`"(])|$)(.*)', caption)
+    return m.groups() if m else (caption, '')
+
+
+def is_chart(cell):
+    "Is the picture lines on white? Then it can be turned dark; a photograph cannot."
+    import numpy as np
+    from PIL import Image
+    for o in cell.get('outputs', []):
+        if png := o.get('data', {}).get('image/png'):
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB'))
+            return (pixels >= 250).all(-1).mean() > .6
+    return False
 
 
 def outside_code(f, text):
@@ -177,9 +206,32 @@ def toctree(caption, rows):
 def navigation(dest):
     "The order of all pages."
     there = lambda names: [('', o) for o in names if (dest/f'{o}.md').exists()]
-    return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [('', name) for _, name, _ in chapters()]),
+    return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [*there(['chapters']), *(('', name) for _, name, _ in chapters())]),
                         toctree('The machinery', [('', name) for name, _ in machinery()]),
                         toctree('The paper', there(PAPER)), toctree('The project', there(PROJECT))])
+
+
+CARDS = {                                        # page -> name and promise of a card on the home page
+    'tour': ('Read', 'the idea in ten minutes'), 'run': ('Run', '<code>python3 start.py</code>, ten minutes, no GPU'),
+    'use': ('Use', 'the block, the norm, the metrics, your pictures'), 'reproduce': ('Reproduce', 'commands, hours, disks'),
+    'questions': ('Ask', 'what others asked, answered by runs')}
+
+FAR = """**How far?** The code and the metrics are checked against the authors' code, two ports and torch-fidelity. The experiments
+ran small, on two CPU cores; they do not decide Table 1. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
+has every equation, figure and table."""
+
+LOOK = """**Click a pixel.** Left: a picture that a trained generator drew. Right: where that pixel looked meanwhile. Shapes across a
+diagonal must share a colour. The first pixel looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
+
+
+def front(cells):
+    "The home page: the clickable generator and cards where README has a picture and a list."
+    at = lambda text: next((i for i, c in enumerate(cells) if text in c.source), None)
+    if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
+    cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
+    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']
+    kept = [c for i, c in enumerate(cells) if i not in (picture, ways)]
+    return [*kept[:picture], *map(new_markdown_cell, new), *kept[picture:]]
 
 
 def sources(dest, cfg=None):
@@ -201,16 +253,16 @@ def sources(dest, cfg=None):
         line = path.read_text(encoding='utf-8').splitlines()[0].strip('"')
         (dest/f'{name}.md').write_text(f'# {path.stem}\n\n{line}\n\n' + reference(module, names, cfg) + '\n', encoding='utf-8')
     plain = Page(cfg, names, dest)
-    for name, text in pages.generated(names).items(): (dest/f'{name}.md').write_text(plain.prose(text, ROOT/'docs'), encoding='utf-8')
-    for path in sorted((ROOT/'docs').glob('*.md')):
-        (dest/path.name).write_text(plain.prose(path.read_text(encoding='utf-8'), ROOT/'docs'), encoding='utf-8')
+    written = {path.stem: path.read_text(encoding='utf-8') for path in sorted((ROOT/'docs').glob('*.md'))}
+    for name, text in (written | pages.generated(names)).items():
+        (dest/f'{name}.md').write_text(plain.prose(text, ROOT/'docs'), encoding='utf-8')
     for name, path in (('contributing', 'CONTRIBUTING.md'), ('changelog', 'CHANGELOG.md')):
         (dest/f'{name}.md').write_text(plain.prose((ROOT/path).read_text(encoding='utf-8'), ROOT), encoding='utf-8')
     licence = (ROOT/'LICENSE').read_text(encoding='utf-8')
     (dest/'licence.md').write_text(f'# Licence\n\n```text\n{licence}\n```\n', encoding='utf-8')
-    home = plain.notebook(ROOT/'nbs'/'index.ipynb')
-    home.cells.append(new_markdown_cell(navigation(dest)))
-    write(home, dest/'index.ipynb')
+    index = plain.notebook(ROOT/'nbs'/'index.ipynb')
+    index.cells = [*front(index.cells), new_markdown_cell(navigation(dest))]
+    write(index, dest/'index.ipynb')
 
 
 def reference(module, names, cfg):
@@ -235,6 +287,7 @@ def source_line(cfg):
 def static(dest):
     "Style sheet, and the part of MathJax that is used: one script and its fonts."
     shutil.copytree(ROOT/'docs'/'_static', dest, dirs_exist_ok=True)
+    shutil.copy(home.PICTURE, dest)
     mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax'
     (dest/'mathjax').mkdir(exist_ok=True)
     shutil.copy(mathjax/'tex-chtml-full.js', dest/'mathjax')

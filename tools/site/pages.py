@@ -1,4 +1,4 @@
-"Pages of the site that are made from data and code: the map of the paper, Paper vs code, and the tests."
+"Pages of the site that are made from data and code: the map of the paper, Paper vs code, the tests, and the one for a wrong address."
 import ast
 import functools
 import json
@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 
 import yaml
+
+from tools.site.api import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
@@ -61,6 +63,15 @@ def check(named, all_tests=None):
     return f'[{name.replace("_", BREAK)}]({file}.md#{slug(file, name)})'
 
 
+def checks(named, known):
+    "Links to checks; a chapter that is named twice says so only once."
+    links, seen = [check(o, known) for o in named], set()
+    for link in links:
+        words = link[:link.index(']')]
+        yield link.replace(words, '[also there', 1) if words in seen else link
+        seen.add(words)
+
+
 def slug(file, name): return f'{file}-{name}'.replace('_', '-')
 
 
@@ -112,6 +123,23 @@ def row_of(*cells): return '| ' + ' | '.join(str(c) for c in cells) + ' |'
 def table(head, rows): return '\n'.join([row_of(*head), row_of(*['---']*len(head)), *(row_of(*r) for r in rows)])
 
 
+KINDS = {'checked': 'good', 'at paper scale': 'good', 'smaller': 'part', 'not run': 'open'}      # how a state looks
+
+
+def badge(state):
+    "A state as a coloured word, with what is said of it behind."
+    word = next(o for o in KINDS if state.startswith(o))
+    return f'[{word}]{{.badge .{KINDS[word]}}}' + state[len(word):].replace(':', '', 1)
+
+
+def bar(text):
+    "One bar with the counts of all badges in a text."
+    count = {word: text.count(f'[{word}]{{.badge') for word in KINDS}
+    parts = [(word, n) for word, n in count.items() if n]
+    spans = ''.join(f'<span class="{KINDS[word]}" style="flex: {n}">{n} {word}</span>' for word, n in parts)
+    return f'<div class="bar" role="img" aria-label="{", ".join(f"{n} {word}" for word, n in parts)}">{spans}</div>'
+
+
 def place(at):
     "A link to a place in the book."
     page, _, where = (o.strip() for o in at.partition(','))
@@ -127,7 +155,7 @@ def items(group, names, known, numbers=False):
         state = max(mine, key=lambda m: m[1] != 'not run', default=('', 'checked'))[1]
         said = [o.get('published', '-'), '; '.join(f'`{row}`: {value}' for row, _, value in mine if value != '-') or '-'] if numbers else []
         yield (f'**{o["paper"]}**: {o["says"]}', place(o['at']), ', '.join([*(code(c, names) for c in o.get('code', ())), *(f'`{m[0]}`' for m in mine)]),
-               ', '.join(check(c, known) for c in o['check']), *said, o.get('state', state))
+               ', '.join(checks(o['check'], known)), *said, badge(o.get('state', state)))
 
 
 def settings(names, known):
@@ -139,10 +167,10 @@ def settings(names, known):
     for name, o in DATA['hyperparameters'].items():
         here, said, f = getattr(PRESETS['paper'], name), o['paper'], from_paper[name]
         if here != (tuple(said) if isinstance(said, list) else said): raise Missing(f'{name}: the paper says {said}, preset `paper` has {here}')
-        yield (f.metadata['doc'], place('config, reference'), code(f'Config.{name}', names), ', '.join(check(c, known) for c in o['check']),
-               f'{shown(said)} ({f.metadata["source"]})', shown(here), o.get('state', 'checked'))
+        yield (f.metadata['doc'], place('config, reference'), code(f'Config.{name}', names), ', '.join(checks(o['check'], known)),
+               f'{shown(said)} ({f.metadata["source"]})', shown(here), badge(o.get('state', 'checked')))
     for o in DATA['stated']:
-        yield (o['what'], place(o['at']), o['code'] and code(o['code'], names), ', '.join(check(c, known) for c in o['check']), o['paper'], o['here'], o['state'])
+        yield (o['what'], place(o['at']), o['code'] and code(o['code'], names), ', '.join(checks(o['check'], known)), o['paper'], o['here'], badge(o['state']))
 
 
 def paper_map(names):
@@ -155,33 +183,36 @@ def paper_map(names):
            '## Figures', table(more, items('figures', names, known, True))]
     for o in DATA['tables']:
         out += [f'## {o["paper"].capitalize()}', f'{o["says"][0].upper()}{o["says"][1:]}: {place(o["at"])}, {", ".join(code(c, names) for c in o["code"])}. '
-                f'What checks the rows: {", ".join(check(c, known) for c in o["check"])}.']
+                f'What checks the rows: {", ".join(checks(o["check"], known))}.']
         metrics, rows = [m for m in ('fid', 'inception_score', 'intra_fid') if any(m in PUBLISHED.get(r, {}) for r in o['rows'])], []
         for r in o['rows']:
             if r not in PRESETS: raise Missing(f'there is no preset {r}')
             values = [number(*PUBLISHED[r][m][:2]) if m in PUBLISHED.get(r, {}) else '-' for m in metrics]
-            rows.append((f'`{r}`', *values, *reversed(ours(r))))
+            state, numbers = ours(r)
+            rows.append((f'`{r}`', *values, numbers, badge(state)))
         out.append(table(('preset', *(f'published {m.replace("_", " ").replace("fid", "FID")}' for m in metrics), 'ours', 'state'), rows))
-    return '\n\n'.join([*out, '## Claims in the text', table(more, items('claims', names, known, True)), '## Stated settings', SETTINGS,
-                        table(('setting', *more[1:]), settings(names, known))]) + '\n'
+    out += ['## Claims in the text', table(more, items('claims', names, known, True)), '## Stated settings', SETTINGS,
+            table(('setting', *more[1:]), settings(names, known))]
+    return '\n\n'.join([out[0], bar('\n'.join(out[1:])), LEGEND, *out[1:]]) + '\n'
 
 
 MAP_HEAD = """# The map of the paper
 
-Every numbered equation, figure, table and stated setting of the paper: where the book treats it, which code computes it, what would fail if it were
-wrong, and how far it has been reproduced. This page is made from one data file and the code; a check that does not exist stops the build.
+Every numbered equation, figure, table and stated setting of
+[the paper](https://arxiv.org/abs/1805.08318): where the book treats it, which code computes it, what would fail if it
+were wrong, and how far it is reproduced."""
 
-| state | meaning |
+LEGEND = """| state | meaning |
 |---|---|
-| checked | computed here and compared with something independent |
-| at paper scale | the experiment was run as the paper ran it |
-| smaller: ... scale | the experiment was run with smaller networks, pictures or times; a number of such a run is no number of the paper |
-| not run | the settings are there, no result is |
+| [checked]{.badge .good} | computed here and compared with something independent |
+| [smaller]{.badge .part} | the experiment was run with smaller networks, pictures or times: its numbers are not the paper's |
+| [not run]{.badge .open} | the settings are there, a result is not |
 
-A star (\\*) marks what is quoted from memory and was not checked against a source."""
+Nothing was run at the paper's size. A star (\\*) marks what is quoted from memory and was not checked against a source. This
+page is made from one data file and the code; a check that does not exist stops the build."""
 
-SETTINGS = """Ours is the preset `paper`; the build stops where it has another value than the paper. "Checked" says that the setting does what it names, not
-that a run of that length was made."""
+SETTINGS = """Ours is the preset `paper`; the build stops where it has another value than the paper. "Checked" says that the setting does
+what it names. It does not say that a run of that length was made."""
 
 
 def cells_that_differ():
@@ -196,18 +227,17 @@ def cells_that_differ():
 
 
 def differences(names):
-    "Paper vs code: the table of `index`, with ports and checks, and what the chapters say."
+    "Paper vs code: the table of docs/paper_vs_code.md, with ports and checks, and what the chapters say."
     known = tests()
-    cells = json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
-    text = next(t for c in cells if (t := ''.join(c['source'])).startswith('## Paper vs code'))
+    text = (ROOT/'docs'/'paper_vs_code.md').read_text(encoding='utf-8')
     rows = [[o.strip() for o in line.strip('| ').split(' | ')] for line in text.splitlines() if line.startswith('| ')][1:]
     out, left = [], dict(DATA['differences'])
     for point, paper, released, here, chapter in rows:
         key = point if point in left else point.split(':')[0]
-        if key not in left: raise Missing(f'paper.yml has no ports and checks for the row {point!r} of index')
+        if key not in left: raise Missing(f'paper.yml has no ports and checks for the row {point!r} of paper_vs_code.md')
         o = left.pop(key)
-        out.append((point, paper, released, o['ports'], here, chapter, ', '.join(check(c, known) for c in o['check'])))
-    if left: raise Missing(f'index has no row for {", ".join(left)}')
+        out.append((point, paper, released, o['ports'], here, chapter, ', '.join(checks(o['check'], known))))
+    if left: raise Missing(f'paper_vs_code.md has no row for {", ".join(left)}')
     said = [f'**[Chapter {number}]({name}.ipynb#differs-{number}-{i}).** {text[0].upper()}{text[1:]}' for number, name, i, text in cells_that_differ()]
     return '\n\n'.join([DIFFERENCES, table(('point', 'the paper', 'the released code', 'ports', 'here', 'chapter', 'what checks it'), out),
                         '## What the chapters say', *said]) + '\n'
@@ -215,9 +245,12 @@ def differences(names):
 
 DIFFERENCES = """# Paper vs code
 
-The paper, the authors' released code and the ports disagree. Each difference has a name here, a switch and a check. "Released" is the
-authors' TensorFlow code; ports are the PyTorch versions people use. The first arXiv version of the paper differs from the later one in the attention
-block alone, as far as its text tells: `form='v1'`."""
+The paper, the authors' [released code](https://github.com/brain-research/self-attention-gan) and the ports disagree. Each
+difference has a name here, a switch and a check. Ports are the PyTorch versions that people use:
+[BigGAN-PyTorch](https://github.com/ajbrock/BigGAN-PyTorch), [StudioGAN](https://github.com/POSTECH-CVLab/PyTorch-StudioGAN),
+[mmgeneration](https://github.com/open-mmlab/mmgeneration), [mimicry](https://github.com/kwotsin/mimicry) and
+[heykeetae's](https://github.com/heykeetae/Self-Attention-GAN). The first arXiv version of the paper differs from the later
+one in the attention block alone, as far as its text tells: `form='v1'`."""
 
 
 def test_pages():
@@ -226,7 +259,7 @@ def test_pages():
     for path in sorted((ROOT/'tests').glob('test_*.py')):
         text = path.read_text(encoding='utf-8')
         lines, tree, parts, at = text.splitlines(), ast.parse(text), [], 0
-        doc = ast.get_docstring(tree) or ''
+        doc = plain((ast.get_docstring(tree) or '').split('\n\n')[0])
         for node in tree.body:
             if not (isinstance(node, ast.FunctionDef) and node.name.startswith('test_')): continue
             begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
@@ -234,9 +267,11 @@ def test_pages():
             parts += [f'({slug(path.stem, node.name)})=\n## {node.name}', fenced('\n'.join(lines[begin:node.end_lineno]))]
             at = node.end_lineno
         if rest := '\n'.join(lines[at:]).strip(): parts.append(fenced(rest))
-        yield path.stem, '\n\n'.join([f'# {path.name}', doc.replace('{', '\\{').splitlines()[0] if doc else 'Tests.', *parts]) + '\n'
-        lists.append(path.stem)
-    yield 'tests', TESTS + '\n'.join(['```{toctree}', ':maxdepth: 1', '', *lists, '```']) + '\n'
+        yield path.stem, '\n\n'.join([f'# {path.name}', doc, *parts]) + '\n'
+        lists.append((path.stem, doc, sum(o.startswith('def test_') for o in lines)))
+    rows = [(f'[{name}]({name}.md)', doc, n) for name, doc, n in lists]
+    yield 'tests', '\n\n'.join([TESTS, table(('file', 'what it holds', 'tests'), rows),
+                                '\n'.join(['```{toctree}', ':hidden:', '', *(name for name, _, _ in lists), '```'])]) + '\n'
 
 
 def fenced(text): return f'````python\n{text}\n````'
@@ -244,12 +279,26 @@ def fenced(text): return f'````python\n{text}\n````'
 
 TESTS = """# The tests
 
-Each chapter checks itself, cell by cell. What needs processes, files, faults or a browser is in `tests/`, and here it is to be read.
-`python3 start.py test` runs everything.
+Each chapter checks itself, cell by cell. What needs processes, files, faults or a browser is in `tests/`, and can be read here.
+`python3 start.py test` runs everything. To show that the checks can fail, bugs are planted on purpose: the list is in
+[How to change something](../CONTRIBUTING.md#mutations)."""
 
+ABSENT = """---
+orphan: true
+---
+
+# This page is not here
+
+It may have moved. Try the search on the left, or begin at a way in:
+
+- [Read it](tour.md), ten minutes
+- [Run it](run.md) on a laptop
+- [Use it](use.md) in your project
+- [The map of the paper](paper_map.md)
+- [The chapters](chapters.md)
 """
 
 
 def generated(names):
     "Name -> markdown of every page that is made."
-    return {'paper_map': paper_map(names), 'paper_vs_code': differences(names), **dict(test_pages())}
+    return {'paper_map': paper_map(names), 'paper_vs_code': differences(names), '404': ABSENT, **dict(test_pages())}

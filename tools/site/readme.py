@@ -1,4 +1,8 @@
-"README.md from nbs/index.ipynb, without Quarto: `python -m tools.site.readme`; `--check` only fails on a difference."
+"""What is made from data in Markdown files, without Quarto: `python -m tools.site.readme`; `--check` only fails on a difference.
+
+README.md comes from nbs/index.ipynb. In other files, what stands between `<!-- made: NAME -->` and `<!-- end -->` comes from a function here.
+"""
+import ast
 import json
 import re
 import sys
@@ -8,6 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = r'(?m)^#\| *(hide|export|default_exp)\b'
 NO_CODE = r'(?m)^#\| *echo: *false\b'
 HEAD = '<!-- Made from nbs/index.ipynb by tools/site/readme.py: edit the notebook. -->'
+MADE = re.compile(r'(<!-- made: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
+SHOWN = {                                        # name of a metric -> what it says
+    'classifier score': 'Are the classes clear, and all there? 1 to 4, more is better',
+    'Fréchet classifier distance': 'How far are the pictures from the real ones? 0 is best',
+    'intra distance': 'The same within each class, mean over the classes',
+    'diversity': 'How much do the pictures of a class differ? Standard deviation of a pixel',
+    'long_range_mi': 'What the colour of one part tells of the other part: 0 to 3 bits',
+    'long_range_agreement': 'Share of pictures whose two parts have one colour, of eight',
+    'long_range_chance': 'That share, if left and right parts were dealt out by chance'}
 
 
 def links(text):
@@ -41,13 +54,76 @@ def parts(nb):
         yield from outputs(cell)
 
 
+def read(path): return json.loads((ROOT/path).read_text(encoding='utf-8'))
+
+
+def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in (head, ['---']*len(head), *rows))
+
+
+def mutations():
+    "The bugs that tools/mutate.py plants, and who noticed when results/long.txt was written."
+    tree = ast.parse((ROOT/'tools'/'mutate.py').read_text(encoding='utf-8'))
+    planted = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and o.targets[0].id == 'MUTATIONS')
+    log = (ROOT/'results'/'long.txt').read_text(encoding='utf-8')
+    by = dict(re.findall(r'(?m)^\| ([^|]+) \| \d\d \| ([^|]+) \|(?: [^|]* \|)?$', log))                  # of two runs, the later
+    return table(('bug', 'planted in chapter', 'noticed by chapter'), [(m[0], m[1], by.get(m[0], 'not run yet')) for m in planted])
+
+
+def main_job():
+    "What the first command of README gave when it ran to its end."
+    records, config, env = (read(f'results/main_job/{o}.json') for o in ('metrics', 'config', 'env'))
+    shown = {r['metric']: r for r in records if r['metric'] in SHOWN and r.get('splits', 1) == 1}
+    cell = lambda v: '-' if v is None else f'{v:.2f}'
+    o = shown['Fréchet classifier distance']
+    return '\n'.join([
+        table(('what is measured (its name)', 'generated', 'real'),
+              [(f'{text} (`{k}`)', cell(shown[k]['value']), cell(shown[k].get('real'))) for k, text in SHOWN.items()]), '',
+        f'{o["n_fake"]:,} generated and {o["n_real"]:,} real pictures. The first three rows are by a {o["features"]} '
+        f'({o["features_hash"]},', f'{o["features_accuracy"]:.0%} right on held-out pictures), the others from pixels.',
+        f'The run: `{o["preset"]}` at `{o["scale"]}` scale, {o["step"]:,} updates, seed {o["train_seed"]}, {config["precision"]}, averaged '
+        'weights,', f'batch norm with {o["batch_norm"]} generated pictures; torch {env["torch"]} on {env["threads"]} threads, '
+        f'commit {(o["trained_commit"] or "unknown")[:7]}.'])
+
+
+def chapters():
+    "Number, title and the one line of every chapter."
+    rows = []
+    for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+        title, line = re.fullmatch(r'# (.+)\n> (.+)', ''.join(read(path)['cells'][0]['source']).strip()).groups()
+        rows.append((f'[{path.stem[:2]} {title}](../nbs/{path.name})', line))
+    return table(('chapter', 'in one line'), rows)
+
+
+def parity():
+    "How far the outputs of loaded weights are from those of the code they belong to."
+    read_of = {'official-tf': 'released code', 'biggan-pytorch': 'BigGAN-PyTorch', 'studiogan': 'StudioGAN'}
+    rows, found = [], read('results/parity.json')['rows']
+    for case in dict.fromkeys(o['case'] for o in found):
+        mine = [o for o in found if o['case'] == case]
+        most = lambda k: max((o[k] for o in mine if k in o), default=None)
+        where, network = case.split('/')
+        rows.append((f'{read_of[where]}, `{network}`', *('-' if most(k) is None else f'{most(k):.0e}' for k in ('images', 'logits', 'gradients'))))
+    return table(('weights of', 'images', 'logits', 'gradients'), rows)
+
+
+def refreshed(text):
+    "The text with every made part made anew."
+    return MADE.sub(lambda m: f'{m[1]}\n{globals()[m[2]]()}\n\n{m[4]}', text)
+
+
+def wanted():
+    "(path, text) of every file with a made part."
+    yield ROOT/'README.md', '\n\n'.join(parts(read('nbs/index.ipynb'))) + '\n'
+    for path in (ROOT/'CONTRIBUTING.md', *sorted((ROOT/'docs').glob('*.md'))):
+        yield path, refreshed(path.read_text(encoding='utf-8'))
+
+
 def main(check):
-    new = '\n\n'.join(parts(json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8')))) + '\n'
-    path = ROOT/'README.md'
-    if path.exists() and path.read_text(encoding='utf-8') == new: return 0
-    if not check: path.write_text(new, encoding='utf-8')
-    else: print('README.md differs from nbs/index.ipynb: run `python -m tools.site.readme`', file=sys.stderr)
-    return int(check)
+    stale = [(path, new) for path, new in wanted() if not path.exists() or path.read_text(encoding='utf-8') != new]
+    for path, new in stale:
+        if not check: path.write_text(new, encoding='utf-8')
+        else: print(f'{path.name} differs from what it is made of: run `python -m tools.site.readme`', file=sys.stderr)
+    return int(check and bool(stale))
 
 
 if __name__ == '__main__':

@@ -18,8 +18,8 @@ from .core import Refused
 
 # %% ../nbs/12_ablation.ipynb #c3cfb154
 RESULT_KINDS = dict(distance=('FID', 'Fréchet classifier distance'), score=('IS', 'classifier score'),
-                    intra=('intra-FID', 'intra distance'), mi=('long_range_mi',), diversity=('diversity',),
-                    spread=('long_range_spread',))
+                    intra=('intra-FID', 'intra distance'), mi=('long_range_mi',), joint=('long_range_joint',),
+                    diversity=('diversity',), spread=('long_range_spread',))
 LOWER = ('distance', 'intra')                                    # the smaller the better
 
 def value_of(
@@ -49,7 +49,7 @@ def by_seed(
     if len(values) < len(own): raise Refused(f'{row}: two runs of one seed, by different settings, make no row')
     return {s: v for s, v in values.items() if math.isfinite(v)}
 
-# %% ../nbs/12_ablation.ipynb #7a5c5da6
+# %% ../nbs/12_ablation.ipynb #fc96e258
 def seed_differences(
     results:list,             # runs
     row:str,                  # a row
@@ -77,7 +77,7 @@ def paired_difference(
     low, high = stats.ttest_1samp(d, 0).confidence_interval(level)
     return d.mean(), float(low), float(high), len(d)
 
-# %% ../nbs/12_ablation.ipynb #fd990986
+# %% ../nbs/12_ablation.ipynb #c9d10dfb
 def measured_alike(
     results:list,             # runs
     rows,                     # names of rows
@@ -126,7 +126,7 @@ class Plan:
         mine = tuple((row, self.base, f'{row} is better than {self.base}') for row in self.rows if row != self.base)
         return self.claims or mine
 
-# %% ../nbs/12_ablation.ipynb #0e8a77f4
+# %% ../nbs/12_ablation.ipynb #c13355c9
 def _tables()->dict:
     "Every table by its name."
     maps = (8, 16, 32, 64)
@@ -161,7 +161,7 @@ def _tables()->dict:
 
 TABLES = _tables()
 
-# %% ../nbs/12_ablation.ipynb #bf2ca154
+# %% ../nbs/12_ablation.ipynb #ad33eced
 def paired_p(
     results:list,             # runs
     row:str,                  # a row
@@ -188,7 +188,7 @@ def shares(
     results:list,             # runs
     plan:Plan,                # their table
 )->dict:                      # (better, worse, kind) -> by how much its 5 % is divided, the `among` of `verdict`
-    "Divide the 5 % among the orderings of a table: Bonferroni counts those that have pairs, Holm all that were planned."
+    "Divide the 5 % among orderings: Bonferroni counts those that have pairs, Holm all that were planned."
     kinds = [k for k in plan.kinds if plan.holm or name_of(results, k)]
     asked = [(a, b, k) for k in kinds for a, b, _ in plan.orderings]
     if not plan.holm: return dict.fromkeys(asked, sum(len(seed_differences(results, *o)) > 1 for o in asked) or 1)
@@ -198,7 +198,7 @@ def shares(
         if ps[o]*left < .05: left -= 1
     return out
 
-# %% ../nbs/12_ablation.ipynb #704b8291
+# %% ../nbs/12_ablation.ipynb #b33f2ab4
 def detectable(
     spread:float,             # standard deviation of the paired differences
     n:int,                    # seeds

@@ -17,6 +17,13 @@ def listed(
     return f'{", ".join(parts[:-1])} and {parts[-1]}'
 
 
+def capital(
+    text: str,                # a sentence
+) -> str:
+    "Begin with a capital letter."
+    return text[:1].upper() + text[1:]
+
+
 def planned(
     name: str,                # a key of TABLES, with seeds
 ) -> int:
@@ -91,16 +98,17 @@ def answers(
     "Write what holds, what does not, and what could not be seen, from results alone."
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
     holds, turned = ([text for o in found.values() for text in o[key]] for key in ('holds', 'is reversed'))
-    older = [f'{len(o["open"])} in {PLACES[name]}' for name, o in found.items() if o['open'] and name != 'twins']
+    older = [f'{len(o["open"])} orderings in {PLACES[name]}' for name, o in found.items() if o['open'] and name != 'twins']
     unsure = '; '.join(found['twins']['open'])
     missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    first = f'{"; ".join(holds)}.' if holds else "None of the paper's orderings is resolved in its favour."
+    first = capital(f'{"; ".join(holds)}.') if holds else "None of the paper's orderings is resolved in its favour."
     second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
+    room = f'Differences smaller than these would most likely be missed: {missed}. ' if missed else ''
     out = [f'**Holds.** {first} On `twins`, the flagship, {progress_words(results["twins"])}.',
            f'**Does not hold, or is not resolved.** {second}'
            + (f' On `twins`: {unsure}.' if unsure else '') + (f' Not resolved: {listed(older)}.' if older else ''),
-           '**Could not be seen.** ' + (f'Differences smaller than these would most likely be missed: {missed}. ' if missed else '')
-           + f"The paper's best maps, {listed(large_maps())}, need larger images, and its million updates of ImageNet a GPU."]
+           f"**Could not be seen.** {room}The paper's best maps, {listed(large_maps())}, "
+           'need larger images, and its million updates of ImageNet a GPU.']
     if old: out[-1] += f' Older tables hold numbers of version {listed(old)}; today\'s is {NUMERICS}.'
     return '\n\n'.join(out)

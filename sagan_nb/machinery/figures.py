@@ -7,7 +7,7 @@ import numpy as np
 from ..ablation import TABLES, by_seed, name_of, paired_difference, seed_differences, shares
 from .tables import has_collapsed, words_of
 
-BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # told apart by colour-blind readers, and on dark ground
+BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-blind readers
 FONTS = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
          'legend.fontsize': 9}
 AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', diversity='diversity')
@@ -129,7 +129,9 @@ def draw_row_curves(
     for o in own:
         t, y = ([p[k] for p in o['curve']] for k in ('t', kind))
         ax.plot(t, y, color=GREY, lw=1)
-        if o['collapse']: ax.plot(o['collapse'][0]['t'], np.interp(o['collapse'][0]['t'], t, y), 'x', color=ORANGE, ms=8)
+        if not o['collapse']: continue
+        at = o['collapse'][0]['t']
+        ax.plot(at, np.interp(at, t, y), 'x', color=ORANGE, ms=8)
     ax.plot(*mean_curve(own, kind), color=BLUE, lw=2.5)
 
 
@@ -147,8 +149,9 @@ def draw_cost(
         ax.plot(np.multiply(t, each), y, color=colour, lw=1.8)
         ends.append((y[-1], t[-1]*each, row, colour))
     for i, (y, x, row, colour) in enumerate(sorted(ends)):
-        ax.annotate(words_of(row), (x, y), (1.04, (i + .5)/len(ends)), textcoords='axes fraction', fontsize=9, va='center',
-                    color=colour, annotation_clip=False, arrowprops=dict(arrowstyle='-', color=colour, lw=.6))
+        ax.annotate(words_of(row), (x, y), (1.04, (i + .5)/len(ends)), textcoords='axes fraction', fontsize=9,
+                    va='center', color=colour, annotation_clip=False,
+                    arrowprops=dict(arrowstyle='-', color=colour, lw=.6))
     ax.set(title='means against cost', xlabel='seconds of training')
 
 

@@ -51,7 +51,7 @@ def stated_difference(
     worse: str,               # another
     kind: str,                # metric
 ) -> tuple:                   # size, and where it is from
-    "Name a difference worth seeing: the published one as a share of the worse row, or a tenth of the real images' bits."
+    "Name a difference worth seeing: the published one as a share of the worse row, or a tenth of the real bits."
     mean = float(np.mean(list(by_seed(results, worse, kind).values())))
     a, b = (PUBLISHED.get(row, {}).get('fid') for row in (better, worse))
     if kind == 'distance' and a and b: return (a[0]/b[0] - 1)*mean, f'published: {a[0]/b[0] - 1:+.0%}'
@@ -72,8 +72,9 @@ def power_rows(
         if not n or math.isnan(spread): continue
         words = next(words for x, y, words in plan.orderings if (x, y) == (a, b))
         wanted, why = stated_difference(results, a, b, kind)
-        own = dict(words=words, kind=kind, n=n, among=among, mean=mean, low=low, high=high, spread=spread, wanted=wanted,
-                   why=why, verdict=verdict(results, a, b, kind, among), seen=detectable(spread, n, among), seeds=None)
+        own = dict(words=words, kind=kind, n=n, among=among, mean=mean, low=low, high=high, spread=spread,
+                   wanted=wanted, why=why, verdict=verdict(results, a, b, kind, among),
+                   seen=detectable(spread, n, among), seeds=None)
         if spread and wanted: own['seeds'] = seeds_needed(wanted, spread, among)
         out.append(own)
     return out
@@ -119,9 +120,9 @@ def power_text(
     "Write the table of power for a terminal: one ordering a paragraph."
     head, *rows = power_table(name, results)
     if not rows: return 'no ordering has two pairs of runs yet'
-    out = ['could have seen: the smallest true difference that so many seeds show in four cases of five, at the level that',
-           'the ordering has among those judged with it (of how many: in brackets). The spread of a few seeds is itself a',
-           'rough number.']
+    out = ['could have seen: the smallest true difference that so many seeds show in four cases of five,',
+           'at the level of one among those judged with it (how many: in brackets). The spread of a few',
+           'seeds is itself a rough number.']
     for cells in rows:
         out += ['', f'{cells[0]}, by {cells[1]}, {cells[2]} seeds']
         out += [f'    {h:18} {c}' for h, c in zip(head[3:], cells[3:])]

@@ -303,7 +303,7 @@ def main(
     given = vars(probe_options().parse_args(argv))
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
-    wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # a seed through all rows, then the next
+    wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
     missing = run_missing(wanted, out, time.time() + 60*minutes)
     found = read_results(wanted, out)
     if found:

@@ -1,5 +1,6 @@
 "Serves chapter 12: a table as text: its verdicts with what they could have missed, its numbers, its protocol."
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,13 +13,14 @@ from .power import could_have_seen, plain
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 SHORT = dict(distance='distance', mi='bits')
-HEADS = dict(mi='bits shared', spread='spread')
+COLUMN_HEADS = dict(mi='bits shared', joint='joint bits', spread='spread')
 WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3_sn_gd_2e4='SN in both, rate doubled',
              f3_sn_gd_ttur='SN in both, two rates', f3_sn_d_5to1='SN in D, 5 D steps', t2_acgan='AC-GAN',
-             t2_sngan_projection='SNGAN-projection', t2_sagan='SAGAN', best_known='best known', rb_ema='averaged weights',
+             t2_sngan_projection='SNGAN-projection', t2_sagan='SAGAN', best_known='best known',
+             rb_ema='averaged weights',
              rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
              rb_adam="torch's Adam", rb_flip='flipped images')
-BLOCKS = dict(attn='attention', res='residual', res3x3='3x3 residual')
+BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
 
 
 def words_of(
@@ -26,7 +28,7 @@ def words_of(
 ) -> str:
     "Name a row in words."
     if row in WORDS: return WORDS[row]
-    if row.startswith('t1_'): return '{} at {}'.format(BLOCKS[row.split('_')[1]], row.split('_')[2])
+    if row.startswith('t1_'): return '{} at {}'.format(BLOCK_WORDS[row.split('_')[1]], row.split('_')[2])
     if row[0] == 'k' and row[1:].isdigit(): return f'k = {row[1:]}'
     return row
 
@@ -86,8 +88,10 @@ def mean_cell(
     return mean_spread(values) + of_seeds(len(values), runs)
 
 
-def real_spread(result: dict) -> float:
-    "Read the spread of the real images' patterns; nan in a world without one."
+def real_spread(
+    result: dict,             # one run
+) -> float:                   # nan in a world without one
+    "Read the spread of the real images' patterns."
     return next((o['real'] for o in result['records'] if o['metric'] == 'long_range_spread'), math.nan)
 
 
@@ -115,7 +119,7 @@ def columns(
     def mean(kind): return lambda row: mean_cell(results, row, kind)
     def gap(kind): return lambda row: difference(results, row, plan.base, kind)
     there = [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(row, {}) for row in plan.rows)]
-    shown = (*plan.kinds, 'spread', 'diversity') if plan.holm else (*plan.kinds, 'score', *there)
+    shown = (*plan.kinds, 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, 'score', *there)
     kinds = [k for k in RESULT_KINDS if k in shown and name_of(results, k)]
 
     def paper(row):
@@ -124,7 +128,7 @@ def columns(
     cols = {'row': lambda row: f'`{row}` {words_of(row)}',
             'seeds': lambda row: str(sum(o['row'] == row for o in results))}
     for k in kinds:
-        cols[HEADS.get(k) or name_of(results, k)] = mean(k)
+        cols[COLUMN_HEADS.get(k) or name_of(results, k)] = mean(k)
         if k in plan.kinds: cols[f'{SHORT[k]} minus {words_of(plan.base)}, 95 %'] = gap(k)
     if not plan.holm: cols[f'paper: {" / ".join(RESULT_KINDS[k][0] for k in there)}'] = paper
     return cols | {'collapsed': lambda row: collapsed_cell(results, row)}
@@ -151,7 +155,9 @@ def grouped(
     return [f'{", ".join(rows)} ({text})' for text, rows in groups.items()]
 
 
-def one_text(text) -> str:
+def one_text(
+    text: str,                # of any lines
+) -> str:                     # one line
     "Put a text on one line of a table."
     return ' '.join(str(text).replace('|', '/').split())
 
@@ -165,7 +171,8 @@ def missing_lines(
     "Say in one line each which rows do not apply, were not run, or failed."
     there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
     rest = [f'`{row}`' for row in plan.rows if row not in there]
-    found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()), 'Not run': [', '.join(rest)] if rest else [],
+    found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
+             'Not run': [', '.join(rest)] if rest else [],
              'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items()]}
     return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
 
@@ -245,6 +252,18 @@ def early_ends(
     return ''.join(f'; {n} {"run" if n == 1 else "runs"} of {row} ended early' for row, n in ended if n)
 
 
+def by_joint_bits(
+    plan: Plan,               # which table
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+) -> str:                     # for the end of a sentence; empty without joint bits
+    "Say what an ordering is by the bits of all numbers of a pattern together."
+    if not name_of(results, 'joint'): return ''
+    among = shares(results, replace(plan, kinds=('joint',)))
+    return f'; by joint bits: {verdict(results, better, worse, "joint", among[better, worse, "joint"])}'
+
+
 def sentences(
     plan: Plan,               # which table
     results: list,            # runs
@@ -260,6 +279,7 @@ def sentences(
         out += [f'By {by}, of {len(run)} {asked} that could be run here:', '']
         for a, b, words, found in run:
             ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
+            if plan.holm: ends += by_joint_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')
     return out

@@ -217,6 +217,8 @@ def restore_network(
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
+    kinds = {t.dtype for t in state.values() if t.is_floating_point()}
+    if len(kinds) == 1: net = net.to(*kinds)            # float64 stays so, bit for bit
     net.load_state_dict(state)
     for m in net.modules():                             # where a gradient through the power step starts from
         if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)

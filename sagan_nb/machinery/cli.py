@@ -23,11 +23,8 @@ from .checkpoints import disk_price
 from .door import Model, open_run
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
-<<<<<<< HEAD
-from .film import film, gif, there_and_back, timelapse
-=======
 from .figures import show_rows, show_samples, show_training
->>>>>>> ch12
+from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
@@ -41,12 +38,8 @@ from .queries import find_queries
 from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
 from .sources import describe
-<<<<<<< HEAD
 from .summary import UNUSED
-from .tables import markdown, show_rows, show_samples, show_training
-=======
 from .tables import markdown
->>>>>>> ch12
 
 
 def summarise(

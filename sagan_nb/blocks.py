@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Refused
+from .core import Refused, choose
 from .self_attention import FORMS, SelfAttention, attention_widths
 from .spectral_norm import make_layer
 
@@ -187,7 +187,7 @@ class Conv2d(nn.Conv2d):
         fold:str='box',           # how resampling is computed: one of FOLDS
     ):
         super().__init__(c_in, c_out, size, padding=size // 2, bias=bias)
-        if fold not in FOLDS: raise Refused(f'fold {fold!r} is not known; choose one of {", ".join(FOLDS)}')
+        choose(fold, FOLDS, 'fold')
         if resample and size > 3: raise Refused(f'only kernels of 1 or 3 are folded, not {size}')
         self.resample, self.fold = resample, fold
 
@@ -294,8 +294,8 @@ def known_block(
     form:str,                 # asked for
 ):
     "Raises Refused for a block or a form that does not exist."
-    if block not in BLOCKS: raise Refused(f'block {block!r} is not known; choose one of {", ".join(BLOCKS)}')
-    if form not in FORMS: raise Refused(f'attention form {form!r} is not known; choose one of {", ".join(FORMS)}')
+    choose(block, BLOCKS, 'block')
+    choose(form, FORMS, 'attention form')
 
 def map_block(
     block:str,                # 'attention', 'residual', 'residual3x3' or 'none'

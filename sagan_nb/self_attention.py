@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Refused
+from .core import Refused, choose
 from .spectral_norm import make_layer
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
@@ -25,7 +25,7 @@ def attention_widths(
     reduction:int=8,          # k: keys and queries have C/k channels (paper, section 3)
 )->tuple[int,int]:            # width of key and query, width of value
     "Channels inside the block, rounded down. Raises Refused for an unknown form or a width of 0."
-    if form not in FORMS: raise Refused(f'attention form {form!r} is not known; choose one of {", ".join(FORMS)}')
+    choose(form, FORMS, 'attention form')
     narrow = channels // reduction if reduction > 0 else 0
     value = {'paper': narrow, 'v1': channels, 'released': channels // 2}[form]
     if min(narrow, value) < 1:

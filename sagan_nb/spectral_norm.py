@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import Refused
+from .core import Refused, choose
 
 # %% ../nbs/01_spectral_norm.ipynb #1a708e43
 def unit(
@@ -95,9 +95,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         options = (('update', update, ('forward', 'real', 'always')), ('eval_sigma', eval_sigma, ('step', 'stored')),
                    ('eps_rule', eps_rule, ('clamp', 'add')))
-        for name, value, allowed in options:
-            if value in allowed: continue
-            raise Refused(f'spectral norm: {name} is {value!r}; choose one of {", ".join(allowed)}')
+        for name, value, allowed in options: choose(value, allowed, f'spectral-norm {name}')
         self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
         W = self.matrix(weight.detach())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PLAIN', 'FAST', 'VARIANTS', 'COMPILED', 'EAGER', 'ENDS', 'FLOOR', 'Net', 'Variant', 'usable_variants',
-           'rounding', 'bench_networks', 'Step', 'step_operations', 'kept_bytes', 'conv_rate', 'in_turns',
-           'timing_table', 'attention_bytes']
+           'rounding', 'layout_of', 'bench_networks', 'Step', 'step_operations', 'conv_rate', 'in_turns',
+           'timing_table']
 
 # %% ../nbs/14_speed.ipynb #718a48c6
 import contextlib
@@ -25,12 +25,12 @@ from .self_attention import SelfAttention
 from .train import frozen
 from .machinery.machine import fast_bf16
 
-# %% ../nbs/14_speed.ipynb #6b251f03
+# %% ../nbs/14_speed.ipynb #de7a48af
 @dataclass(frozen=True)
 class Net:
-    "What is timed."
+    "The sizes of the two networks that are timed."
     res:int                       # pixels per side
-    batch:int                     # pictures
+    batch:int                     # images
     n_classes:int                 # K
     attn_at:tuple                 # map sizes with attention (released form)
     channels:tuple = None         # own widths; None: the released code's at width 64
@@ -53,6 +53,7 @@ class Variant:
     precision:str = 'fp32'        # 'fp32'; 'tf32' (CUDA: inputs of products in 10 bits); 'bf16' (autocast)
     compiled:bool = False         # torch.compile of both networks
 
+# %% ../nbs/14_speed.ipynb #68415616
 PLAIN = Variant()
 FAST = Variant('own', 'box', True, True, True, True)
 VARIANTS = {'plain': PLAIN, "D frozen in G's step": replace(PLAIN, frozen=True),
@@ -68,18 +69,19 @@ ENDS = 'plain', 'all, fp32', 'all, tf32', 'all, bf16'
 
 def usable_variants(
     device='cpu',                 # where
-    names=EAGER,                  # of VARIANTS; all but COMPILED if not said
+    names=EAGER,                  # of VARIANTS; all but COMPILED by default
 )->list:                          # those that make sense there: bfloat16 only in hardware, TF32 only on a GPU
     "Leave out the variants that a device only emulates."
     gpu = torch.device(device).type == 'cuda'
     there = dict(fp32=True, tf32=gpu, bf16=fast_bf16(device))
     return [n for n in names if there[VARIANTS[n].precision]]
 
+# %% ../nbs/14_speed.ipynb #40bbd171
 @contextlib.contextmanager
 def rounding(
     precision:str,                # of a Variant
 ):
-    "CUDA rounds the inputs of float32 products for 'tf32' alone; torch, left to itself, does so in convolutions."
+    "Let CUDA round the inputs of float32 products for 'tf32' alone; torch's default rounds them in convolutions."
     flags = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [f.allow_tf32 for f in flags]
     try:
@@ -88,12 +90,18 @@ def rounding(
     finally:
         for f, b in zip(flags, before): f.allow_tf32 = b
 
+def layout_of(
+    v:Variant,                    # how
+):                                # torch.memory_format
+    "Return the memory layout of a variant."
+    return torch.channels_last if v.channels_last else torch.contiguous_format
+
 def bench_networks(
     net:Net,                      # sizes
     v:Variant,                    # how
     device='cpu',                 # where to
 )->tuple[Generator,Discriminator]:    # in training mode
-    "Both networks, from the same seed whatever the variant."
+    "Build both networks, from the same seed whatever the variant."
     shape = dict(res=net.res, n_classes=net.n_classes, attn_at=net.attn_at, channels=net.channels, fold=v.fold)
     own = v.sn == 'own'
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -102,11 +110,11 @@ def bench_networks(
         for m in [*G.modules(), *D.modules()]:
             if isinstance(m, SelfAttention): m.fast = v.fused_attention
             if v.sn == 'torch' and isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding)): torch_spectral_norm(m)
-    layout = torch.channels_last if v.channels_last else torch.contiguous_format
-    return tuple(n.to(memory_format=layout) for n in (G, D))
+    return tuple(n.to(memory_format=layout_of(v)) for n in (G, D))
 
+# %% ../nbs/14_speed.ipynb #378ca2a1
 class Step:
-    "One update of D and one of G, on random pictures. Call it."
+    "One update of D and one of G, on random images. Call it."
     def __init__(self,
         net:Net,                      # sizes
         v:Variant,                    # how
@@ -117,39 +125,35 @@ class Step:
         adam = lambda n, lr: torch.optim.Adam(n.parameters(), lr, (0., .9), fused=v.fused_adam or None)
         self.opt_g, self.opt_d = adam(self.G, 1e-4), adam(self.D, 4e-4)
         if v.compiled: self.G.compile(), self.D.compile()
-        layout = torch.channels_last if v.channels_last else torch.contiguous_format
         x = torch.randn(net.batch, 3, net.res, net.res, generator=torch.Generator().manual_seed(0))
-        self.y = torch.arange(net.batch) % net.n_classes
-        self.x, self.y = x.tanh().to(device, memory_format=layout), self.y.to(device)
-
-    def precision(self):              # a context manager
-        "Autocast where the variant asks for it."
-        if self.v.precision != 'bf16': return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        self.x = x.tanh().to(device, memory_format=layout_of(v))
+        self.y = (torch.arange(net.batch) % net.n_classes).to(device)
 
     def losses(self)->tuple:          # D's loss, then G's: scalars, the first after D's update
-        "Both updates."
+        "Make both updates."
         noise = lambda: torch.randn(len(self.y), 128).to(self.device)
-        with self.precision():
+        bf16, kind = self.v.precision == 'bf16', self.device.type
+        low = lambda: torch.autocast(kind, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with low():
             with torch.no_grad(): fake = self.G(noise(), self.y)
             real, fake = self.D(self.x, self.y).float(), self.D(fake, self.y).float()
         loss_d = hinge_d(real, fake)
         self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
-        with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), self.precision():
+        with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), low():
             loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
         self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
         return loss_d.detach(), loss_g.detach()
 
     def __call__(self):
-        "Both updates."
+        "Make both updates, in the number format of the variant."
         with rounding(self.v.precision): return self.losses()
 
-# %% ../nbs/14_speed.ipynb #11f83c36
+# %% ../nbs/14_speed.ipynb #6e5a4bc7
 def step_operations(
     net:Net,                      # sizes
     v:Variant,                    # how; spectral norm and Adam are not counted
-)->float:                         # operations of one step for one picture; a multiplication and its addition are two
-    "What a step computes in convolutions and matrix products."
+)->float:                         # operations of one step for one image; a multiplication and its addition are two
+    "Count what a step computes in convolutions and matrix products."
     from torch.utils.flop_counter import FlopCounterMode
     step = Step(net, replace(v, sn='none', precision='fp32', fused_adam=False, channels_last=False), 'meta')
     for opt in (step.opt_g, step.opt_d): opt.step = lambda: None
@@ -158,30 +162,13 @@ def step_operations(
 
 FLOOR = Variant(fold='kernel', frozen=True)
 
-def kept_bytes(
-    net:Net,                      # sizes
-    v:Variant,                    # how, in fp32; spectral norm is left out
-)->dict:                          # 'D', 'G': bytes
-    "What the step of each network keeps for its backward pass, beside weights: from shapes, without memory."
-    step, kept, maps = Step(net, replace(v, sn='none', fused_adam=False), 'meta'), {}, {}
-    weights = {p.untyped_storage()._cdata for n in (step.G, step.D) for p in n.parameters()}
-    def keep(t):
-        at = t.untyped_storage()
-        if at._cdata not in weights: maps[at._cdata] = at
-        return t
-    def end(name):
-        kept[name] = sum(o.nbytes() for o in maps.values())
-        maps.clear()
-    step.opt_d.step, step.opt_g.step = (lambda: end('D')), (lambda: end('G'))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): step.losses()
-    return kept
-
+# %% ../nbs/14_speed.ipynb #3b87773a
 def conv_rate(
     precision:str='fp32',         # of a Variant
     device='cpu',                 # where
     seconds:float=.2,             # to spend on each shape
 )->float:                         # operations per second
-    "The best rate that 3x3 convolutions keep up, forward, over some shapes and layouts; on a CPU by processor seconds."
+    "Measure the best rate that forward 3x3 convolutions keep up, over some shapes; on a CPU by processor seconds."
     gpu, dtype = torch.device(device).type == 'cuda', torch.bfloat16 if precision == 'bf16' else torch.float32
     wait = torch.cuda.synchronize if gpu else lambda: None
     clock = time.perf_counter if gpu else lambda: time.process_time() / torch.get_num_threads()
@@ -205,7 +192,7 @@ def in_turns(
     rounds:int=5,                 # timed calls of each
     warm:int=1,                   # calls of each before
 )->dict:                          # name -> (seconds, processor seconds of all threads) of each round
-    "Call each in turn, again and again. Work that a call leaves on a GPU is waited for."
+    "Call each in turn, again and again, and wait for work that a call leaves on a GPU."
     for f in steps.values():
         for _ in range(warm): f()
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
@@ -220,10 +207,10 @@ def in_turns(
 
 def timing_table(
     taken:dict,                   # from `in_turns`
-    batch:int,                    # pictures a call
+    batch:int,                    # images a call
     base:str='plain',             # what the others are compared with
 )->dict:                          # name -> seconds, fastest, cpu_seconds (medians) and ratios to the base
-    "Medians, and medians of each round's pair. Processor seconds hardly notice who else uses the machine."
+    "Summarise by medians; a ratio is the median over rounds, each against the base of the same round."
     rows = {}
     for name, pairs in taken.items():
         times, middle = list(zip(*pairs)), statistics.median
@@ -232,22 +219,3 @@ def timing_table(
                           pictures_per_s=batch / middle(times[0]), ratio=ratios[0], ratio_of_cpu=ratios[1],
                           rounds=[list(p) for p in pairs], base_rounds=[list(p) for p in taken[base]])
     return rows
-
-# %% ../nbs/14_speed.ipynb #11600181
-def attention_bytes(
-    form:str='paper',             # attention form
-    fused:bool=True,              # the kernel that never stores the map, or the explicit softmax
-    side:int=64,                  # pixels per side of the map
-    channels:int=128,             # C
-    batch:int=8,                  # pictures
-)->int:                           # bytes at the peak of one forward and backward, beyond input and weights
-    "Peak memory of one attention layer on the CPU, from the profiler's record of every allocation."
-    block, x = SelfAttention(channels, form, fast=fused), torch.randn(batch, channels, side, side, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
-        block(x).sum().backward()
-    now = peak = 0
-    for e in prof.profiler.kineto_results.events():
-        if e.name() != '[memory]': continue
-        now += e.nbytes()
-        peak = max(peak, now)
-    return peak

@@ -8,6 +8,7 @@ __all__ = ['epsilon_hat', 'networks', 'layout', 'GAN', 'make_gan', 'frozen', 'ju
 
 # %% ../nbs/09_train.ipynb #ce68d486
 import copy
+import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -32,8 +33,8 @@ def epsilon_hat(
     hats = [group['eps'] for group in adam.param_groups]
     def set_eps(optimizer, args, kwargs):
         for hat, group in zip(hats, optimizer.param_groups):
-            done = [optimizer.state[p]['step'] for p in group['params'] if 'step' in optimizer.state.get(p, {})]
-            t = 1 + int(max(done, default=0))
+            states = [optimizer.state.get(p, {}) for p in group['params']]
+            t = 1 + int(max((o['step'] for o in states if 'step' in o), default=0))
             group['eps'] = hat / (1 - group['betas'][1]**t)**.5
     adam.register_step_pre_hook(set_eps)
     return adam
@@ -58,6 +59,7 @@ def layout(
     "The memory layout of a run."
     return torch.channels_last if cfg.channels_last else torch.contiguous_format
 
+# %% ../nbs/09_train.ipynb #6032fea9
 @dataclass
 class GAN:
     "Two networks, two optimisers, and everything else that a checkpoint must hold."
@@ -86,6 +88,7 @@ class GAN:
         "Autocast to bfloat16 where the run asks for it."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == 'bf16')
 
+# %% ../nbs/09_train.ipynb #5c37d082
 def make_gan(
     cfg:Config,               # settings
     device='cpu',             # where to
@@ -97,10 +100,12 @@ def make_gan(
     G, D = (net.to(device, memory_format=layout(cfg)) for net in (G, D))
     if cfg.compiled: G.compile(), D.compile()           # copies of them, as for sampling, are not
     options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
-    rule = epsilon_hat if cfg.adam_eps_rule == 'tensorflow' else lambda adam: adam
-    adam = lambda net, lr: rule(torch.optim.Adam(net.parameters(), lr=lr*cfg.lr_factor, **options))
-    return GAN(cfg, G, D, adam(G, cfg.lr_g), adam(D, cfg.lr_d), copy.deepcopy(G) if cfg.ema else None,
-               torch.Generator().manual_seed(cfg.seed), Ranks(), torch.device(device))
+    def adam(net, lr):
+        made = torch.optim.Adam(net.parameters(), lr=lr*cfg.lr_factor, **options)
+        return epsilon_hat(made) if cfg.adam_eps_rule == 'tensorflow' else made
+    ema = copy.deepcopy(G) if cfg.ema else None
+    rng = torch.Generator().manual_seed(cfg.seed)
+    return GAN(cfg, G, D, adam(G, cfg.lr_g), adam(D, cfg.lr_d), ema, rng, Ranks(), torch.device(device))
 
 # %% ../nbs/09_train.ipynb #941fa6a3
 @contextmanager
@@ -119,9 +124,11 @@ def judge(
 )->tuple:                     # logits float32 (B,), classifier loss (0 without an AC-GAN head)
     "What D says of pictures, in full precision whatever the layers ran in."
     out = gan.D(x, y)
-    logit, classes = out if isinstance(out, tuple) else (out, None)
-    return logit.float(), 0. if classes is None else class_loss(classes.float(), y)
+    if not isinstance(out, tuple): return out.float(), 0.
+    logit, classes = out
+    return logit.float(), class_loss(classes.float(), y)
 
+# %% ../nbs/09_train.ipynb #3d3ba82a
 def d_step(
     gan:GAN,                  # the networks; D is updated
     x:Tensor,                 # real pictures, (B, 3, res, res)
@@ -190,9 +197,11 @@ def sampler(
     "The generator to sample from. If cfg.standing > 0, batch statistics are the mean over that many seeded fakes."
     G = settle(copy.deepcopy(gan.G if gan.ema is None else gan.ema)).eval()
     if not gan.cfg.standing: return G
-    n, other = gan.cfg.batch // gan.ranks.world, replace(gan, rng=torch.Generator().manual_seed(0))
-    return standing_statistics(G, (other.noise(n) for _ in range(-(-gan.cfg.standing // gan.cfg.batch))))
+    other = replace(gan, rng=torch.Generator().manual_seed(0))
+    n, batches = gan.cfg.batch // gan.ranks.world, math.ceil(gan.cfg.standing / gan.cfg.batch)
+    return standing_statistics(G, (other.noise(n) for _ in range(batches)))
 
+# %% ../nbs/09_train.ipynb #7d3e68be
 @torch.no_grad()
 def draw(
     G:Generator,              # from `sampler`
@@ -201,7 +210,7 @@ def draw(
     batch:int=100,            # pictures at a time; does not change the result beyond rounding
 )->Tensor:                    # pictures in [-1, 1], on the CPU, (B, 3, res, res)
     "Sample in evaluation mode. Weights are divided by their norms once, not per batch, unless drawing moves u."
-    device, parts = next(G.parameters()).device, list(zip(z.split(batch), y.split(batch)))
+    device, parts = next(G.parameters()).device, zip(z.split(batch), y.split(batch))
     moves = any(sn.moves() for _, sn, _ in normalised(G))
     with nullcontext() if moves else parametrize.cached():
         return torch.cat([G(a.to(device), b.to(device)).float().cpu() for a, b in parts])
@@ -240,10 +249,11 @@ def true_norms(
 )->tuple[dict,dict]:          # layer -> largest singular value: of the weight it computes with, of its raw weight
     "True spectral norm of every layer, after and before division; without one, twice the same. Slow for wide layers."
     raw = {name: exact_sigma(w) for name, _, w in normalised(net)}
-    used = {name: (raw[name] / sn.sigma(w)).item() for name, sn, w in normalised(net)}
+    if raw:
+        used = {name: (raw[name] / sn.sigma(w)).item() for name, sn, w in normalised(net)}
+        return used, {name: s.item() for name, s in raw.items()}
     kinds = nn.Linear, nn.Conv2d, nn.Embedding
-    if raw: return used, {n: s.item() for n, s in raw.items()}
-    plain = {n: exact_sigma(m.weight).item() for n, m in net.named_modules() if isinstance(m, kinds)}
+    plain = {name: exact_sigma(m.weight).item() for name, m in net.named_modules() if isinstance(m, kinds)}
     return plain, plain
 
 # %% ../nbs/09_train.ipynb #0756f1a5
@@ -255,8 +265,9 @@ def show_curves(
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 2, figsize=(9, 5.2), layout='constrained')
     t = [o['t'] for o in log]
-    for ax, names in ((axes[0, 0], ('d_real', 'd_fake')), (axes[0, 1], ('loss_d', 'loss_g'))):
-        for name, style in zip(names, ('-', '--')): ax.plot(t, [o[name] for o in log], style, label=name)
+    for ax, name, style in ((axes[0, 0], 'd_real', '-'), (axes[0, 0], 'd_fake', '--'),
+                            (axes[0, 1], 'loss_d', '-'), (axes[0, 1], 'loss_g', '--')):
+        ax.plot(t, [o[name] for o in log], style, label=name)
     for net, color in (('G', '#0072B2'), ('D', '#D55E00')):
         used = [o for o in log if f'usage_{net}' in o]
         for size, style in zip(used[0][f'usage_{net}'] if used else (), ('-', '--', ':', '-.')):

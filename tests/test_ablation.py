@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 import torch
 
 from commands import as_folders, spawn
@@ -22,7 +23,7 @@ from sagan_nb.train import fit, make_gan
 from sagan_nb.machinery import cli, jobs, runs as runs_room, tables
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
-from sagan_nb.machinery.runs import load_checkpoint
+from sagan_nb.machinery.checkpoints import load_checkpoint
 from sagan_nb.machinery.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +150,8 @@ def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
     assert [bool(p.get('collapse')) for p in o['curve']] == [False]*4 + [True]*4
     assert capsys.readouterr().out.count('sign of collapse: diversity at step 10') == 1
     run, = (tmp_path/'runs').glob('t1_*')
-    assert {p.name: load_checkpoint(p).t for p in (run/'checkpoints').iterdir()} == {'step_0000015.pt': 15, 'step_0000016.pt': 16, 'good.pt': 8}
+    assert {p.name: load_checkpoint(p).t for p in (run/'checkpoints').iterdir()} == {
+        **{f'step_{t:07}.pt': t for t in (1, 2, 3, 5, 9, 15, 16)}, 'good.pt': 8}
 
 
 def test_one_failing_row_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
@@ -257,8 +259,8 @@ def quietly(*args, **kw): return run_rows(*args, say=lambda *a, **k: None, **kw)
 
 def test_two_processes_do_not_train_the_same_run(one_job):
     job, toy, out, runs = one_job
-    with jobs.run_lock(runs/job.name):                                          # as another process would hold it
-        (runs/job.name).mkdir()
+    (runs/job.name).mkdir(parents=True)
+    with FileLock(runs/job.name/'.lock'):                                       # as another process would hold it
         assert 'another process is at it' in quietly([job], toy, out, runs)[job.name]
         assert (runs/job.name).exists() and not out.exists()
     assert quietly([job], toy, out, runs) == {} and len(collect(out)) == 1
@@ -269,10 +271,11 @@ def test_a_result_is_replaced_only_by_a_new_one(one_job, monkeypatch):
     quietly([job], toy, out, runs)
     old, = out.glob('*.json')
     text = old.read_text()
-    with jobs.run_lock(runs/job.name), pytest.raises(Refused, match='another process'): jobs.set_aside([job], out, runs)
+    with FileLock(runs/job.name/'.lock'), pytest.raises(Refused, match='another process'): jobs.set_aside([job], out, runs)
     assert old.read_text() == text and [*runs.glob('t1_*')]
     jobs.set_aside([job], out, runs)
-    assert not old.exists() and (out/'replaced'/old.name).read_text() == text and not [*runs.glob('t1_*')] and not collect(out)
+    assert not old.exists() and (out/'replaced'/old.name).read_text() == text and not collect(out)
+    assert [p.name for p in runs.glob('t1_*/*')] == ['.lock']
     def fail(*args, **kw): raise RuntimeError('planted')
     with monkeypatch.context() as m:
         m.setattr(jobs, 'train', fail)

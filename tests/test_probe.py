@@ -36,6 +36,17 @@ def test_an_easy_world_takes_off_and_labels_without_meaning_do_not():
     assert p.probe(judge(), Easy(2), Easy(2), 25, every=10)[-1]['t'] == 25
 
 
+def test_nothing_but_the_rule_tells_the_kinds_apart():
+    "Dealing out leaves no other trace: on the control, whose patterns are independent, D stays at chance."
+    best = []
+    for same in (True, False):
+        torch.manual_seed(0)
+        world = Twins(detail=1, n=6000, same=same)
+        seen = p.probe(Discriminator(32, 4, 1, (), 'none', head='none'), world, p.deal_out(world), 150, every=50)
+        best.append(max(o['auc'] for o in seen))
+    assert best[0] > .8 and best[1] < .56
+
+
 def test_auc():
     assert p.auc([2., 3.], [0., 1.]) == 1 and p.auc([0.], [1.]) == 0 and p.auc([1., 1.], [1., 1.]) == .5
     assert p.auc([0., 2.], [1., 3.]) == .25

@@ -20,12 +20,14 @@ from sagan_nb import speed
 from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
+from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
-from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Step, attention_bytes, in_turns,
-                            step_operations, timing_table, usable_variants)
+from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, in_turns, step_operations,
+                            timing_table, usable_variants)
+from sagan_nb.train import frozen
 from sagan_nb.machinery import bench as bench_room, machine
-from sagan_nb.machinery.bench import bench, callable_from
+from sagan_nb.machinery.bench import Draw, attention_bytes, bench, callable_from, kept_bytes
 from sagan_nb.machinery.cli import sagan_bench
 from sagan_nb.machinery.runs import read_log, train
 
@@ -130,6 +132,20 @@ def test_memory_of_attention():
     assert attention_bytes('paper', fused=True, side=64, channels=128, batch=8) < .1*2**30
     assert attention_bytes('paper', fused=True, side=64, channels=64, batch=8) < .1*2**30
     assert attention_bytes('paper', fused=False, side=32, channels=64, batch=8) > 3*4*32**4*8*.9         # the map, softmax and gradient
+
+
+def test_kept_bytes():
+    "Counted from shapes, against the profiler's record of what is still alive when a loss has been computed; images and z were there before."
+    net, v = Net(32, 8, 4, (), (16,)*4, (True, True, False, False)), replace(FAST, channels_last=False)
+    step, counted = Step(net, replace(v, sn='none')), kept_bytes(net, v)
+
+    def alive(loss):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: kept = loss()
+        assert kept.requires_grad
+        return sum(e.nbytes() for e in prof.profiler.kineto_results.events() if e.name() == '[memory]')
+    found, z = dict(D=alive(lambda: hinge_d(step.D(step.x, step.y), step.D(step.x.flip(0), step.y))) + step.x.nbytes), torch.randn(8, 128)
+    with frozen(step.D): found['G'] = alive(lambda: hinge_g(step.D(step.G(z, step.y), step.y))) + z.nbytes
+    for name in 'DG': assert counted[name] == pytest.approx(found[name], rel=.001)
 
 
 # --- the bench -----------------------------------------------------------------------------------------------------------------------
@@ -283,6 +299,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     with pytest.raises(Refused, match='no net'): sagan_bench(nets='', out=str(tmp_path/'bench.json'))
     sagan_bench(nets='small', rounds=1, brief=True, out=str(tmp_path/'brief.json'), device='cpu', no_sampling=True)
     assert set(json.loads((tmp_path/'brief.json').read_text())['nets']['small']['rows']) == {*usable_variants('cpu', ENDS)}
+
+
+def test_another_implementation_is_timed_beside_ours(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETS, 'quick', quick := Net(32, 8, 4, (16,), (16,)*4, (True, True, False, False)))
+    twice, empty = tmp_path/'twice.py', tmp_path/'empty.py'
+    twice.write_text("from sagan_nb.speed import NETS, PLAIN, Step\n\ndef make_step(res, batch, n_classes):\n"
+                     "    step = Step(NETS['small'], PLAIN)\n    return lambda: (step(), step())\n", encoding='utf-8')
+    empty.write_text('x = 1', encoding='utf-8')
+    rows = bench('quick', 3, ['plain', 'all, fp32'], callable_from(twice))['rows']
+    assert set(rows) == {'plain', 'all, fp32', 'against'} and rows['plain']['ratio'] == 1 and 0 < rows['plain']['share'] < 1
+    assert rows['against']['ratio'] < .5                                       # two steps of a larger net take longer than one of this
+    assert bench_room.show_table(rows).splitlines()[0].split()[:2] == ['seconds', 'processor']
+    with pytest.raises(Refused, match='there is no net'): bench('64')
+    with pytest.raises(Refused, match='needs a function make_step'): callable_from(empty)
+    with pytest.raises(Refused, match='there is no such file'): callable_from(tmp_path/'none.py')
+    for name in ('all, fp32', 'plain'): assert Draw(quick, VARIANTS[name])().shape == (8, 3, 32, 32)
 
 
 def test_what_is_only_emulated_is_left_out(monkeypatch):

@@ -19,12 +19,16 @@ import torch
 
 import start
 from commands import needs_compiler, shell, spawn
-from sagan_nb.config import PRESETS, at_scale, from_json
+from sagan_nb.blocks import BLOCKS, FOLDS
+from sagan_nb.config import FIELDS, PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
+from sagan_nb.self_attention import FORMS
 from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
-from sagan_nb.machinery.runs import Diverged, Log, load_checkpoint, newest_checkpoint, read_checkpoint, read_log, train
+from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, load_checkpoint, newest_checkpoint, read_checkpoint
+from sagan_nb.machinery.files import CacheWarning
+from sagan_nb.machinery.runs import Log, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -51,6 +55,15 @@ def run(tmp_path_factory):
     text = process.communicate()[0]
     assert process.returncode == 0, text
     return out
+
+
+def test_choices_of_the_settings_are_those_of_the_networks():
+    choices = {name: f.metadata['may'] for name, f in FIELDS.items() if isinstance(f.metadata['may'], tuple)}
+    assert (choices['block'], choices['form'], choices['fold']) == (BLOCKS, FORMS, FOLDS) and len(choices) > 10
+    cfg = at_scale(PRESETS['t1_attn_16'], 'smoke')
+    for name, values in choices.items():
+        for value in values: assert make_gan(replace(cfg, **{name: value})).G.res == 32
+        with pytest.raises(Refused, match='choose one of'): replace(cfg, **{name: 'nonsense'})
 
 
 # faults: one clear line, exit code not 0, nothing written, nothing lost
@@ -131,22 +144,22 @@ def test_wrong_words_on_the_command_line(monkeypatch, capsys, tmp_path):
 
 
 def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
-    "The damaged one is named; with it gone the older one goes on. What a killed process was writing is removed."
+    "The damaged one is named and the one before goes on. What a killed process was writing is removed. With none whole, nothing is touched."
     out = tmp_path/'run'
     shutil.copytree(run, out)
-    new, old = newest_checkpoint(out), sorted(out.glob('checkpoints/*.pt'))[0]
-    assert new != old
+    old, new = checkpoints_of(out)
     new.write_bytes(new.read_bytes()[:5000])
-    log = (out/'log.jsonl').read_bytes()
-    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
-    assert code == 1 and new.name in err and 'not a readable checkpoint' in err and len(err.strip().splitlines()) == 1
-    assert (out/'log.jsonl').read_bytes() == log and old.exists()
-    new.unlink()
     part = new.with_name(f'{new.name}.4711.part')
     part.write_bytes(b'half')
-    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
+    with pytest.warns(CacheWarning, match=f'{new}: not a readable checkpoint.*{old.name} is used'):
+        code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
     assert code == 0, err
     assert not same_state(run, out) and not part.exists()
+    log = (out/'log.jsonl').read_bytes()
+    for path in checkpoints_of(out): path.write_bytes(path.read_bytes()[:5000])
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out, '--steps', 9)
+    assert code == 1 and 'none of its 2 checkpoints is whole' in err and new.name in err and len(err.strip().splitlines()) == 1
+    assert (out/'log.jsonl').read_bytes() == log and from_json((out/'config.json').read_text()).steps == 4
 
 
 def test_hostile_checkpoint_is_not_run(tmp_path):
@@ -315,6 +328,24 @@ def test_compiled_without_a_compiler(command, monkeypatch, tmp_path):
     process = spawn(*command, '--data', 'toy', '--scale', 'smoke', '--device', 'cpu', '--set', 'compiled=true', '--out', tmp_path/'run', stderr=subprocess.PIPE)
     _, err = process.communicate()
     assert process.returncode == 1 and 'needs a C++ compiler' in err and err.count('\n') == 1 and not (tmp_path/'run').exists(), err
+
+
+def test_the_front_door_is_light():
+    "`import sagan_nb` loads no torch; its names are there, listed, and stay what they are where a chapter is called alike."
+    code = '''import sys, time
+start = time.process_time()
+import sagan_nb
+seconds = time.process_time() - start
+assert not {'torch', 'numpy', 'importlib.metadata'} & {*sys.modules} and {*sagan_nb.DOORS} <= {*dir(sagan_nb)}
+import sagan_nb.train, sagan_nb.spectral_norm
+from sagan_nb.networks import Generator
+for name in sagan_nb.DOORS: assert callable(getattr(sagan_nb, name)) or name == 'PRESETS', name
+assert sagan_nb.Generator is Generator and sagan_nb.train.__name__ == 'train' and sagan_nb.machinery.door.open_run is sagan_nb.open_run
+try: sagan_nb.no_such_name
+except AttributeError as e: assert 'no_such_name' in str(e)
+print(seconds)'''
+    seconds = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(2)]
+    assert min(seconds) < .02, seconds
 
 
 def test_networks_import_without_the_rest():

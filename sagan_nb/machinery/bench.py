@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Refused
+from ..self_attention import SelfAttention
 from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, bench_networks, conv_rate, in_turns,
                      rounding, step_operations, timing_table, usable_variants)
 from .machine import machine_facts
@@ -18,7 +19,7 @@ from .publish import divided_weights
 def callable_from(
     path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
 ):                                # that function; it returns a callable that makes one update of D and one of G
-    "What `--against` times. Raises Refused for a file without it."
+    "Read what `--against` times. Raises Refused for a file without it."
     if not Path(path).is_file(): raise Refused(f'{path}: there is no such file')
     spec = importlib.util.spec_from_file_location('against', path)
     module = importlib.util.module_from_spec(spec)
@@ -34,7 +35,7 @@ def try_step(
     make_step,                    # from `callable_from`
     net:Net,                      # sizes
 ):                                # its step, called once
-    "Another implementation, before anything is timed. Raises Refused where it fails."
+    "Make one step of another implementation, before anything is timed. Raises Refused if it fails."
     try:
         step = make_step(net.res, net.batch, net.n_classes)
         step()
@@ -47,7 +48,7 @@ def peak_bytes(
     v:Variant,                    # how
     device='cpu',                 # where
 )->int:                           # bytes: of the process on a CPU (torch included), of tensors on a GPU
-    "Peak memory of two steps, in a process of its own."
+    "Measure the peak memory of two steps, in a process for them alone."
     import json
     import sys
     code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
@@ -60,6 +61,44 @@ def peak_bytes(
     gc.collect(), torch.cuda.empty_cache()        # on a GPU the other process needs the room
     out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)
     return int(out.stdout)
+
+
+def kept_bytes(
+    net:Net,                      # sizes
+    v:Variant,                    # how, in fp32; spectral norm is left out
+)->dict:                          # 'D', 'G': bytes
+    "Count what the step of each network keeps for its backward pass, beside weights: from shapes, without memory."
+    step, kept, maps = Step(net, replace(v, sn='none', fused_adam=False), 'meta'), {}, {}
+    weights = {p.untyped_storage()._cdata for n in (step.G, step.D) for p in n.parameters()}
+    def keep(t):
+        at = t.untyped_storage()
+        if at._cdata not in weights: maps[at._cdata] = at
+        return t
+    def end(name):
+        kept[name] = sum(o.nbytes() for o in maps.values())
+        maps.clear()
+    step.opt_d.step, step.opt_g.step = (lambda: end('D')), (lambda: end('G'))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): step.losses()
+    return kept
+
+
+def attention_bytes(
+    form:str='paper',             # attention form
+    fused:bool=True,              # the kernel that never stores the map, or the explicit softmax
+    side:int=64,                  # pixels per side of the map
+    channels:int=128,             # C
+    batch:int=8,                  # pictures
+)->int:                           # bytes at the peak of one forward and backward, beyond input and weights
+    "Measure the peak memory of one attention layer on the CPU, from the profiler's record of every allocation."
+    block, x = SelfAttention(channels, form, fast=fused), torch.randn(batch, channels, side, side, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+        block(x).sum().backward()
+    now = peak = 0
+    for e in prof.profiler.kineto_results.events():
+        if e.name() != '[memory]': continue
+        now += e.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 class Draw:
@@ -90,7 +129,7 @@ def bench(
     device='cpu',                 # where
     together:int=4,               # variants that stand ready at a time, beside plain: each holds two networks
 )->dict:                          # rates, operations, and a row for each variant
-    "Time the variants in turns with plain. Raises Refused for a name that does not exist."
+    "Time the variants in turns with plain. Raises Refused for an unknown name."
     if name not in NETS: raise Refused(f'there is no net {name!r}; choose from {", ".join(NETS)}')
     net, rates, rows = NETS[name], {}, {}
     rest, floor = [n for n in names or usable_variants(device) if n != 'plain'], step_operations(net, FLOOR) * net.batch
@@ -132,7 +171,7 @@ def bench_all(
     note:str='',                  # what else should be known, for instance who shared the machine
     save=lambda out: None,        # is called with what is there after each net
 )->dict:                          # as it is written to JSON
-    "The whole bench, printed as it goes."
+    "Run the whole bench and print each net when it is done."
     out = dict(made_by='sagan_bench', note=note, **machine_facts(device), nets={})
     for name in nets:
         result = out['nets'][name] = bench(name, rounds, names, against, device)
@@ -152,7 +191,7 @@ def bench_all(
 def show_table(
     rows:dict,                    # from `bench` or `bench_drawing`
 )->str:                           # to print
-    "The table as text."
+    "Show the table as text."
     lines = [f'{"":24}  seconds processor pictures/s   against plain: seconds, processor   share of floor   peak']
     for n, r in rows.items():
         share = ', '.join(f'{r[k]:.0%}' for k in ('share', 'share_of_cpu') if k in r)

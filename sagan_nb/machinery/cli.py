@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
 from ..config import NUMERICS, PRESETS, TYPES
 from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
-from ..data import describe, open_source
-from ..networks import Discriminator
+from ..data import open_source
+from ..networks import RESOLUTIONS, Discriminator
 from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
-from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
-from .door import Model, open_judge, open_model
+from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .checkpoints import disk_price
+from .door import Model, open_run
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
 from .html import page, widget_html
@@ -26,11 +28,11 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, meas
 from .machine import pick_device
 from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
                       read_queries, rows_of, run_settings, steps_within)
-from .packs import pack
+from .packs import pack, verify_pack
 from .publish import export
 from .report import report
-from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
-                   read_log, stop_at, train)
+from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
+from .sources import describe
 from .tables import markdown, show_rows, show_samples, show_training
 
 
@@ -41,7 +43,7 @@ def summarise(
 )->list:                      # the records of `measure`
     "Write metrics.json, samples.png and curves.png into the run folder, and say where they are and what to try next."
     out, names, cfg, (z, y) = Path(out), list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
-    grid = show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
     save_fig(grid, out/'samples.png', dpi=150)
     curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
     save_fig(curves, out/'curves.png')
@@ -59,10 +61,10 @@ def summarise(
                ('checkpoints', 'to go on from'))
     for name, what in written:
         if (out/name).exists(): print(f'  {out/name}   {what}')
-    print(f'\nTry next:\n  {command_path("sagan_sample")} {out} --n 64 --out more.png\n'
-          f'  {command_path("sagan_eval")} {out} --metrics kid,prdc\n'
-          f'  {command_path("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
-          f'  {command_path("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    todo = (('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
+            ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
+            ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
+    print('\nTry next:', *[f'  {command_path(*words)}' for words in todo], sep='\n')
     return records
 
 
@@ -90,17 +92,19 @@ def sagan_train(
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
+    if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    kept, size = disk_price(cfg)
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
-          f'into {out}')
-    stop = StopOnSignal(f'Go on with: {command_path("sagan_train")} --resume --out {out}')
+          f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)')
+    stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
 
 def sample_rows(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
     kind:str,                 # 'grid', or 'z', 'classes': walks
     wanted:list,              # classes
     n:int,                    # pictures in all, rounded up to whole rows
@@ -117,7 +121,7 @@ def sample_rows(
 
 
 def neighbours_of(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
     wanted:list,              # classes
     n:int,                    # pictures in all, eight in a row
     how:dict,                 # seed, truncation
@@ -128,6 +132,19 @@ def neighbours_of(
     source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
     y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
     return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
+
+
+def row_names(
+    kind:str,                 # as in sagan_sample
+    n:int,                    # rows
+    names:list,               # of the classes that were asked for; empty without classes
+    classes:list,             # names of all classes
+)->list:                      # a name for each row; empty for a walk between classes, and without classes
+    "Name the rows of samples by their classes."
+    if kind == 'timelapse': return classes[:n]
+    if not names or kind == 'classes': return []
+    if kind == 'neighbours': return [names[i % len(names)] for i in range(n)]
+    return [name for name in names for _ in range(n // len(names))]
 
 
 @command
@@ -147,16 +164,14 @@ def sagan_sample(
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
-    model = open_model(run, pick_device(device))
-    wanted, words, rows, at = pick_classes(classes, model.classes), '', [], [model.step]
+    model = open_run(run, pick_device(device))
+    wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
-    if kind in ('grid', 'z'): rows = [name for name in names for _ in range(len(x) // len(names))]
-    if kind == 'neighbours' and names: rows = [names[i % len(names)] for i in range(len(x))]
-    if kind == 'timelapse': rows = model.classes[:len(x)]
+    rows = row_names(kind, len(x), names, model.classes)
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
              'classes': ' > '.join(names)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
@@ -175,12 +190,12 @@ def write_gif(
 ):
     "Write an animation and say so."
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_bytes(gif(frames, ms))
+    with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
     print(f'{len(frames)} frames in {out}')
 
 
 def has_class_names(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
 )->bool:                      # False: classes are known by their numbers only
     "Does the model know the names of its classes?"
     return list(model.classes) != [str(k) for k in range(len(model.classes))]
@@ -208,6 +223,7 @@ def sagan_eval(
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
     seed:int=0,               # of noise, labels and the choice of real pictures
+    labels:str='uniform',     # of generated pictures: uniform, or data: as often as in the data
     floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
@@ -217,17 +233,18 @@ def sagan_eval(
     folder = folder.parent if folder.name == 'checkpoints' else folder
     out = Path(out or folder/'metrics.json')
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    model = open_model(run, pick_device(device))
+    model = open_run(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
+    if not spec: raise Refused(f'{run} does not say on what it was trained: say --data')
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
     if has_class_names(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
+                       seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
     print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
     return records
@@ -310,14 +327,21 @@ def sagan_table(
 
 @command
 def sagan_pack(
-    spec:str,                 # a class-per-folder directory or .zip
-    res:int=128,              # pixels per side of the packed pictures
-    out:str='pictures.pack',  # file to write
+    spec:str,                 # a class-per-folder directory or .zip; with --verify a pack
+    res:int=128,              # pixels per side of the packed pictures: 32, 64, 128 or 256
+    out:str='pictures.pack',  # pack to write, a folder
     unlabelled:bool=False,    # pictures without classes
+    verify:bool=False,        # check every picture of the pack SPEC, and write nothing
 ):
-    "Pack pictures into one file that training maps into memory. Interrupted, it goes on where it stopped."
+    "Pack pictures into a folder of .npy files that training maps. Interrupted, it goes on where it stopped."
+    if verify: return verify_pack(spec)
+    if res not in RESOLUTIONS:
+        sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
+        if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
+        print(f'{sizes}: nothing trains on {res}')
     print(describe(pack(spec, res, out, unlabelled=unlabelled)))
-    print(f'packed into {out}; train with: sagan_train PRESET --data {out} --set res={res}')
+    words = shlex.join(['sagan_train', 'PRESET', '--data', str(out), '--set', f'res={res}'])
+    print(f'packed into {out}' + (f'; train with: {words}' if res in RESOLUTIONS else ''))
 
 
 @command
@@ -360,10 +384,10 @@ def maps_of_run(
 )->tuple:                     # AttentionMaps, a name for each picture
     "Pictures of G, or real ones before D, and what attention did with them."
     if part == 'D':
-        D, own = open_judge(run, device)
-        x, y, names = real_pictures(D, data or own, n, classes, seed)
-        return attention_maps(D, x, y), [names[k] for k in y] if names else []
-    model = open_model(run, device)
+        model = open_run(run, device, part='D')
+        x, y, names = real_pictures(model.D, data or model.cfg.data, n, classes, seed)
+        return attention_maps(model.D, x, y), [names[k] for k in y] if names else []
+    model = open_run(run, device)
     wanted = pick_classes(classes, model.classes)
     z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
     y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
@@ -419,7 +443,8 @@ def write_attention(
     "Write the figure or the page, and say in words what is to be seen."
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page('Attention maps', widget_html(maps, largest.name, names, points)), encoding='utf-8')
+        text = page('Attention maps', widget_html(maps, largest.name, names, points))
+        with atomic_write(out) as part: part.write_text(text, encoding='utf-8')
     else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
@@ -438,7 +463,7 @@ def sagan_report(
     "Put everything about a run on one page that needs no network."
     if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
         raise Refused(f'{out}: the page is written to a file whose name ends in .html')
-    source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
+    source = pictures_of(open_run(run).cfg, data) if data else None
     print(f'wrote {report(run, out, source, device=pick_device(device))}')
 
 
@@ -466,6 +491,7 @@ def sagan_bench(
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
     which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
-    save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    def save(result):
+        with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')

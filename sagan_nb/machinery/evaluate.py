@@ -16,10 +16,11 @@ from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .features import Features, open_features, weights_hash
 from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
+from .sources import uneven
 
 
 class Table:
-    "Features, logits and labels of n pictures in shards, each made once, when it is first asked for."
+    "Features, logits and labels of n images in shards; each shard is made once, when first needed."
     def __init__(self,
         y:Tensor,                 # labels, (n,)
         make,                     # (a, b) -> pictures a to b, uint8 or float in [-1, 1]
@@ -34,7 +35,7 @@ class Table:
     def __len__(self): return -(-self.n // self.shard)
 
     def __getitem__(self, i:int)->dict:      # features (m, d), logits (m, K)
-        "Shard i: from memory, from its file, or made now."
+        "Return shard i from memory or its file, or make it now."
         if i in self.held: return self.held[i]
         if self.recent and self.recent[0] == i: return self.recent[1]
         path = self.folder and self.folder/f'{i:06}.safetensors'
@@ -52,24 +53,24 @@ class Table:
         return dict(zip(('features', 'logits'), map(torch.cat, zip(*rows))))
 
     def complete(self)->'Table':
-        "Make what is missing, under a progress bar with the time left."
+        "Make missing shards, with a progress bar."
         for i in progress(range(len(self)), leave=False):
             if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
         return self
 
     def by_class(self, K:int):               # classes; the table is sorted by class -> K matrices (m, d), one at a time
-        "Features class by class, each shard read once."
+        "Yield features class by class, reading each shard once."
         ends = [0, *self.y.bincount(minlength=K).cumsum(0).tolist()]
         return (self.rows('features', a, b) for a, b in zip(ends, ends[1:]))
 
     def rows(self, what:str, a:int=0, b:int=None)->Tensor:       # 'features' or 'logits' -> (b - a, ...)
-        "Rows a to b; all by default."
+        "Return rows a to b; all by default."
         b, size = self.n if b is None else b, self.shard
         if a == b: return self[0][what][:0]
         return torch.cat([self[i][what][max(a - i*size, 0):b - i*size] for i in range(a // size, -(-b // size))])
 
     def stats(self)->Stats:
-        "Mean and covariance of the features; kept beside the shards."
+        "Compute mean and covariance of the features; they are kept with the shards."
         path = self.folder and self.folder/'statistics.safetensors'
         kept = read_cache(path) if path else None
         if kept: return Stats.from_moments(kept[0]['mean'], kept[0]['covariance'], self.n)
@@ -85,7 +86,7 @@ def table_key(
     shard:int=1000,           # see Table
     batch:int=100,            # no part of it
 )->dict:                      # what every table's key holds
-    "The part of a key that says how features are made."
+    "Return the part of a cache key that says how features are made."
     return dict(features=features.hash, resize=features.resize, rounding=rounding, shard=shard, version=2)
 
 
@@ -98,11 +99,12 @@ def real_table(
     folder:Path=None,         # where features are kept
     **kwargs,                 # of Table
 )->Table:                     # sorted by class
-    "Features of real pictures."
+    "Prepare the features of real images."
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
     index = index[source.labels[index].argsort(stable=True)]
-    key = dict(table_key(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
+    chosen = content_hash(dict(index=index), {})
+    key = dict(table_key(features, rounding, **kwargs), real=source.fingerprint, index=chosen)
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
@@ -114,24 +116,30 @@ def fake_table(
     G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
     features:Features,        # the network
     n:int=50_000,             # how many
-    labels:str='uniform',     # 'uniform': at random (released code); 'balanced': as many of each class, sorted
+    labels:str='uniform',     # 'uniform': at random (released code); 'data': at random, as often as in the data;
+                              # 'balanced': as many of each class, sorted
+    counts:list=(),           # images of each class, for 'data'
     seed:int=0,               # of z and labels
     rounding:bool=True,       # False: floats, as the released code has it
     folder:Path=None,         # where features are kept
     **kwargs,                 # of Table
 )->Table:                     # in the order of drawing; balanced: sorted by class
-    "Features of generated pictures."
+    "Prepare the features of generated images. Raises Refused in training mode and for unknown `labels`."
     if G.training: raise Refused('the generator is in training mode: its pictures would depend on the batch size')
-    if labels not in ('uniform', 'balanced'): raise Refused(f"labels are 'uniform' or 'balanced', not {labels!r}")
+    if labels not in ('uniform', 'balanced', 'data'):
+        raise Refused(f"labels are 'uniform', 'data' or 'balanced', not {labels!r}")
     rng, K = torch.Generator().manual_seed(seed_of('evaluate', seed, labels)), max(G.n_classes, 1)
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=rng)
-    y = torch.randint(K, (n,), generator=rng) if labels == 'uniform' else (torch.arange(n) * K // n)
+    if labels == 'uniform': y = torch.randint(K, (n,), generator=rng)
+    elif labels == 'balanced': y = torch.arange(n) * K // n
+    else: y = torch.multinomial(torch.tensor(counts or [1]).double(), n, replacement=True, generator=rng)
     @torch.no_grad()
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
         return to_uint8(x) if rounding else x
     key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
+    if labels == 'data': key['counts'] = list(counts)
     return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
 
@@ -142,7 +150,7 @@ METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'diversity', 'long_range
 
 @dataclass
 class Task:
-    "What the metrics of one evaluation share; features are made when they are first needed."
+    "Everything that the metrics of one evaluation share; features are made when first needed."
     fake:Table                # labels as released: uniform
     balanced:Table            # the same number in each class
     real:Table                # pictures chosen at random
@@ -151,7 +159,7 @@ class Task:
     G:nn.Module               # the generator
 
     def score(self):
-        "One split, and ten shuffled ones; beside it the score of the real pictures."
+        "Score one split and ten shuffled ones, of generated and of real images."
         if len(self.source.classes) < 2 and not self.fake.features.published:
             return [('score', None, dict(reason='there are no classes to be sure of'))]
         fake, real = self.fake.complete().rows('logits'), self.real.complete().rows('logits')
@@ -162,12 +170,12 @@ class Task:
         return out
 
     def distance(self):
-        "Fréchet distance, with the mean's share of it."
+        "Compute the Fréchet distance, and how much of it the means make."
         a, b = self.fake.complete().stats(), self.real.complete().stats()
         return [('distance', frechet_distance(a, b), dict(of_means=(a.mean - b.mean).square().sum().item()))]
 
     def intra(self):
-        "One distance per class."
+        "Compute one distance per class, and their mean."
         K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
         if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
         made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
@@ -179,7 +187,7 @@ class Task:
         return [('intra', mean, more)]
 
     def kid(self):
-        "Mean over 100 subsets of 1,000 (or of all there are), with their spread."
+        "Average over 100 subsets of 1,000 (or all images, if there are fewer), with their spread."
         fake, real = self.fake.complete().rows('features'), self.real.complete().rows('features')
         size = min(1000, len(fake), len(real))
         whole = size == len(fake) == len(real)
@@ -188,7 +196,7 @@ class Task:
         return [('kid', value, dict(spread=None if whole else spread, subsets=1 if whole else 100, subset_size=size))]
 
     def prdc(self):
-        "Precision and recall with 3 neighbours, density and coverage with 5."
+        "Compute precision and recall with 3 neighbours, density and coverage with 5."
         few = min(self.fake.n, self.real.n)
         if few < 6: return [('precision and recall', None, dict(reason=f'5 neighbours need 6 pictures, got {few}'))]
         values = prdc(self.fake.complete().rows('features'), self.real.complete().rows('features'))
@@ -196,7 +204,7 @@ class Task:
 
     @cached_property
     def pixels(self):
-        "Up to 5,000 generated and as many real pictures, with their classes."
+        "Draw up to 5,000 generated and as many real images, with their classes."
         n = min(self.fake.n, 5000)
         x = torch.cat([self.fake.make(a, min(a + 100, n)) for a in range(0, n, 100)]).cpu()
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:n]
@@ -205,17 +213,17 @@ class Task:
         return (x, self.fake.y[:n]), (from_uint8(real), y)
 
     def from_pixels(self, found, real):      # name -> value, of the generated and of the real pictures
-        "What is measured without features."
+        "Turn values measured on pixels into results."
         n_fake, n_real = (len(y) for _, y in self.pixels)
         more = dict(features='pixels', features_hash='none', resize='none', n_fake=n_fake, n_real=n_real)
         return [(name, value, dict(more, real=real[name])) for name, value in found.items()]
 
     def diversity(self):
-        "Standard deviation of a pixel within a class."
+        "Measure the standard deviation of a pixel within a class."
         return self.from_pixels(*(dict(diversity=diversity(*part)) for part in self.pixels))
 
     def long_range(self):
-        "For pictures drawn by code: do distant parts agree?"
+        "Measure whether distant parts agree, for images drawn by code."
         rule = self.source.long_range
         if rule is None: return [('long_range', None, dict(reason='only pictures drawn by code have a rule'))]
         both = [rule(x, y) for x, y in self.pixels]
@@ -229,7 +237,7 @@ def record(
     stamp:dict,               # the protocol
     features:Features,        # whose numbers these are
 )->dict:                      # metric, value (or 'n/a' with its reason), and the protocol
-    "A number with everything that must stand beside it. Only Inception's numbers have the published names."
+    "Join a number with its protocol. Only Inception's numbers get the published names."
     printed = METRIC_NAMES[name][0 if features.published else 1] if name in METRIC_NAMES else name
     more = {k: v for k, v in more.items() if v is not None}
     return dict(metric=printed, value='n/a' if value is None else value) | stamp | more
@@ -238,7 +246,7 @@ def record(
 def steady_generator(
     G:nn.Module,              # generator
 )->nn.Module:                 # the same, or a copy
-    "A generator whose pictures do not depend on what was drawn before: released weights move u in evaluation, too."
+    "Return a generator whose images do not depend on earlier ones: released weights move u even in evaluation mode."
     if not any(getattr(m, 'update', None) == 'always' for m in G.modules()): return G
     G = copy.deepcopy(G)
     for m in G.modules():
@@ -258,9 +266,10 @@ def evaluate(
     rounding:bool=True,       # round generated pictures to 0..255; False: the released code's floats
     cache='default',          # folder; 'default': cache_folder(); None: keep nothing
     batch:int=100,            # pictures at a time
+    labels:str='uniform',     # of generated images: 'uniform', or 'data': as often as in the data
     about:dict=None,          # what else to say of the generator: step, checkpoint, ema, batch_norm, commit, ...
 )->list:                      # records
-    "The numbers of a generator, each with its protocol. Raises Refused for unknown metrics and pictures that misfit."
+    "Measure a generator; each number carries its protocol. Raises Refused for unknown metrics and images that misfit."
     check_task(G, source, metrics, n_fake, n_real)
     given, G = G, steady_generator(G)
     held = {} if G is given else dict(spectral_norm='u held still')
@@ -270,20 +279,32 @@ def evaluate(
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
     if folder: prune_cache(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
-    task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
+    task = Task(fake_table(G, n=n_fake, labels=labels, counts=source.counts, **how),
+                fake_table(G, n=balanced, labels='balanced', **how),
                 *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
-                 seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
+                 seed=seed, labels=labels, generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
                  unreadable=len(source.unreadable), version=__version__, **held, **(about or {}))
-    return [record(*found, stamp, net) for m in metrics for found in collect_warnings(getattr(task, m))]
+    records = [record(*found, stamp, net) for m in metrics for found in collect_warnings(getattr(task, m))]
+    return [note_labels(o, source.counts) for o in records]
+
+
+def note_labels(
+    record:dict,              # from `record`
+    counts:list,              # real images of each class
+)->dict:                      # with a note where it matters
+    "Note that labels were drawn uniformly where the data is imbalanced: the distance then counts that, too."
+    words = uneven(counts)
+    if not words or record['labels'] != 'uniform' or record['metric'] in METRIC_NAMES['intra']: return record
+    return record | dict(notes=[*record.get('notes', ()), f'labels are drawn uniformly, but {words}'])
 
 
 def collect_warnings(
     metric,                   # a method of Task
 )->list:                      # what it found, each with `notes` where there were warnings
-    "A warning about a number belongs to the number."
+    "Run a metric and attach its warnings to its results."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
         found = metric()
@@ -300,7 +321,7 @@ def check_task(
     n_fake:int,               # generated pictures
     n_real:int,               # real pictures, or None
 ):
-    "Raises Refused for what `evaluate` cannot do."
+    "Check the arguments of `evaluate`. Raises Refused for unknown metrics, images that do not fit, or too few."
     if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
     if unknown := [m for m in metrics if m not in METRICS]:
         raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}')
@@ -315,7 +336,7 @@ def check_task(
 def protocol_of(
     o:dict,                   # a record
 )->str:                       # one line
-    "What must stand beside a number when it is printed."
+    "Show the protocol of a record in one line."
     how, held = o['features'], ''
     if how != 'pixels' and 'features_accuracy' in o:
         held = f', {o["features_accuracy"]:.1%} right on {o["features_held_out"]} held out'
@@ -327,7 +348,7 @@ def protocol_of(
 def as_table(
     records:list,             # from evaluate
 )->str:                       # one line per number, the protocol once below
-    "Records as text to print."
+    "Show records as text."
     show = lambda v: f'{v:10.4g}' if isinstance(v, (int, float)) else f'{v or "":>10}'
     lines = [f'{"":28} generated       real']
     for o in records:
@@ -345,7 +366,7 @@ def as_table(
 def one_line(
     records:list,             # from evaluate
 )->str:                       # metric value | metric value | ... | protocol
-    "Records as one line of a table."
+    "Show records in one line."
     value = lambda v: v if isinstance(v, str) else f'{v:.4g}'
     name = lambda o: o['metric'] + (f'/{o["splits"]}' if 'splits' in o else '')
     cells = [f'{name(o)} {value(o["value"])}' for o in records]
@@ -356,7 +377,7 @@ def one_line(
 def read_records(
     path:Path,                # metrics.json, or where it will be
 )->list:                      # records
-    "What is there; a file that holds something else is kept aside."
+    "Read stored records; a file that holds something else is renamed to `.bad`."
     try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
     except ValueError: old = None
     if isinstance(old, list) and all(isinstance(o, dict) for o in old): return old
@@ -369,7 +390,7 @@ def save_records(
     path,                     # metrics.json; replaced only when the new one is complete
     records:list,             # from evaluate
 )->list:                      # all records that are there now
-    "Add records to a file; one of the same metric under the same protocol replaces the older one."
+    "Add records to a file; a new one replaces an older one of the same metric and protocol."
     from filelock import FileLock
     path = Path(path)
     same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()

@@ -17,7 +17,7 @@ def tf1_resize(
     x:Tensor,                 # pictures, float or uint8, (B, C, H, W)
     size:int,                 # pixels per side of the result
 )->Tensor:                    # float, (B, C, size, size)
-    "TensorFlow 1's bilinear resize (align_corners off): corners aligned at 0, no half pixel, no antialias."
+    "Resize as TensorFlow 1 does (bilinear, align_corners off): corners aligned at 0, no half pixel, no antialiasing."
     if not x.is_floating_point(): x = x.float()          # bytes would wrap around
     def axis(n):
         at = torch.arange(size, dtype=torch.float32, device=x.device) * torch.tensor(n / size, dtype=torch.float32)
@@ -32,7 +32,7 @@ def tf1_resize(
 def weights_hash(
     net:nn.Module,            # network
 )->str:                       # 16 hex digits
-    "Hash of all weights and buffers, and of the settings of our own layers: equal tensors may be another function."
+    "Hash weights, buffers and the settings of our own layers: with other settings, equal weights compute otherwise."
     h = hashlib.sha256()
     for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
     plain = lambda v: isinstance(v, (bool, int, float, str, tuple, type(None)))
@@ -44,7 +44,7 @@ def weights_hash(
 
 
 class Features:
-    "A frozen network that turns pictures into features and class logits; it has a name and the hash of its weights."
+    "A frozen network that turns images into features and class logits, with its name and the hash of its weights."
     def __init__(self,
         net:nn.Module,            # pictures uint8, or float in [-1, 1], (B, 3, H, W) -> features (B, d), logits (B, K)
         name:str,                 # to print
@@ -57,7 +57,7 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, x:Tensor)->tuple[Tensor,Tensor]:      # pictures (B, 3, H, W) -> features (B, d), logits (B, K)
-        "Features and logits of a batch, in full precision, float32, on the CPU."
+        "Compute features and logits of a batch in full precision; float32, on the CPU."
         device = next(self.net.parameters()).device
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False): out = self.net(x.to(device))
         return tuple(o.float().cpu() for o in out)
@@ -75,7 +75,7 @@ def inception_file(
     path=None,                # where the weights are; None: where torch keeps downloads, fetched if they are not there
     sha256:str=INCEPTION_SHA256,      # what the file must hash to
 )->Path:                      # a file with this content
-    "The file of weights. Raises Refused, with its name, hash and place, where it is missing or is another file."
+    "Find or download the file of weights. Raises Refused, with name, hash and place, if it is missing or another file."
     want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/INCEPTION
     say = f'{INCEPTION} (sha256 {sha256}), from {INCEPTION_URL}; put it at {want}, or say --features inception:PATH'
     if not want.exists() and path: raise Refused(f'{want}: there is no such file. Inception features need {say}')
@@ -90,7 +90,7 @@ def inception_file(
 
 
 class InceptionNet(nn.Module):
-    "torch-fidelity's port of the 2015 Inception, run layer by layer, so that it also takes floats."
+    "The 2015 Inception as ported by torch-fidelity, run layer by layer, so that it also takes floats."
     def __init__(self,
         state:dict,               # its weights
     ):
@@ -104,7 +104,7 @@ class InceptionNet(nn.Module):
         self.net = Port('inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=safe)
 
     def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 2048), (B, 1008)
-        "Pooled features, and logits without bias, of uint8 pictures or floats in [-1, 1]."
+        "Compute pooled features, and logits without bias, of uint8 images or floats in [-1, 1]."
         x = (tf1_resize(x.float(), 299) - 128) / 128 if x.dtype == torch.uint8 else tf1_resize(x, 299)
         for name in INCEPTION_LAYERS: x = getattr(self.net, name)(x)
         x = x.flatten(1)
@@ -116,7 +116,7 @@ def inception(
     sha256:str=INCEPTION_SHA256,      # what it must hash to; other weights than the published ones are named as such
     device='cpu',             # where to
 )->Features:                  # 2048 wide, 1008 logits
-    "The features of FID and IS. Raises Refused where torch-fidelity or the weights are missing."
+    "Open the features of FID and IS. Raises Refused if torch-fidelity or the weights are missing."
     path = inception_file(path, sha256)
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
@@ -127,7 +127,7 @@ def inception(
 
 
 class Classifier(nn.Module):
-    "A small convolutional classifier; its features are the mean over the last map."
+    "A small convolutional classifier whose features are the mean over the last map."
     version = 1               # of design and training; part of the cache key
     def __init__(self,
         res:int,                  # pixels per side; halved by each layer until 4
@@ -143,7 +143,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(128, n_classes)
 
     def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 128), (B, K)
-        "Features and logits of uint8 pictures or floats in [-1, 1]."
+        "Compute features and logits of uint8 images or floats in [-1, 1]."
         h = self.layers(from_uint8(x) if x.dtype == torch.uint8 else x).mean((2, 3))
         return h, self.linear(h)
 
@@ -153,7 +153,7 @@ def task_of(
     indices:Tensor,           # which, (B,)
     rng:torch.Generator,      # of the turns
 ):                            # pictures uint8 (B, 3, H, W), what to tell (B,)
-    "Pictures and their classes; without at least two classes, pictures turned by 0 to 3 quarters, and the turn."
+    "Take images and their classes; with fewer than two classes, turn the images by 0 to 3 quarters and tell the turn."
     x, y = source.batch(indices)
     if len(source.classes) > 1: return x, y
     turn = torch.randint(4, (len(x),), generator=rng)
@@ -167,7 +167,7 @@ def held_out_accuracy(
     indices:Tensor,           # which, (n,)
     device,                   # where the network is
 )->float:                     # 0..1
-    "Share of pictures that the network gets right."
+    "Compute the share of images that the network gets right."
     rng, right = torch.Generator().manual_seed(1), 0
     for part in indices.split(200):
         x, y = task_of(source, part, rng)
@@ -181,7 +181,7 @@ def train_classifier(
     device='cpu',             # where to
     steps:int=None,           # at most; None: two rounds through the pictures, but 200 to 5,000
 )->tuple[Classifier,dict]:    # the network, and what to say of it
-    "Train the domain classifier, holding out a tenth (2,000 at most). It stops early when nothing is left to learn."
+    "Train the domain classifier, holding out a tenth (at most 2,000); stop early when nothing is left to learn."
     rng, n, K, began = torch.Generator().manual_seed(seed), len(source), len(source.classes), time.perf_counter()
     if n < 20: raise Refused(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
     held, rest = torch.randperm(n, generator=rng).split([min(n // 10, 2000), n - min(n // 10, 2000)])
@@ -209,9 +209,9 @@ def domain(
     seed:int=0,               # of the training
     device='cpu',             # where to
 )->Features:                  # 128 wide, K logits
-    "The features of a classifier trained on these pictures, once; kept under a key made from their content."
+    "Train a classifier on these images, once, and return its features; they are cached under a key made of content."
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
-    key = dict(version=Classifier.version, data_id=source.content, classes=len(source.classes), seed=seed)
+    key = dict(version=Classifier.version, data_id=source.fingerprint, classes=len(source.classes), seed=seed)
     path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
     kept = read_cache(path) if path else None
     if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
@@ -229,7 +229,7 @@ def open_features(
     cache='default',          # as in domain
     device='cpu',             # where to
 )->Features:                  # the network
-    "Features by name. Raises Refused for a name that is not known."
+    "Open features by name. Raises Refused for an unknown name."
     name, _, path = str(spec).partition(':')
     if name == 'domain' and not path: return domain(source, cache, device=device)
     if name == 'inception': return inception(path or None, device=device)

@@ -14,17 +14,20 @@ from ..core import Refused
 def environment(
     device,                   # where the networks live
 )->dict:                      # as it is written to env.json
-    "What the run ran on: versions, commit, device, threads."
+    "Describe what a run ran on: versions, commit, device, threads."
     import subprocess
     import numpy, torchvision
     import sagan_nb
     here = Path(sagan_nb.__file__).resolve().parent
-    git = lambda *args: subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
+    def git(*args):                                          # None where git will not say
+        done = subprocess.run(['git', *args], cwd=here, capture_output=True, text=True)
+        return None if done.returncode else done.stdout.strip()
     own = (here.parent/'.git').exists() and shutil.which('git')     # installed elsewhere there is no commit to name
     on_gpu = torch.device(device).type == 'cuda'
+    state = git('status', '--porcelain', '--untracked-files=no', '.') if own else None
     name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
     return dict(sagan_nb=__version__, commit=git('rev-parse', 'HEAD') if own else None,
-                changed=bool(git('status', '--porcelain', '--untracked-files=no', '.')) if own else None,
+                changed=None if state is None else bool(state),
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),
                 threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
@@ -33,14 +36,14 @@ def environment(
 def fast_bf16(
     device='cpu',                 # where
 )->bool:
-    "Does it compute bfloat16 in hardware? Without, it is emulated, many times slower than float32."
+    "Return whether the device computes bfloat16 in hardware; emulated, it is many times slower than float32."
     if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def processor()->str:             # '' where the system does not say
-    "The name of the processor."
+    "Return the name of the processor."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
     return next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
@@ -49,7 +52,7 @@ def processor()->str:             # '' where the system does not say
 def machine_facts(
     device='cpu',                 # where the bench runs
 )->dict:                          # as it is written down
-    "What the figures belong to."
+    "Describe the machine that a measurement belongs to."
     allocator = {k: v for k, v in os.environ.items() if k.startswith('MALLOC_') or k == 'LD_PRELOAD'}
     facts = dict(environment(device), date=time.strftime('%Y-%m-%d'), cores=os.cpu_count(), allocator=allocator,
                  load=os.getloadavg() if hasattr(os, 'getloadavg') else None, cpu_name=processor())
@@ -58,7 +61,7 @@ def machine_facts(
 
 
 def check_compiler():
-    "Raises Refused where torch finds no C++ compiler, which `torch.compile` needs on a CPU."
+    "Check for the C++ compiler that `torch.compile` needs on a CPU. Raises Refused if there is none."
     from torch._inductor import cpp_builder, exc
     try: cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
@@ -70,7 +73,7 @@ def pick_device(
     compiled:bool=False,      # is torch.compile to work there?
     bf16:bool=False,          # is it to compute in bfloat16?
 )->torch.device:              # where to compute
-    "The device asked for; 'auto' is a GPU if there is one. Raises Refused for one that is not there or cannot do it."
+    "Pick a device; 'auto' is a GPU if there is one. Raises Refused if it is missing or cannot compute as asked."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.split(':')[0] not in ('cpu', 'cuda'): raise Refused(f'there is no device {name!r}; say auto, cpu or cuda')
     try: device = torch.device(name)

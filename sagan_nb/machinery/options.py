@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
@@ -15,12 +16,28 @@ from fastcore.script import anno_parser
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused
+from ..core import Refused, choose, printable
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
+from .checkpoints import Diverged
+from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
-from .runs import Diverged, Stopped, stop_at
+from .pictures import reading_images, reading_options
+from .runs import Stopped, stop_at
+
+
+WARNING_TEXT = warnings.formatwarning
+
+
+def warn_in_a_line(
+    message,                  # the warning
+    category:type,            # its class
+    *place,                   # where in the code it was raised
+    **line,                   # the line there
+)->str:                       # what is printed
+    "Format a warning of a damaged or older file without the place in the code, which is no part of it."
+    return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 
 
 def command(f):               # a function with docments
@@ -28,27 +45,53 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
-        words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
-        given = vars(anno_parser(f).parse_args(words))
-        try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
+        given, how = read_words(f, sys.argv[1:])
+        warnings.formatwarning = warn_in_a_line
+        try:
+            with reading_images(**how): f(**given)
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
         except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
         else: return
-        print(f'{f.__name__}: {fault}', file=sys.stderr)
+        print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
         sys.exit(code)
     return run
+
+
+def read_words(
+    f,                        # a command
+    words:list,               # what was typed after its name
+)->tuple[dict,dict]:          # arguments of f; arguments of `reading_images`
+    "Parse a command line. A command that opens images also takes `--bad` and `--truncated`; `~/` is the home folder."
+    words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in words]           # -1,3: a place, no option
+    words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
+    parser, takes = anno_parser(f), inspect.signature(f).parameters
+    if {'data', 'spec'} & {*takes}:
+        parser.add_argument('--bad', help='share of unreadable pictures that is tolerated (default: 1%%)')
+        parser.add_argument('--truncated', action='store_true', default=None,
+                            help='read truncated pictures as far as they go')
+    given = {k: expand_home(v) for k, v in vars(parser.parse_args(words)).items()}
+    how = {k: given[k] for k in ('bad', 'truncated') if k in given}
+    return {k: v for k, v in given.items() if k in takes}, how
+
+
+def expand_home(
+    value,                    # of an option
+):                            # the same, where it is not a path that begins with ~/
+    "Expand what a shell leaves alone in `--out=~/runs`."
+    return os.path.expanduser(value) if isinstance(value, str) and re.match('~(/|$)', value) else value
 
 
 def pick_classes(
     text:str,                 # names or numbers, separated by commas; None for all
     names:list,               # class names, in order
 )->list:                      # their numbers
-    "Classes from a command line. Raises Refused for one that is not there."
+    "Read classes from a command line. Where a name is a number, names alone count. Raises Refused for an unknown one."
     if not names: return [0]
     if not text: return list(range(len(names)))
-    found = {n: k for k, n in enumerate(names)} | {str(k): k for k in range(len(names))}
+    found = {n: k for k, n in enumerate(names)}
+    if not any(n.isdecimal() for n in names): found |= {str(k): k for k in range(len(names))}
+    if text in found: return [found[text]]                    # a name may hold a comma
     missing = [t for t in text.split(',') if t not in found]
     some = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
     if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {some}')
@@ -57,10 +100,12 @@ def pick_classes(
 
 def command_path(
     name:str,                 # a command of this package
-)->str:                       # what to type to run it, from where this one was run
+    *words,                   # its arguments
+)->str:                       # what to type to run it, from where this one was run, quoted for a shell
     "The name alone where the shell finds it, else its path."
     path = Path(sys.argv[0]).with_name(name)
-    return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
+    known = shutil.which(name) or not path.exists()
+    return shlex.join([name if known else os.path.relpath(path), *map(str, words)])
 
 
 def run_settings(
@@ -131,7 +176,7 @@ def check_sample_options(
     out:str,                  # as in sagan_sample
 ):
     "Raises Refused for what sagan_sample cannot do."
-    if kind not in SAMPLE_KINDS: raise Refused(f'there is no kind {kind!r}; choose one of {", ".join(SAMPLE_KINDS)}')
+    choose(kind, SAMPLE_KINDS, 'kind')
     if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
@@ -163,7 +208,7 @@ def asked_rows(
     print_commands:bool,      # as in sagan_table
 )->tuple[list,list,list]:     # rows, seeds, rows to do anew
     "What sagan_table is asked for. Raises Refused for what is not there, or does not go together."
-    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    choose(table, TABLES, 'table')
     rows, numbers = slice_of(TABLES[table], only, seeds)
     again = [] if retrain is None else slice_of(TABLES[table], retrain, seeds)[0]
     if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
@@ -180,7 +225,7 @@ def commands(
 )->str:                       # one line for each row and seed
     "Commands that do not depend on each other, for the scheduler of a cluster."
     given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
-    line = shlex.join(['sagan_table', table, *given])
+    line = shlex.join(['sagan_table', table, *given, *reading_options()])
     kept = [] if 'precision' in map(setting_name, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
     more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
     each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]

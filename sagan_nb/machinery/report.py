@@ -1,7 +1,7 @@
 "Serves chapter 15: the page of a run, section by section."
 import html
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from ..attention_maps import (attention_layers, attention_maps, attention_use, describe_attention, find_queries,
                               show_attention, silenced)
-from ..config import PRESETS, Config
-from ..core import Refused, from_uint8
+from ..config import FIELDS, PRESETS, Config, meaning
+from ..core import Refused, atomic_write, from_uint8
 from ..networks import Generator
 from ..report import (beside_real, chart, draw_z, film, gif, in_words, series, there_and_back, timelapse, walk_classes,
                       walk_z)
-from ..spectral_norm import settle
-from ..train import draw, fixed_noise, sampler
+from ..train import draw, fixed_noise
+from .door import open_run
 from .evaluate import evaluate
 from .features import Features, domain
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
-from .runs import kept_samples, load_checkpoint, newest_checkpoint, pictures_of, read_log
+from .runs import kept_samples, pictures_of, read_log
 
 
 def config_html(
@@ -28,8 +28,8 @@ def config_html(
 )->str:                       # HTML
     "Settings, each with its meaning and its source, and what it ran on."
     base = asdict(PRESETS[cfg.preset]) if cfg.preset in PRESETS else {}
-    about = lambda f: (f.metadata['doc'], f.metadata['source'])
-    rows = [(f.name, getattr(cfg, f.name), base.get(f.name, ''), *about(f)) for f in fields(cfg)]
+    rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(name), f.metadata['source'])
+            for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     head = ['setting', 'here', f'{cfg.preset} at paper scale', 'meaning', 'source of the default']
     fold = lambda title, table: f'<details><summary>{title}</summary>{table}</details>'
@@ -211,13 +211,13 @@ def metrics_html(
 
 def sections(
     run:Path,                 # run folder
-    gan,                      # its newest checkpoint
+    model,                    # from `open_run`
     source,                   # real pictures, or None
     features,                 # whose distances say what is near, or None
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
-    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), read('data.json').get('classes', [])
+    log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')
@@ -230,7 +230,7 @@ def sections(
     if source is not None:
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(cfg.seed))
         real, y = source.batch(order[:4])
-        attention += maps_html(settle(gan.D).eval(), from_uint8(real), y, names, 'Discriminator, on real pictures')
+        attention += maps_html(model.D, from_uint8(real), y, names, 'Discriminator, on real pictures')
     if attention:
         used = '' if features is None else silenced_numbers(G, source, features)
         out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
@@ -248,13 +248,13 @@ def report(
     "Write one page with everything about a run. Raises Refused for a folder without a run."
     run = Path(run)
     if not run.is_dir(): raise Refused(f'{run}: there is no such run folder')
-    path, gan, note = Path(out or run/'report.html'), load_checkpoint(newest_checkpoint(run), device=device), ''
-    cfg = gan.cfg
+    path, model, note = Path(out or run/'report.html'), open_run(run, device), ''
+    cfg = model.cfg
     try: source = source or pictures_of(cfg)
     except Refused as e: note = f' The real pictures are not here ({e}), so what needs them is left out.'
     try: features = None if source is None else features or domain(source, device=device)
     except Refused as e: note = f' Distances are left out ({e}).'
-    title, body = f'{cfg.preset}, {cfg.scale} scale, step {gan.t}', sections(run, gan, source, features)
+    title, body = f'{cfg.preset}, {cfg.scale} scale, step {model.step}', sections(run, model, source, features)
     anchor = lambda name: ''.join(c for c in name.lower() if c.isalpha())
     links = ''.join(f'<a href="#{anchor(k)}">{k}</a>' for k in body)
     parts = ''.join(f'<section id={anchor(k)}><h2>{k}</h2>{v}</section>' for k, v in body.items())
@@ -263,5 +263,5 @@ def report(
              f'One seed decides nothing.{note}')
     whole = f'<h1>{title}</h1><p>{html.escape(about)}</p><nav>{links}</nav>{parts}'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, whole, STYLE), encoding='utf-8')
+    with atomic_write(path) as part: part.write_text(page(title, whole, STYLE), encoding='utf-8')
     return path

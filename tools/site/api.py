@@ -52,8 +52,9 @@ class Symbol:
         return next((o for o in self.node.body if getattr(o, 'name', '') == '__init__'), None)
 
     def doc(self):
-        "Docstring; of a value, the comment behind it."
-        if self.kind in ('data', 'attribute'): return self.comments.get(self.node.lineno, '')
+        "Docstring; of a value, the comment behind it; of a setting, what its line says."
+        if self.kind == 'attribute': return setting(self.node.value)
+        if self.kind == 'data': return self.comments.get(self.node.lineno, '')
         return ast.get_docstring(self.node) or ''
 
     def params(self):
@@ -73,9 +74,7 @@ class Symbol:
         "Fields of a dataclass, with the comment behind each or the text given to `setting`."
         for o in self.node.body:
             if not isinstance(o, ast.AnnAssign): continue
-            args = [a.value for a in getattr(o.value, 'args', [])[1:] if isinstance(a, ast.Constant)]
-            meaning = f'{args[0]} (source: {args[1]})' if len(args) == 2 else self.comments.get(o.lineno, '')
-            yield o.target.id, ast.unparse(o.annotation), meaning
+            yield o.target.id, ast.unparse(o.annotation), setting(o.value) or self.comments.get(o.lineno, '')
 
     def signature(self):
         "As written, without annotations: they stand in the table below it."
@@ -89,6 +88,14 @@ class Symbol:
         first = a.posonlyargs or a.args
         if first and (first[0].arg in ('self', 'cls') or 'patch' in decorators(self.node)): first.pop(0)
         return f'({ast.unparse(a)})' + (f' -> {ast.unparse(self.node.returns)}' if getattr(self.node, 'returns', None) else '')
+
+
+def setting(value):
+    "Meaning, choices and source of a field of `Config`, from a call of `setting`; '' for anything else."
+    if not isinstance(value, ast.Call) or ast.unparse(value.func) != 'setting': return ''
+    doc, source, *may = map(ast.literal_eval, value.args[1:])
+    words = ''.join(f'; one of {", ".join(o)}' if isinstance(o, tuple) else f'; {o}' for o in may)
+    return f'{doc}{words} (source: {source})'
 
 
 def decorators(node): return {ast.unparse(o).split('(')[0] for o in getattr(node, 'decorator_list', [])}
@@ -113,25 +120,18 @@ class Module:
     @classmethod
     def read(cls, path):
         text = path.read_text(encoding='utf-8')
-        tree, comments = ast.parse(text), {}
-        for t in tokenize.generate_tokens(io.StringIO(text).readline):
-            if t.type == tokenize.COMMENT and t.line[:t.start[1]].strip(): comments[t.start[0]] = t.string.lstrip('# ')
-        every = [n for o in tree.body for n in names_of(o) if not n.startswith('_')]            # of machinery: all but _names
-        public = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign)
-                       and ast.unparse(o.targets[0]) == '__all__'), every)
-        name, symbols = '.'.join(path.relative_to(ROOT).with_suffix('').parts), {}
+        tree, comments, symbols = ast.parse(text), comments_of(text), {}
+        name, public = '.'.join(path.relative_to(ROOT).with_suffix('').parts), public_names(tree)
         for node in tree.body:
             for called in names_of(node):
                 if called not in public: continue
                 kind = {ast.ClassDef: 'class', ast.FunctionDef: 'function'}.get(type(node), 'data')
                 new = Symbol(called, kind, name, node, comments)
                 if kind == 'class': new.members = [*members(new)]
-                if 'patch' in decorators(node):
-                    owner = ast.unparse(node.args.args[0].annotation)
-                    if owner not in symbols: continue
+                if 'patch' not in decorators(node): symbols.setdefault(called, new)
+                elif (owner := ast.unparse(node.args.args[0].annotation)) in symbols:
                     new.name, new.kind = f'{owner}.{called}', 'method'
                     symbols[owner].members.append(new)
-                else: symbols.setdefault(called, new)
         return cls(name, path, list(symbols.values()))
 
     def reference(self, names, source=lambda symbol: ''):
@@ -141,6 +141,19 @@ class Module:
     def every(self):
         "Symbols and their members."
         for o in self.symbols: yield from (o, *o.members)
+
+
+def comments_of(text):
+    "Line -> the comment behind its code."
+    found = (t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT)
+    return {t.start[0]: t.string.lstrip('# ') for t in found if t.line[:t.start[1]].strip()}
+
+
+def public_names(tree):
+    "What `__all__` lists; without it (machinery) all names that begin with no underscore."
+    for o in tree.body:
+        if isinstance(o, ast.Assign) and ast.unparse(o.targets[0]) == '__all__': return ast.literal_eval(o.value)
+    return [n for o in tree.body for n in names_of(o) if not n.startswith('_')]
 
 
 def names_of(node):
@@ -161,24 +174,26 @@ def members(owner):
 
 def entry(o, names, source, ticks=10):
     "One name as Sphinx markup; the members of a class stand inside it."
-    fence = '`'*ticks
-    own = o.name.split('.')[-1] if ticks < 10 else o.name
-    lines = [f'{fence}{{py:{o.kind}}} {own}{o.signature()}', *([f':module: {o.module}'] if ticks == 10 else [])]
-    if o.kind in ('data', 'attribute'):
-        if getattr(o.node, 'annotation', None) is not None: lines.append(f':type: {ast.unparse(o.node.annotation)}')
-        if o.kind == 'attribute': lines.append(f':value: {ast.unparse(o.node.value.args[0])}')
-    doc = o.doc()
-    if o.kind == 'attribute': doc = next(m for n, _, m in Symbol('Config', 'class', o.module, ast.ClassDef(
-        'Config', [], [], [o.node], []), o.comments).fields() if n == o.name.split('.')[-1])
-    lines += ['', names.link(plain(doc), o.module) + source(o), '']
-    if o.kind not in ('data', 'attribute') and o.name != 'Config':
-        rows, returned = o.params()
-        for name, kind, meaning in rows:
-            lines.append(f':param {name}: {names.link(plain(meaning), o.module)}'.rstrip())
-            if kind: lines.append(f':type {name}: {names.link(f"`{kind}`", o.module)}')
-        if returned: lines.append(f':returns: {names.link(plain(returned), o.module)}')
+    fence, inner = '`'*ticks, ticks < 10
+    own = o.name.split('.')[-1] if inner else o.name
+    lines = [f'{fence}{{py:{o.kind}}} {own}{o.signature()}']
+    if not inner: lines.append(f':module: {o.module}')
+    if o.kind in ('data', 'attribute') and getattr(o.node, 'annotation', None) is not None:
+        lines.append(f':type: {ast.unparse(o.node.annotation)}')
+    if o.kind == 'attribute': lines.append(f':value: {ast.unparse(o.node.value.args[0])}')
+    lines += ['', names.link(plain(o.doc()), o.module) + source(o), '']
+    if o.kind not in ('data', 'attribute') and o.name != 'Config': lines += parameters(o, names)
     for m in o.members: lines += ['', entry(m, names, source, ticks - 1)]
     return '\n'.join([*lines, fence])
+
+
+def parameters(o, names):
+    "Lines of Sphinx markup about the parameters of a symbol and what it returns."
+    rows, returned = o.params()
+    for name, kind, meaning in rows:
+        yield f':param {name}: {names.link(plain(meaning), o.module)}'.rstrip()
+        if kind: yield f':type {name}: {names.link(f"`{kind}`", o.module)}'
+    if returned: yield f':returns: {names.link(plain(returned), o.module)}'
 
 
 class Names:

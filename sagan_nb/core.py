@@ -30,9 +30,10 @@ def choose(
 ):                        # the value itself
     "Return the value if it is one of the choices. Raises Refused otherwise, with the nearest, and all if they are few."
     if value in choices: return value
-    near = difflib.get_close_matches(value, choices, 1, cutoff=.5) if isinstance(value, str) else []
-    hints = [f'did you mean {write(o)}?' for o in near]
-    if not near or len(choices) <= 12: hints.insert(0, f'choose one of {", ".join(map(write, choices))}')
+    every = f'choose one of {", ".join(map(write, choices))}'
+    if not isinstance(value, str): raise Refused(f'{what} is {value!r}; {every}')
+    hints = [f'did you mean {write(o)}?' for o in difflib.get_close_matches(value, choices, 1, cutoff=.5)]
+    if not hints or len(choices) <= 12: hints.insert(0, every)
     raise Refused(f'there is no {what} {value!r}; {"; ".join(hints)}')
 
 # %% ../nbs/00_core.ipynb #f6bb0736
@@ -47,14 +48,17 @@ def atomic_write(
         yield part
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
-        if hasattr(os, 'O_DIRECTORY'): sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as e:
         e.filename = e.filename or str(path)
         raise
     finally: part.unlink(missing_ok=True)
 
-def sync_folder(path:Path):
-    "Have the disk hold the names in a folder."
+def sync_folder(
+    path:Path,            # folder
+):
+    "Wait until the names in a folder are on the disk, where the system can do that."
+    if not hasattr(os, 'O_DIRECTORY'): return            # Windows opens no folders
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .core import Refused, from_uint8, to_uint8
+from .core import Refused, from_uint8
 from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
 from .machinery.sources import open_files, toy_classes, twins_options, world_of
 
@@ -149,7 +149,8 @@ class Toy(BaseSource):
         "Draw these images; the same index always gives the same image."
         i = torch.as_tensor(indices, dtype=torch.int64)
         f = {name: value[i] for name, value in self.factors.items()}
-        return to_uint8(self.paint(f, self.labels[i])), self.labels[i]
+        x = self.paint(f, self.labels[i]).clamp(-1, 1)
+        return x.add(1).mul(127.5).round().to(torch.uint8), self.labels[i]     # in the number format of the factors
 
     def paint(self, f, y): return paint(f, y, self.res)
 
@@ -214,10 +215,9 @@ class Pairs(Toy):
         r = torch.rand(self.n, 16, generator=torch.Generator().manual_seed(self.seed + 9)).unbind(1)
         size = torch.stack([.26 + .12*v for v in r[1:5]], 1)
         def place(free, centre): return (2*torch.stack(free, 1) - 1) * (.47 - size) + torch.tensor(centre)
-        own = dict(size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
-        f = super().draw_factors()
-        falling, rising = tint(f['hue']), tint(r[0])
-        return f | own | dict(other=r[0], colour=torch.stack([falling, falling, rising, rising], 1))
+        own = dict(other=r[0], size=size, x=place(r[5:9], [-.5, .5, -.5, .5]), y=place(r[9:13], [-.5, .5, .5, -.5]))
+        f = super().draw_factors() | own
+        return f | dict(colour=torch.stack([tint(f[hue]) for hue in ('hue', 'hue', 'other', 'other')], 1))
 
     def long_range(self, x, y):
         "The mean over the two diagonals, each laid out as a left and a right half."

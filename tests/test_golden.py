@@ -37,7 +37,7 @@ def test_the_first_update_in_the_number_formats_of_real_runs(precision, bound):
 
 
 def test_a_hinge_moved_by_a_thousandth_moves_the_trace(monkeypatch):
-    train = sys.modules['sagan_nb.train']                    # the chapter; `from sagan_nb import train` is the function
+    from sagan_nb import train
     hinge = train.hinge_d
     monkeypatch.setattr(train, 'hinge_d', lambda real, fake: hinge(real, fake) * 1.001)
     with pytest.raises(AssertionError): test_twenty_updates_are_those_that_were_stored('none')

@@ -331,7 +331,7 @@ def test_compiled_without_a_compiler(command, monkeypatch, tmp_path):
 
 
 def test_the_front_door_is_light():
-    "`import sagan_nb` loads no torch; its names are there, listed, and stay what they are where a chapter is called alike."
+    "`import sagan_nb` loads no torch; its names are there, listed; none is that of a chapter."
     code = '''import sys, time
 start = time.process_time()
 import sagan_nb
@@ -340,7 +340,7 @@ assert not {'torch', 'numpy', 'importlib.metadata'} & {*sys.modules} and {*sagan
 import sagan_nb.train, sagan_nb.spectral_norm
 from sagan_nb.networks import Generator
 for name in sagan_nb.DOORS: assert callable(getattr(sagan_nb, name)) or name == 'PRESETS', name
-assert sagan_nb.Generator is Generator and sagan_nb.train.__name__ == 'train' and sagan_nb.machinery.door.open_run is sagan_nb.open_run
+assert sagan_nb.Generator is Generator and sagan_nb.train.__name__ == 'sagan_nb.train' and sys.modules['sagan_nb.machinery.door'].open_run is sagan_nb.open_run
 try: sagan_nb.no_such_name
 except AttributeError as e: assert 'no_such_name' in str(e)
 print(seconds)'''
@@ -421,3 +421,20 @@ def test_main_job(tmp_path):
     assert m['diversity']['value'] > .8*m['diversity']['real'] and m['long_range_mi']['value'] > .3
     assert m['classifier score']['value'] > 1.5                # 1: the class is ignored
     assert time.time() - began < 300
+
+
+def test_a_log_has_names_and_an_old_one_gets_them(tmp_path):
+    "Lists of two or four numbers, as they were written until NUMERICS 2; the residual control has no map to look with."
+    from sagan_nb.networks import Generator
+    from sagan_nb.train import attention_usage
+    old = [dict(t=1, usage_G={'16': [.1, .2, 7., 12.]}, usage_D={'8': [.3, .4]}), dict(t=2, usage_G={'16': dict(gamma=.1)})]
+    (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in old) + '{"t": 3, "usage_')
+    found = read_log(tmp_path/'log.jsonl')
+    assert found == [dict(t=1, usage_G={'16': dict(gamma=.1, ratio=.2, entropy=7., distance=12.)}, usage_D={'8': dict(gamma=.3, ratio=.4)}), old[1]]
+    for block, names in (('attention', ['gamma', 'ratio', 'entropy', 'distance']), ('residual', ['gamma', 'ratio'])):
+        G = Generator(32, 8, 3, 8, attn_at=(16,), block=block)
+        G.extra['16'].gamma.data.fill_(.5)
+        before = {k: t.clone() for k, t in G.state_dict().items()}
+        use = attention_usage(G, torch.randn(2, 8), torch.tensor([0, 1]))
+        assert [*use['16']] == names and use['16']['gamma'] == .5 and use['16']['ratio'] > 0
+        assert G.training and all(torch.equal(t, G.state_dict()[k]) for k, t in before.items()) and not G.extra['16']._forward_pre_hooks

@@ -12,17 +12,18 @@ from fastcore.script import Param
 from torch import Tensor
 
 from ..ablation import TABLES, measured_alike
-from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
+from ..attention_maps import LayerMaps, attention_maps, describe_attention, show_attention
 from ..config import NUMERICS, PRESETS, TYPES
 from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS, Discriminator
-from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
+from ..report import beside_real, draw_z, walk_classes, walk_z
 from ..train import GAN, draw, fixed_noise, networks, show_curves
 from .checkpoints import disk_price
 from .door import Model, open_run
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
+from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
@@ -30,9 +31,11 @@ from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command
                       read_queries, rows_of, run_settings, steps_within)
 from .packs import pack, verify_pack
 from .publish import export
+from .queries import find_queries
 from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
 from .sources import describe
+from .summary import UNUSED
 from .tables import markdown, show_rows, show_samples, show_training
 
 
@@ -395,14 +398,14 @@ def maps_of_run(
 
 
 def say_use(
-    use:dict,                 # from attention_use
+    use:dict,                 # name -> `LayerMaps.use` of each layer
 )->str:                       # a line for each layer
     "Is attention used? In words."
     line = ('map {}: gamma {gamma:+.3f}; what it adds is {ratio:.1%} of what passes through; '
             'entropy {entropy:.2f} bits (even: {entropy_even:.2f}); '
             'looks {distance:.1f} px far (even: {distance_even:.1f})').format
     idle = '\n  it adds next to nothing: this layer is hardly used'
-    return '\n'.join(line(name, **o) + (idle if o['ratio'] < .001 else '') for name, o in use.items())
+    return '\n'.join(line(name, **o) + (idle if o['ratio'] < UNUSED else '') for name, o in use.items())
 
 
 @command
@@ -449,7 +452,7 @@ def write_attention(
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
         print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(say_use(attention_use(maps)))
+    print(say_use({name: o.use() for name, o in maps.layers.items()}))
     print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}')
 
 

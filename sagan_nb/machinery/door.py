@@ -57,7 +57,8 @@ def open_weights(
     def tell():
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
-    return Model(cfg, [str(k) for k in range(K)], 0, lambda p: first if p == part else load_weights(path, part=p).to(device), tell)
+    build = lambda p: first if p == part else load_weights(path, part=p).to(device)
+    return Model(cfg, [str(k) for k in range(K)], 0, build, tell)
 
 
 def sampling_weights(

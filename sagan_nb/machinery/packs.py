@@ -3,13 +3,13 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, atomic_write
+from ..core import Refused, atomic_write, sync_folder
 from ..data import is_toy, open_world
 from .listing import Listing, list_pictures, locate
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
@@ -144,16 +144,6 @@ def sync(
     "Wait until everything written to a file is on the disk."
     f.flush()
     os.fsync(f.fileno())
-
-
-def sync_folder(
-    path:Path,            # folder
-):
-    "Wait until the names in a folder are on the disk, where the system can do that."
-    with suppress(OSError):                          # Windows opens no folders
-        handle = os.open(path, os.O_RDONLY)
-        try: os.fsync(handle)
-        finally: os.close(handle)
 
 
 def faults_of(

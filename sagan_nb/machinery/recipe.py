@@ -156,11 +156,12 @@ def add_map_blocks(
 class NoDraws(torch.overrides.TorchFunctionMode):
     "Leaves out drawing initial values, u and v: they take longest of all, and would be overwritten."
     kept = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
-            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min, Tensor.div)
+            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         "Return tensors of the right shape, without values."
         if func in self.kept: return args[0] if args else kwargs['tensor']
+        if func is Tensor.div: return args[0].view_as(args[0])           # autograd wants another tensor than went in
         if func is torch.randn: return torch.empty(*args)
         if func is Tensor.norm: return args[0].new_empty(())
         if func is Tensor.matmul: return args[0].new_empty(len(args[0]))

@@ -7,19 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..attention_maps import (attention_layers, attention_maps, attention_use, describe_attention, find_queries,
-                              show_attention, silenced)
+from ..attention_maps import attention_layers, attention_maps, describe_attention, show_attention, silenced
 from ..config import FIELDS, PRESETS, Config, meaning
 from ..core import Refused, atomic_write, from_uint8
 from ..networks import Generator
-from ..report import (beside_real, chart, draw_z, film, gif, in_words, series, there_and_back, timelapse, walk_classes,
-                      walk_z)
+from ..report import beside_real, draw_z, walk_classes, walk_z
 from ..train import draw, fixed_noise
+from .charts import chart, in_words, series
 from .door import open_run
 from .evaluate import evaluate
 from .features import Features, domain
+from .film import film, gif, there_and_back, timelapse
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
+from .queries import find_queries
 from .runs import kept_samples, pictures_of, read_log
+from .summary import run_scores, summary_html
 
 
 def config_html(
@@ -31,27 +33,28 @@ def config_html(
     rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(name), f.metadata['source'])
             for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
+    name = html.escape(cfg.preset)
     head = ['setting', 'here', f'{cfg.preset} at paper scale', 'meaning', 'source of the default']
     fold = lambda title, table: f'<details><summary>{title}</summary>{table}</details>'
-    return (f'<p>What differs from the row <code>{cfg.preset}</code> at the scale of the paper:</p>'
+    return (f'<p>What differs from the row <code>{name}</code> at the scale of the paper:</p>'
             + table_html(head[:4], changed) + fold('All settings', table_html(head, rows))
             + fold('Versions and machine', table_html(['ran on', ''], list(env.items()))))
 
 
-TRAINING = (                  # keys of the log, which number of a list, what is drawn, a level to compare with, caption
+TRAINING = (                  # keys of the log, which number of a map, what is drawn, a level to compare with, caption
     (('d_real', 'd_fake'), None, 'logit', 0.,
      'What D says of real and of generated pictures. When one player wins, the two part by tens.'),
     (('loss_d', 'loss_g'), None, 'loss', None,
      'Losses say little about quality (chapter 05); a jump says that something broke.'))
 USAGE = ('usage_G', 'usage_D')
 USE = (
-    (USAGE, 0, 'gamma', 0.,
+    (USAGE, 'gamma', 'gamma', 0.,
      'gamma starts at 0, and stays there where nothing is learned. Its sign means nothing (chapter 11).'),
-    (USAGE, 1, '|gamma o| / |x|', None,
+    (USAGE, 'ratio', '|gamma o| / |x|', None,
      'What passes through attention, as a share of what passes by. Near 0: not used.'),
-    (USAGE, 2, 'entropy of the maps, bits', None,
+    (USAGE, 'entropy', 'entropy of the maps, bits', None,
      'Were the maps even, attention would be a mean over the picture, and the line at log2 of the number of keys.'),
-    (USAGE, 3, 'distance, pixels', None,
+    (USAGE, 'distance', 'distance, pixels', None,
      'How far locations look, on average. A 3x3 convolution in its place would stay within a location or two.'))
 SPECTRA = {
     'norms': ('in use', 'One line for each layer. Under spectral norm they lie at 1 or little above; without it they '
@@ -68,8 +71,8 @@ def curves_html(
 )->str:                       # HTML
     "Small charts of what the log has; what it lacks is left out."
     out = []
-    for keys, place, ylabel, level, caption in wanted:
-        lines = {k: v for key in keys for k, v in series(log, key, place).items()}
+    for keys, number, ylabel, level, caption in wanted:
+        lines = {k: v for key in keys for k, v in series(log, key, number).items()}
         if not lines: continue
         fig = chart(lines, ylabel, wanted is NORMS, level)
         out.append(figure_html(figure_tag(fig, f'{ylabel}. {in_words(lines)}.', dpi=160), caption))
@@ -152,7 +155,7 @@ def maps_html(
     head = ['map', 'gamma', '|gamma o| / |x|', 'entropy, bits', 'distance, px', 'entropy if even', 'distance if even']
     click = widget_html(maps, names=labels, fallback='(Needs a browser that runs scripts.)')
     return (f'<h3>{title}</h3>' + figure_html(tag, caption, wide=True)
-            + table_html(head, [(name, *use.values()) for name, use in attention_use(maps).items()])
+            + table_html(head, [(name, *o.use().values()) for name, o in maps.layers.items()])
             + figure_html(click, 'The map of any pixel, made here from queries and keys. Asked at a dot of the figure '
                           'above, a wrong map would not agree with it.'))
 
@@ -195,10 +198,9 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    path = run/'metrics.json'
-    if not path.exists(): return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
-    try: records = json.loads(path.read_text(encoding='utf-8'))
+    try: records = run_scores(run)
     except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
+    if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))
@@ -219,7 +221,8 @@ def sections(
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
     log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
-    out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
+    out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
+    out |= {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')
     if features is not None:
         noise, asked = fixed_noise(cfg, 2, 4)
@@ -261,7 +264,7 @@ def report(
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
     about = (f'{cfg.data} at {cfg.res}x{cfg.res}, seed {cfg.seed}, {"averaged weights, " if cfg.ema else ""}{norm}. '
              f'One seed decides nothing.{note}')
-    whole = f'<h1>{title}</h1><p>{html.escape(about)}</p><nav>{links}</nav>{parts}'
+    whole = f'<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p><nav>{links}</nav>{parts}'
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part: part.write_text(page(title, whole, STYLE), encoding='utf-8')
     return path

@@ -1,5 +1,4 @@
 "Serves chapter 09: a run is a folder: checkpoints, log, samples, where it was trained, and what stops it."
-import copy
 import json
 import math
 import signal
@@ -13,6 +12,7 @@ import torch
 from ..config import Config, from_json, to_json
 from ..core import Refused, atomic_write, grid_image, printable
 from ..data import Stream, open_source
+from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
 from .files import append_line, file_sha256, read_lines
@@ -47,12 +47,21 @@ class Log:
         "What `attention_usage` finds, and the true norms when they are due."
         z, y = fixed_noise(gan.cfg, 4, 4)
         z, y = z.to(gan.device), y.to(gan.device)
-        out, x = {}, draw(copy.deepcopy(gan.G).eval(), z, y).to(gan.device)
+        with unmoved(gan.G): x = draw(gan.G, z, y).to(gan.device)
+        out = {}
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
                 out |= dict(zip((f'norms_{name}', f'raw_{name}'), true_norms(net)))
         return out
+
+
+def by_name(
+    usage:dict,               # of a log: map size -> numbers by name, or, until NUMERICS 2, in this order
+)->dict:                      # map size -> numbers by name
+    "Names for the numbers of `attention_usage` in old logs."
+    names = 'gamma', 'ratio', 'entropy', 'distance'
+    return {size: v if isinstance(v, dict) else dict(zip(names, v)) for size, v in usage.items()}
 
 
 def class_names(
@@ -79,6 +88,7 @@ def read_log(
     found = []
     for line in read_lines(path):
         while found and found[-1]['t'] >= line['t']: found.pop()
+        for key in {'usage_G', 'usage_D'} & line.keys(): line[key] = by_name(line[key])
         found.append(line)
     return [o for o in found if until is None or o['t'] <= until]
 
@@ -134,7 +144,7 @@ def fill_folder(
     for name, value in (('env', environment(device)), ('data', facts)):
         if (path := out/f'{name}.json').exists(): continue
         with atomic_write(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
-    for left in out.rglob('*.part'):                         # of a process that was killed; metrics belong to sagan_eval
+    for left in out.rglob('*.part'):                        # of a process that was killed; metrics belong to sagan_eval
         if not left.name.startswith('metrics.'): left.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sagan_nb.attention_maps import attention_maps, attention_use, show_attention, silenced
+from sagan_nb.attention_maps import attention_maps, show_attention, silenced
 from sagan_nb.core import from_uint8, save_fig, show_grid
 from sagan_nb.report import draw_z
 from sagan_nb.train import draw
@@ -47,7 +47,7 @@ def main(run):
     found = numbers(G, source, judge, **about)
     with silenced(G): found += numbers(G, source, judge, **about | dict(gamma='0'))
     env = json.loads((Path(run)/'env.json').read_text(encoding='utf-8'))
-    use = {part: attention_use(m) for part, m in maps.items()}
+    use = {part: {name: o.use() for name, o in m.layers.items()} for part, m in maps.items()}
     facts = dict(use=use, pictures=64, metrics=found, env=env, config=json.loads((Path(run)/'config.json').read_text(encoding='utf-8')))
     (OUT/'use.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
     shutil.copy(Path(run)/'log.jsonl', OUT/'log.jsonl')

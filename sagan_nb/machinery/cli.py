@@ -12,26 +12,27 @@ from torch import Tensor
 
 from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
-from ..config import NUMERICS, PRESETS, TYPES
+from ..config import NUMERICS
 from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
 from ..data import describe, open_source
 from ..networks import Discriminator
 from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
 from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
 from .door import Model, open_judge, open_model
-from .evaluate import as_table, evaluate, one_line, save_records
+from .evaluate import as_table, evaluate, save_records
 from .features import domain
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
-                      read_queries, rows_of, run_settings, steps_within)
+from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, commands, folder_of, free_path,
+                      pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within, typed)
 from .packs import pack
 from .publish import export
 from .report import report
 from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
                    read_log, stop_at, train)
-from .tables import markdown, show_rows, show_samples, show_training
+from .tables import markdown, on_screen, show_rows, show_samples, show_training
+from .terminal import wrap
 
 
 def summarise(
@@ -51,7 +52,7 @@ def summarise(
     except Refused as e:                         # the run is good, only its pictures are too few to learn from
         records = []
         print(f'not measured: {e}')
-    if records: print(f'\n{as_table(records)}\nOne seed: shows the machinery, decides nothing.\n')
+    if records: print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
     if cfg.scale != 'smoke': report(out, source=source, device=gan.device)
     written = (('report.html', 'all of it on one page'), ('samples.png', 'one row per class'),
                ('curves.png', 'logits, losses, attention, norms'),
@@ -59,22 +60,21 @@ def summarise(
                ('checkpoints', 'to go on from'))
     for name, what in written:
         if (out/name).exists(): print(f'  {out/name}   {what}')
-    print(f'\nTry next:\n  {command_path("sagan_sample")} {out} --n 64 --out more.png\n'
-          f'  {command_path("sagan_eval")} {out} --metrics kid,prdc\n'
-          f'  {command_path("sagan_train")} --resume --out {out} --steps {2*cfg.steps}\n'
-          f'  {command_path("sagan_train")} {cfg.preset} --data YOUR_FOLDER --scale laptop --out runs/mine')
+    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
+             ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
+             ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
     return records
 
 
 @command
 def sagan_train(
-    preset:Param(f'row of the paper (default: t1_attn_16): {", ".join(PRESETS)}', str, opt=False, nargs='?')=None,
+    preset:Param('row of the paper, of --list-presets (default: t1_attn_16)', str, opt=False, nargs='?')=None,
     data:str=None,            # toy, a class-per-folder directory or .zip, or a packed file (default: toy)
     scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
     out:str='runs/new',       # run folder to make, or to go on with
     seed:int=None,            # of weights, data order, z and labels (default: 0)
     steps:int=None,           # updates of G (default: as the scale says)
-    set:Param(f'other settings, as key=value key=value, of: {", ".join(TYPES)}', str, nargs='*')=None,
+    set:Param('other settings, as key=value key=value, of --list-settings', str, nargs='*', action='extend')=None,
     within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
     unlabelled:bool=False,    # train on a folder without classes
@@ -94,7 +94,7 @@ def sagan_train(
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
           f'into {out}')
-    stop = StopOnSignal(f'Go on with: {command_path("sagan_train")} --resume --out {out}')
+    stop = StopOnSignal(f'Go on with: {typed("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
 
@@ -149,7 +149,7 @@ def sagan_sample(
     n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
-    out:str='samples.png',    # picture to write; .gif animates walks and timelapse
+    out:str=None,             # picture to write; .gif animates walks and timelapse (default: into the run folder)
     device:str='auto',        # auto, cpu or cuda
     kind:str='grid',          # grid; z or classes: walks; neighbours: nearest real ones; timelapse: of the training
     truncation:float=None,    # cut z at this value (default: the whole normal distribution, as trained)
@@ -157,6 +157,7 @@ def sagan_sample(
     data:str=None,            # real pictures for neighbours (default: those of the run)
 ):
     "Draw pictures from a trained model: one row per class, walks, nearest real pictures, or the training as a film."
+    out = out or free_path(folder_of(run)/('samples.png' if kind == 'grid' else f'{kind}.png'))
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
@@ -173,10 +174,12 @@ def sagan_sample(
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
+    was = replaces(out)
     path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
     count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
-    print(f'{count} in {path}' + (f'\n{words}' if words else ''))
-    if kind == 'timelapse': print('steps from left to right:', *at)
+    print(f'{count} in {path}{was}' + (f'\n{wrap(words)}' if words else ''))
+    if kind == 'timelapse': print(wrap(f'steps from left to right: {" ".join(map(str, at))}'))
+    say_next(('sagan_attention', run), ('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif'))
 
 
 def write_gif(
@@ -185,9 +188,10 @@ def write_gif(
     ms:int=100,               # milliseconds for each
 ):
     "Write an animation and say so."
+    was = replaces(out)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_bytes(gif(frames, ms))
-    print(f'{len(frames)} frames in {out}')
+    print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
 
 
 def has_class_names(
@@ -224,9 +228,7 @@ def sagan_eval(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
-    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
-    folder = folder.parent if folder.name == 'checkpoints' else folder
-    out = Path(out or folder/'metrics.json')
+    out = Path(out or folder_of(run)/'metrics.json')
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     model = open_model(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
@@ -240,7 +242,8 @@ def sagan_eval(
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
-    print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
+    print(wrap(f'\n{as_table(records)}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
+    say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 
 
@@ -251,19 +254,19 @@ def write_table(
     features:str,             # as of `Job`
     skipped:dict=None,        # row -> why it does not apply
     failed:dict=None,         # job name -> error
-)->str:                       # Markdown
+)->str:                       # the same for a terminal
     "Write TABLE.md and its figures from the results that are there and were made by these settings."
     out.mkdir(parents=True, exist_ok=True)
     results, others = asked_for(collect(out, TABLES[table].rows), found, features)
     for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
-    text = markdown(table, results, skipped, failed)
-    if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
+    left = f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n' if others else ''
+    text = markdown(table, results, skipped, failed) + left
     with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
     same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
     if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
-    return text
+    return on_screen(table, results, skipped, failed) + wrap(left)
 
 
 def warn_of_others(
@@ -278,7 +281,7 @@ def warn_of_others(
 
 @command
 def sagan_table(
-    table:Param(f'which: {", ".join(TABLES)}', str),
+    table:Param('which: table1, table2, fig3, reduction or best', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, separated by commas
@@ -289,7 +292,7 @@ def sagan_table(
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
     features:str='domain',    # domain, inception, or inception:PATH
-    set:Param('settings for all rows alike, as key=value', str, nargs='*')=None,
+    set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table."
@@ -315,7 +318,9 @@ def sagan_table(
         write_table(table, out, found, features, skipped, e.failed)
         raise
     text = write_table(table, out, found, features, skipped, failed)
-    print(f'\n{text}\nwritten to {out}')
+    print(f'\n{text}\nwritten to {out}: {table}.md, with figures beside it')
+    say_next('the same command with other --seeds: more runs join this table',
+             *[('sagan_report', out/'runs'/job.name) for job in jobs[:1] if (out/'runs'/job.name).is_dir()])
     if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed. {same} tries them again')
 
 
@@ -328,7 +333,8 @@ def sagan_pack(
 ):
     "Pack pictures into one file that training maps into memory. Interrupted, it goes on where it stopped."
     print(describe(pack(spec, res, out, unlabelled=unlabelled)))
-    print(f'packed into {out}; train with: sagan_train PRESET --data {out} --set res={res}')
+    print(f'packed into {out}')
+    say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
 
 
 @command
@@ -338,7 +344,10 @@ def sagan_export(
     out:str=None,             # file to write (default: beside the run)
 ):
     "Publish a trained generator."
-    print(f'wrote {export(run, format, out)}')
+    path = export(run, format, out)
+    print(f'wrote {path}')
+    if format == 'safetensors': say_next(('sagan_sample', path, '--out', 'published.png'))
+    else: say_next(f'open it with onnxruntime.InferenceSession({str(path)!r})')
 
 
 def real_pictures(
@@ -395,7 +404,7 @@ def say_use(
 @command
 def sagan_attention(
     run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
-    out:str='maps.png',       # picture to write; a name in .html makes a page to click
+    out:str=None,             # picture to write; a name in .html makes a page to click (default: maps.png of the run)
     queries:Param('auto (for contrast), grid, or pixels as ROW,COLUMN such as 12,40 20,8', str, nargs='*')=None,
     points:int=3,             # queries for each picture, where they are not named
     n:int=4,                  # pictures
@@ -409,6 +418,7 @@ def sagan_attention(
     "Draw what chosen pixels attend to (figures 1 and 5 of the paper)."
     if part not in ('G', 'D'): raise Refused(f'part is {part!r}; choose G or D')
     if not 1 <= n <= 64: raise Refused(f'n must lie in 1..64, got {n}')
+    out = out or free_path(folder_of(run)/'maps.png')
     if Path(out).suffix.lower() not in (*FIGURE_SUFFIXES, '.html'):
         raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".html"))}')
     asked = read_queries(queries)
@@ -416,7 +426,8 @@ def sagan_attention(
     chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(n)]
-    return write_attention(maps, names, points, chosen, largest, Path(out))
+    write_attention(maps, names, points, chosen, largest, Path(out))
+    say_next(('sagan_attention', run, '--out', 'maps.html'), ('sagan_report', run))
 
 
 def write_attention(
@@ -428,6 +439,7 @@ def write_attention(
     out:Path,                 # .html or a picture
 ):
     "Write the figure or the page, and say in words what is to be seen."
+    was = replaces(out)
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page('Attention maps', widget_html(maps, largest.name, names, points)), encoding='utf-8')
@@ -435,8 +447,8 @@ def write_attention(
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
         print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(say_use(attention_use(maps)))
-    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}')
+    print(wrap(say_use(attention_use(maps))))
+    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}{was}')
 
 
 @command
@@ -450,7 +462,9 @@ def sagan_report(
     if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
         raise Refused(f'{out}: the page is written to a file whose name ends in .html')
     source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
-    print(f'wrote {report(run, out, source, device=pick_device(device))}')
+    was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
+    print(f'wrote {path}{was}')
+    say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
 
 
 @command
@@ -458,7 +472,7 @@ def sagan_bench(
     nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
     rounds:int=5,             # timed steps of each variant
     against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
-    out:str='bench.json',     # file to write
+    out:str=None,             # file to write (default: bench.json, or the next free name)
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels
     brief:bool=False,         # only plain and all changes together
@@ -472,7 +486,7 @@ def sagan_bench(
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
-    make_step, path = callable_from(against) if against else None, Path(out)
+    make_step, path = callable_from(against) if against else None, Path(out or free_path('bench.json'))
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
@@ -480,3 +494,4 @@ def sagan_bench(
     save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')
+    say_next(('sagan_bench', '--nets', nets, '--rounds', 2*rounds), 'chapter 14 says what each change does')

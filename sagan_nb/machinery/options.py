@@ -1,7 +1,5 @@
 "Serves chapter 16: what the words of a command line mean."
-import inspect
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -11,13 +9,12 @@ from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
-from fastcore.script import anno_parser
-
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
 from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
+from .console import read_words
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
 from .runs import Diverged, Stopped, stop_at
@@ -28,10 +25,8 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in sys.argv[1:]]     # -1,3: a place, no option
-        words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
-        given = vars(anno_parser(f).parse_args(words))
-        try: f(**{k: v for k, v in given.items() if k in inspect.signature(f).parameters})
+        given = read_words(f.__name__, sys.argv[1:])
+        try: f(**given)
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
         except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
@@ -61,6 +56,47 @@ def command_path(
     "The name alone where the shell finds it, else its path."
     path = Path(sys.argv[0]).with_name(name)
     return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
+
+
+def say_next(
+    *lines,                   # (command, words...) each, or a sentence
+):
+    "Print what can be done next, in a form that a shell takes back."
+    print('\nTry next:')
+    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {typed(*line)}')
+
+
+def typed(
+    name:str,                 # a command of this package
+    *words,                   # what follows it
+)->str:                       # one line
+    "Write a command as it is typed, with quotes where the shell needs them."
+    return shlex.join([command_path(name), *map(str, words)])
+
+
+def folder_of(
+    run,                      # run folder, a checkpoint, or a file of weights
+)->Path:                      # the run folder, or the file's folder
+    "Where what is made of a run belongs."
+    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
+    return folder.parent if folder.name == 'checkpoints' else folder
+
+
+def free_path(
+    path,                     # file to write
+)->Path:                      # the same, or with the first free number: maps.png, maps-2.png, ...
+    "A name at which nothing is overwritten."
+    path, i = Path(path), 2
+    stem = path.stem
+    while path.exists(): path, i = path.with_stem(f'{stem}-{i}'), i + 1
+    return path
+
+
+def replaces(
+    path,                     # file to write, as the user named it
+)->str:                       # for the end of a sentence
+    "Say that a file was there already; empty where it was not."
+    return ' (in place of the file that was there)' if Path(path).is_file() else ''
 
 
 def run_settings(

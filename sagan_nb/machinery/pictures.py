@@ -204,7 +204,7 @@ def read_chunks(
     bad, total = {} if bad is None else bad, len(listing.names)
     if not (starts := range(done*CHUNK, total, CHUNK)): return
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for a in progress(starts, leave=False) if len(starts) > 4 else starts:
+        for a in progress(starts, 'reading pictures') if len(starts) > 4 else starts:
             names, labels = listing.names[a:a + CHUNK], listing.labels[a:a + CHUNK]
             got = list(pool.map(lambda name: decode(listing, name, res, stretch), names))
             new = {name: g for name, g in zip(names, got) if isinstance(g, str)}

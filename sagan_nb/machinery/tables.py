@@ -8,6 +8,7 @@ import numpy as np
 from ..ablation import RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, verdict
 from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
+from .terminal import text_table, wrap
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 
@@ -108,6 +109,23 @@ def row_cells(
             ', '.join(sorted({commit_of(env) for o in own for env in envs_of(o)})) or '-']
 
 
+def measured_kinds(results:list)->list:
+    "The metrics that the results have."
+    return [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
+
+
+def table_head(
+    plan:Plan,                # which table
+    results:list,             # runs
+)->list:                      # names of the columns
+    "Name the cells of `row_cells`, and the notes."
+    kinds = measured_kinds(results)
+    return ['row', *[name_of(results, k) for k in kinds],
+            *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
+            *[f'paper: {RESULT_KINDS[k][0]}' for k in published_kinds(plan)],
+            'parameters', 's/step', 'seeds', 'commit', 'notes']
+
+
 def table_lines(
     plan:Plan,                # which table
     results:list,             # runs
@@ -115,11 +133,7 @@ def table_lines(
     failed:dict,              # job name -> error
 )->list:                      # lines of Markdown
     "One line for each row."
-    kinds = [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
-    head = ['row', *[name_of(results, k) for k in kinds],
-            *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
-            *[f'paper: {RESULT_KINDS[k][0]}' for k in published_kinds(plan)],
-            'parameters', 's/step', 'seeds', 'commit', 'notes']
+    kinds, head = measured_kinds(results), table_head(plan, results)
     line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     own = lambda row: [o for o in results if o['row'] == row]
     return [line(head), '|---' * len(head) + '|',
@@ -213,6 +227,42 @@ def markdown(
     if skipped is None: skipped = not_applicable(plan, own)
     lines = table_lines(plan, own, skipped, failed or {})
     return '\n'.join([f'### {plan.title}', '', *lines, '', protocol(own), '', *sentences(plan, own)])
+
+
+def other_rows(
+    plan:Plan,                # which table
+    run:list,                 # rows with a result
+    skipped:dict,             # row -> why it does not apply
+    failed:dict,              # job name -> error
+)->list:                      # lines
+    "Name the rows without a result, in a line for each reason."
+    broken = [f'failed: {name}: {" ".join(error.split())}' for name, error in failed.items()]
+    rest = [row for row in plan.rows if row not in (*run, *skipped)]
+    lines = [f'not run: {", ".join(rest)}'] if rest else []
+    return [*broken, *lines, *([f'not applicable here: {", ".join(skipped)}'] if skipped else [])]
+
+
+def on_screen(
+    name:str,                 # a key of TABLES
+    results:list,             # runs
+    skipped:dict=None,        # row -> why it does not apply
+    failed:dict=None,         # job name -> error
+)->str:                       # as wide as the screen
+    "A table for a terminal: verdicts, numbers of the rows that were run, then how they were made."
+    plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
+    skipped = not_applicable(plan, own) if skipped is None else skipped
+    run = [row for row in plan.rows if any(o['row'] == row for o in own)]
+    verdicts = '\n'.join(line for line in sentences(plan, own) if line)
+    head, kinds = table_head(plan, own)[:-1], measured_kinds(own)
+    kept = [i for i, column in enumerate(head) if column not in ('parameters', 's/step', 'commit')]
+    rows = [row_cells(plan, row, own, kinds) for row in run]
+    cells = [[cell[i].strip('`') for i in kept] for cell in rows]
+    numbers = text_table([head[i] for i in kept], cells) if cells else ''
+    notes = [f'{row}: {said}' for row in run if (said := notes_of(row, [o for o in own if o['row'] == row], {}, {}))]
+    how = [f'  {part}' for part in protocol(own).split('; ')]
+    parts = [plan.title, verdicts, numbers, '\n'.join([*notes, *other_rows(plan, run, skipped, failed or {})]),
+             '\n'.join(['How it was made:', *how])]
+    return wrap('\n\n'.join(part for part in parts if part).replace('**', ''))
 
 
 def show_rows(

@@ -129,7 +129,7 @@ def test_nothing_is_overwritten_silently(place, tmp_path, capsys):
         cli.sagan_sample(str(folder/'a $run'), n=4, **more)
         return capsys.readouterr().out.splitlines()[0]
     said = [say(), say(), say(out=str(tmp_path/'y.png')), say(out=str(tmp_path/'y.png'))]
-    assert len({o.split(' in ')[1] for o in said}) == 3
+    assert len({o.split(' in ')[1].split(' (')[0] for o in said}) == 3
     assert ['in place of the file' in o for o in said] == [False, False, False, True]
     (tmp_path/'maps.png').touch()
     assert options.free_path(tmp_path/'maps.png').name == 'maps-2.png' and options.free_path(tmp_path/'x.png').name == 'x.png'

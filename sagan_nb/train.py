@@ -22,8 +22,8 @@ from .core import progress
 from .distributed import Ranks
 from .losses import class_loss, hinge_d, hinge_g
 from .networks import Discriminator, Generator
-from .self_attention import SelfAttention, attention_reach
-from .spectral_norm import exact_sigma, normalised, real_pass, settle
+from .self_attention import attention_use
+from .spectral_norm import exact_sigma, normalised, real_pass, settle, unmoved
 
 # %% ../nbs/09_train.ipynb #add7a245
 def epsilon_hat(
@@ -226,18 +226,17 @@ def fixed_noise(
 def attention_usage(
     net:nn.Module,            # generator or discriminator
     *args,                    # its input
-)->dict:                      # map size -> (gamma, |gamma o| / |x|, and of attention: entropy in bits, distance in px)
+)->dict:                      # map size -> `attention_use` of its block
     "How much each block on a map adds to what passes through it, and how it looks. Leaves the network as it was."
-    net, seen = copy.deepcopy(net).eval(), {}
+    inputs, handles = {}, []
     for size, block in net.extra.items():
-        def hook(m, i, o, size=size):
-            seen[size] = m.gamma.item(), ((o - i[0]).norm() / i[0].norm()).item()
-            if not isinstance(m, SelfAttention): return
-            bits, far = attention_reach(*m.heads(i[0])[:2], i[0].shape[2:], 1 + m.pool, most=256)
-            seen[size] += bits.mean().item(), far.mean().item()*net.res/i[0].shape[-1]
-        block.register_forward_hook(hook)
-    net(*args)
-    return seen
+        def keep(m, i, size=size): inputs[size] = i[0]
+        handles.append(block.register_forward_pre_hook(keep))
+    try:
+        with unmoved(net): net(*args)
+    finally:
+        for h in handles: h.remove()
+    return {size: attention_use(block, inputs[size], net.res, most=256) for size, block in net.extra.items()}
 
 @torch.no_grad()
 def true_norms(
@@ -267,7 +266,7 @@ def show_curves(
     for net, color in (('G', '#0072B2'), ('D', '#D55E00')):
         used = [o for o in log if f'usage_{net}' in o]
         for size, style in zip(used[0][f'usage_{net}'] if used else (), ('-', '--', ':', '-.')):
-            share = [o[f'usage_{net}'][size][1] for o in used]
+            share = [o[f'usage_{net}'][size]['ratio'] for o in used]
             axes[1, 0].plot([o['t'] for o in used], share, style, color=color, label=f'{net}, map {size}')
         norms = [o for o in log if f'norms_{net}' in o]
         for pick, style in ((max, '-'), (min, ':')):
@@ -277,5 +276,5 @@ def show_curves(
     for ax, label in zip(axes.flat, labels):
         ax.set(xlabel='updates of G', ylabel=label)
         if ax.lines: ax.legend(frameon=False, fontsize=8)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title, fontsize=10, parse_math=False)
     return fig

@@ -1,7 +1,9 @@
 "Pictures from files, with the faults that real files have; packing; the stream across ranks and restarts."
+import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from PIL import Image
 
 from sagan_nb import data
 from sagan_nb.core import Refused, from_uint8
-from sagan_nb.data import Pairs, Stream, Toy, Twins, describe, diversity, long_range, open_source
-from sagan_nb.machinery import packs, pictures
+from sagan_nb.data import Pairs, Stream, Toy, Twins, diversity, long_range, open_source
+from sagan_nb.machinery.sources import describe
+from sagan_nb.machinery import packed, packs, pictures
+from sagan_nb.machinery.listing import Listing, list_pictures
 from sagan_nb.machinery.packs import pack
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
@@ -275,7 +279,7 @@ def test_a_bomb_is_a_reason(tmp_path):
     b[16:24] = struct.pack('>II', 60_000, 60_000)
     import zlib
     b[29:33] = struct.pack('>I', zlib.crc32(bytes(b[12:29])))
-    got = pictures.decode(pictures.Listing('', ['x'], [0], [], lambda name: bytes(b)), 'x', 8)
+    got = pictures.decode(Listing('', ['x'], [0], [], lambda name: bytes(b)), 'x', 8)
     assert 'DecompressionBomb' in got
 
 
@@ -337,16 +341,31 @@ def test_one_pixel_is_enlarged():
 
 # packing
 
+def content(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+
 def test_packed_equals_folder(tree, tmp_path):
     p, s = pack(tree, 32, tmp_path/'new'/'p.pack'), open_source(tree, 32)
     assert same(p, s) and (p.classes, p.counts, p.res, p.fingerprint) == (s.classes, s.counts, s.res, s.fingerprint)
     assert isinstance(p.pixels, np.memmap) and same(open_source(tmp_path/'new'/'p.pack'), s)
-    assert os.listdir(tmp_path/'new') == ['p.pack']
+    assert [o for o in os.listdir(tmp_path/'new') if o[0] != '.'] == ['p.pack']
     refused('packed at 32 px, not 64', tmp_path/'new'/'p.pack', 64)
     refused('has 3 classes, but 7', tmp_path/'new'/'p.pack', n_classes=7)
     assert open_source(tmp_path/'new'/'p.pack', unlabelled=True).classes == []
     x, y = next(Stream(p, 5))
     assert x.shape == (5, 3, 32, 32) and y.dtype == torch.int64
+
+
+def test_any_numpy_reads_a_pack(tree, tmp_path):
+    (tree/'ant'/'bad.png').write_text('words')
+    (tree/'ant'/'notes.txt').write_text('words')
+    p = pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
+    images, labels = (np.load(tmp_path/'p.pack'/f'{name}.npy', mmap_mode='r') for name in ('images', 'labels'))
+    about = json.loads((tmp_path/'p.pack'/'pack.json').read_text())
+    x, y = p.batch(range(15))
+    assert np.array_equal(images, x) and np.array_equal(labels, y) and labels.dtype == np.int64
+    assert (about['n'], about['res'], about['classes'], about['counts']) == (15, 32, ['ant', 'bee', 'cat'], [4, 5, 6])
+    assert about['unreadable'] == p.unreadable == {'ant/bad.png': 'not a picture'} and about['found'] == p.found == dict(left_out={'.txt': 1}, truncated=[], nearly_black=[])
+    assert about['fingerprint'] == p.fingerprint and about['chunks'] == [dict(n=15, sha256=hashlib.sha256(images.tobytes()).hexdigest())]
 
 
 def test_packed_toy(tmp_path, monkeypatch):
@@ -368,12 +387,12 @@ def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
     monkeypatch.setattr(pictures, 'decode', stops)
     with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
     assert not (tmp_path/'p.pack').exists() and (tmp_path/'p.pack.part').exists()
-    with open(tmp_path/'p.pack.part', 'ab') as f: f.write(b'half a picture')                              # torn ends of both files
+    with open(tmp_path/'p.pack.part'/'images.npy', 'ab') as f: f.write(b'half a picture')                 # torn ends of both files
     with open(tmp_path/'p.pack.part.log', 'a') as f: f.write('{"sha": "12')
     seen = []
     monkeypatch.setattr(pictures, 'decode', lambda listing, name, *args: seen.append(name) or decode(listing, name, *args))
     pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
-    assert len(seen) == 16 - 4*after and (tmp_path/'p.pack').read_bytes() == (tmp_path/'whole.pack').read_bytes()
+    assert len(seen) == 16 - 4*after and content(tmp_path/'p.pack') == content(tmp_path/'whole.pack')
     assert sorted(p.name for p in tmp_path.glob('p.pack*')) == ['p.pack']
 
 
@@ -384,9 +403,9 @@ def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
-    os.truncate(tmp_path/'p.pack.part', pictures.HEAD + 9*3*32**2)
+    os.truncate(tmp_path/'p.pack.part'/'images.npy', packed.HEAD + 9*3*32**2)
     pack(tree, 32, tmp_path/'p.pack')
-    assert (tmp_path/'p.pack').read_bytes() == (tmp_path/'whole.pack').read_bytes()
+    assert content(tmp_path/'p.pack') == content(tmp_path/'whole.pack')
 
 
 def test_killed_packing_goes_on(tmp_path):
@@ -399,7 +418,7 @@ def test_killed_packing_goes_on(tmp_path):
             'if sys.argv[3] == "die": pictures.decode = slow\n'
             'packs.pack(sys.argv[1], 16, sys.argv[2])')
     run = lambda out, how: subprocess.run([sys.executable, '-c', code, str(tmp_path/'src'), str(tmp_path/out), how]).returncode
-    assert run('p', 'die') == 9 and (tmp_path/'p.part').stat().st_size >= pictures.HEAD + 24*3*16**2
+    assert run('p', 'die') == 9 and (tmp_path/'p.part'/'images.npy').stat().st_size >= packed.HEAD + 24*3*16**2
     assert run('p', 'live') == 0 and same(open_source(tmp_path/'p'), open_source(tmp_path/'src', 16))
 
 
@@ -414,7 +433,7 @@ def test_unfinished_pack_of_something_else(tree, tmp_path, monkeypatch):
 
 def test_pack_overwrites_packs_only(tree, tmp_path):
     (tmp_path/'precious.txt').write_text('words')
-    with pytest.raises(Refused, match='no packed file; it is left alone'): pack(tree, 32, tmp_path/'precious.txt')
+    with pytest.raises(Refused, match='no pack; it is left alone'): pack(tree, 32, tmp_path/'precious.txt')
     with pytest.raises(Refused, match='is a folder'): pack(tree, 32, tmp_path)
     assert (tmp_path/'precious.txt').read_text() == 'words'
     pack(tree, 32, tmp_path/'p.pack')
@@ -425,17 +444,115 @@ def test_pack_overwrites_packs_only(tree, tmp_path):
 
 def test_damaged_packs(tree, tmp_path):
     pack(tree, 32, tmp_path/'p.pack')
-    whole, bad = (tmp_path/'p.pack').read_bytes(), tmp_path/'bad.pack'
-    for cut in (8, 100, 4096, 20_000, len(whole) - 1):
-        bad.write_bytes(whole[:cut])
-        refused('unfinished or cut off', bad)
-    length = int.from_bytes(whole[-16:-8], 'little')
-    body, header, end = whole[:-16 - length], whole[-16 - length:-16], whole[-16:]
-    for damage in (body[:-5] + header + end, body + b'x' + header[1:] + end, body + header + b'\xff'*8 + end[8:],
-                   body[:-4] + b'\x09\0\0\0' + header + end, body + b'[]' + (2).to_bytes(8, 'little') + end[8:]):
-        bad.write_bytes(damage)
-        refused('damaged', bad)
-    assert json.loads(header)['n'] == 15
+    whole, about = content(tmp_path/'p.pack'), json.loads((tmp_path/'p.pack'/'pack.json').read_text())
+    def damaged(match, **files):
+        shutil.rmtree(tmp_path/'bad.pack', ignore_errors=True)
+        shutil.copytree(tmp_path/'p.pack', tmp_path/'bad.pack')
+        for name, new in files.items(): (tmp_path/'bad.pack'/{'images': 'images.npy', 'labels': 'labels.npy', 'pack': 'pack.json'}[name]).write_bytes(new)
+        refused(match, tmp_path/'bad.pack')
+    for name in ('images', 'labels'):
+        file = whole[f'{name}.npy']
+        for cut in (0, 8, 100, 128, len(file)//2, len(file) - 1): damaged(f'damaged .*{name}.npy has {cut} bytes', **{name: file[:cut]})
+        damaged('damaged', **{name: file + b'x'})
+        for at in (0, 7, 20, 60, 128, len(file) - 1):                                                     # one bit anywhere
+            damaged('damaged', **{name: file[:at] + bytes([file[at] ^ 1]) + file[at + 1:]})
+    text = whole['pack.json']
+    for cut in (0, 1, 100, len(text)//2, len(text) - 3): damaged('damaged', pack=text[:cut])
+    for key, lie in dict(n=10**15, res=2**40, version=3, format='x', classes=['a', 'b', 'c'], fingerprint='0'*16, chunks=[], unreadable=[],
+                         labels=None).items():
+        damaged('damaged', pack=json.dumps({k: lie if k == key else v for k, v in about.items() if k != key or lie is not None}
+                                           if key in about else {}).encode())
+    for lie in (dict(n=15.), dict(n=True), dict(n=-15), dict(res='32'), dict(n=10**15, chunks=[dict(n=10**15, sha256='x')]), dict(classes=[1, 2, 3]),
+                dict(chunks=[dict(n=15, sha256='0'*64)])):
+        damaged('damaged', pack=json.dumps(about | lie).encode())
+    damaged('damaged', pack=b'[' * 10**5)
+    damaged('damaged', pack=b'{"n": ' + b'9'*10**5 + b'}')
+    for name in whole:
+        shutil.copytree(tmp_path/'p.pack', tmp_path/'bad.pack', dirs_exist_ok=True)
+        (tmp_path/'bad.pack'/name).unlink()
+        refused('no pictures in' if name == 'pack.json' else 'is not there', tmp_path/'bad.pack', 32 if name == 'pack.json' else None)
+
+
+def test_packs_that_execute_code_or_claim_petabytes(tree, tmp_path):
+    pack(tree, 32, tmp_path/'p.pack')
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'executed'),)
+    objects = io.BytesIO()
+    np.save(objects, np.array([Evil()]*15), allow_pickle=True)
+    for name in ('images.npy', 'labels.npy'):
+        kept = (tmp_path/'p.pack'/name).read_bytes()
+        (tmp_path/'p.pack'/name).write_bytes(objects.getvalue().ljust(len(kept), b'x'))                   # as long as it should be
+        refused('damaged', tmp_path/'p.pack')
+        (tmp_path/'p.pack'/name).write_bytes(packed.npy_header(np.uint8, (10**15, 3, 32, 32)) + kept[128:])
+        refused('damaged', tmp_path/'p.pack')
+        (tmp_path/'p.pack'/name).write_bytes(kept)
+    assert not (tmp_path/'executed').exists() and len(open_source(tmp_path/'p.pack')) == 15
+    os.truncate(tmp_path/'p.pack'/'pack.json', packed.LONGEST + 1)                                        # a sparse file
+    refused('too long', tmp_path/'p.pack')
+
+
+def test_a_sample_is_checked_and_the_whole_on_request(tree, tmp_path, monkeypatch):
+    "Of ten chunks two are checked: a flipped bit is found now and then by the sample, always by the whole."
+    monkeypatch.setattr(pictures, 'CHUNK', 2)
+    for i in range(5): Image.fromarray(noise(seed=90 + i)).save(tree/'cat'/f'n{i}.png')
+    pack(tree, 32, tmp_path/'p.pack')
+    monkeypatch.setattr(packed, 'SAMPLED', 2 * packed.CHUNK * 3 * 32**2)
+    images = tmp_path/'p.pack'/'images.npy'
+    raw = bytearray(images.read_bytes())
+    raw[-1] ^= 128
+    images.write_bytes(raw)
+    def found():
+        try: packed.open_packed(tmp_path/'p.pack')
+        except Refused: return True
+        return False
+    assert 0 < sum(found() for _ in range(60)) < 60                                                       # wrong once in 10**5 tries
+    with pytest.raises(Refused, match='images 18 to 19 are not those'): packed.open_packed(tmp_path/'p.pack', whole=True)
+    raw[-1] ^= 128
+    images.write_bytes(raw)
+    assert len(packed.open_packed(tmp_path/'p.pack', whole=True)) == 20
+
+
+def test_an_old_pack_says_how_to_pack_again(tree, tmp_path):
+    (tmp_path/'old.pack').write_bytes(b'SAGANPK1'.ljust(5000, b'\0'))
+    refused(r'version 1, .*: pack the pictures again with sagan_pack FOLDER --res RES --out .*old\.pack', tmp_path/'old.pack')
+    assert len(pack(tree, 32, tmp_path/'old.pack')) == 15 == len(open_source(tmp_path/'old.pack'))        # in its place
+    assert sorted(o.name for o in tmp_path.glob('old*')) == ['old.pack']
+
+
+def test_two_packs_to_one_file(tree, tmp_path):
+    with packs.packing_alone(tmp_path/'p.pack'):
+        with pytest.raises(Refused, match='being packed by another process'): pack(tree, 32, tmp_path/'p.pack')
+    assert len(pack(tree, 32, tmp_path/'p.pack')) == 15                                                   # the lock is not left behind
+
+
+@pytest.mark.parametrize('first', ['new', 'over an older pack'])
+def test_killed_anywhere_packing_ends_with_the_same_bytes(tree, tmp_path, monkeypatch, first):
+    "Stop at every call that touches the disk, one after the other, then pack again; what had a name before is whole."
+    monkeypatch.setattr(pictures, 'CHUNK', 8)
+    pack(tree, 32, tmp_path/'whole.pack')
+    names = ('write_chunks', 'sync', 'finish_pack', 'put_in_place', 'remove', 'sync_folder')
+    class Killed(BaseException): pass
+    for k in range(100):
+        for o in tmp_path.glob('p.pack*'): packs.remove(o)
+        if first != 'new': pack(tree, 16, tmp_path/'p.pack')
+        before, left = (tmp_path/'p.pack').exists() and content(tmp_path/'p.pack'), [k]
+        with monkeypatch.context() as m:
+            def stops(f):
+                def call(*args):
+                    left[0] -= 1
+                    if left[0] < 0: raise Killed
+                    return f(*args)
+                return call
+            for name in names: m.setattr(packs, name, stops(getattr(packs, name)))
+            m.setattr(packs.os, 'replace', stops(os.replace))
+            try: pack(tree, 32, tmp_path/'p.pack')
+            except Killed: pass
+        if (tmp_path/'p.pack').exists(): assert content(tmp_path/'p.pack') in (before, content(tmp_path/'whole.pack')), k
+        pack(tree, 32, tmp_path/'p.pack')
+        assert content(tmp_path/'p.pack') == content(tmp_path/'whole.pack'), k
+        assert sorted(o.name for o in tmp_path.glob('p.pack*')) == ['p.pack'], k
+        if left[0] >= 0: break
+    assert 8 < k < 99
 
 
 def test_too_many_unreadable_stop_packing_early(tree, tmp_path):
@@ -637,7 +754,7 @@ def test_import_is_light():
 # real pictures
 
 def test_cifar10():
-    listing = pictures.list_pictures(real('cifar10-train.zip'))
+    listing = list_pictures(real('cifar10-train.zip'))
     assert np.bincount(listing.labels).tolist() == [5000]*10 and listing.classes[0] == 'airplane' and listing.classes[-1] == 'truck'
     listing.names, listing.labels = listing.names[7::10], listing.labels[7::10]                           # a tenth is enough
     s = pictures.load_pictures(listing, 32)

@@ -25,7 +25,7 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.spectral_norm import real_pass
 from sagan_nb.train import fit, make_gan
 from sagan_nb.machinery import door, peers, publish, recipe as recipe_room
-from sagan_nb.machinery.publish import divided_weights, export_onnx, from_pretrained, save_pretrained, to_biggan
+from sagan_nb.machinery.publish import divided_weights, export_onnx, save_pretrained, to_biggan
 from sagan_nb.machinery.recipe import recipe_of
 
 ROOT = Path(__file__).parents[1]
@@ -327,16 +327,16 @@ def test_truncated_and_foreign_safetensors(tmp_path):
     from safetensors.torch import save_file
     file = save_pretrained(load_weights(biggan()), tmp_path/'a.safetensors')
     (tmp_path/'b.safetensors').write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(Refused, match='damaged'): from_pretrained(tmp_path/'b.safetensors')
+    with pytest.raises(Refused, match='damaged'): Generator.from_pretrained(tmp_path/'b.safetensors')
     for at in (-1, -5000):                                                       # one bit of a weight
         content = bytearray(file.read_bytes())
         content[at] ^= 1
         (tmp_path/'e.safetensors').write_bytes(content)
-        with pytest.raises(Refused, match='the file is damaged'): from_pretrained(tmp_path/'e.safetensors')
+        with pytest.raises(Refused, match='the file is damaged'): Generator.from_pretrained(tmp_path/'e.safetensors')
         with pytest.raises(Refused, match='the file is damaged'): load_weights(tmp_path/'e.safetensors')
     save_file({'x': torch.zeros(1)}, tmp_path/'c.safetensors')
-    with pytest.raises(Refused, match='no recipe'): from_pretrained(tmp_path/'c.safetensors')
-    with pytest.raises(Refused, match='not a SAGAN'): load_weights(tmp_path/'c.safetensors')
+    for opens in (Generator.from_pretrained, load_weights):
+        with pytest.raises(Refused, match='not a SAGAN'): opens(tmp_path/'c.safetensors')
     save_file({'x': torch.zeros(1)}, tmp_path/'d.safetensors', {'sagan_nb': '{"recipe": {"kind": "Generator", "res": 32}}'})
     with pytest.raises(Refused, match='recipe'): load_weights(tmp_path/'d.safetensors')
     save_file({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in biggan().items()}, tmp_path/'peer.safetensors')
@@ -355,20 +355,36 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors'] and (tmp_path/'a.safetensors').read_bytes() == before
 
 
-def test_a_checkpoint_is_known_wherever_it_lies(run, tmp_path):
-    "Copied out of its run, or by its folder; and it is not taken for a published network."
+def test_one_door(run, tmp_path):
+    "A run opens by its folder, the folder of its checkpoints, a checkpoint, also copied out of it, and as a published file; each by either name."
     newest = sorted((run/'checkpoints').glob('*.pt'))[-1]
-    want = load_weights(run).state_dict()
-    for path in (Path(shutil.copy(newest, tmp_path/'copied.pt')), run/'checkpoints', newest):
-        got = load_weights(path).state_dict()
-        assert all(torch.equal(got[k], v) for k, v in want.items())
-        with pytest.raises(Refused, match='is a run, not a published network'): Generator.from_pretrained(path)
-    assert door.open_model(tmp_path/'copied.pt').cfg.preset == door.open_model(run).cfg.preset
-    assert door.open_judge(tmp_path/'copied.pt')[0].state_dict().keys() == load_weights(run, part='D').state_dict().keys()
+    want = door.open_run(run)
+    published = save_pretrained(run, tmp_path/'g.safetensors')
+    for path in (Path(shutil.copy(newest, tmp_path/'copied.pt')), run/'checkpoints', newest, published):
+        got = door.open_run(path)
+        for G in (got.G, Generator.from_pretrained(path)):
+            assert type(G) is Generator and not G.training and all(torch.equal(G.state_dict()[k], v) for k, v in want.G.state_dict().items())
+        assert len(got.classes) == 4 and got.step == (0 if path == published else 4)
+        if path != published: assert got.cfg == want.cfg
+    assert (want.classes[0], got.classes[0]) == ('0_disc', '0') and want.about['step'] == 4 and want.about['checkpoint'] == newest.name
+    D = door.open_run(tmp_path/'copied.pt', part='D').D
+    assert type(D) is Discriminator and not D.training and torch.equal(D.linear.bias, want.D.linear.bias)
+    with pytest.raises(Refused, match="this is a Generator, and part 'D' was asked for"): door.open_run(published, part='D')
+    with pytest.raises(Refused, match="this is a Generator, and part 'D' was asked for"): print(got.D)
     (tmp_path/'cut.pt').write_bytes(newest.read_bytes()[:5000])
-    with pytest.raises(Refused, match='damaged'): load_weights(tmp_path/'cut.pt')
+    with pytest.raises(Refused, match='damaged'): door.open_run(tmp_path/'cut.pt')
     os.makedirs(tmp_path/'empty')
-    with pytest.raises(Refused, match='no checkpoints'): load_weights(tmp_path/'empty')
+    with pytest.raises(Refused, match='no checkpoints'): door.open_run(tmp_path/'empty')
+    for path in (run, newest):
+        with pytest.raises(Refused, match='open_run'): load_weights(path)
+
+
+def test_opening_to_draw_builds_no_optimiser_and_draws_nothing(run, monkeypatch):
+    chapter = sys.modules['sagan_nb.train']
+    for room, name in ((torch.optim.Adam, '__init__'), (chapter, 'standing_statistics'), (chapter, 'make_gan'), (door, 'file_sha256')):
+        monkeypatch.setattr(room, name, lambda *args, name=name, **kw: pytest.fail(f'{name} was called'))
+    before = torch.get_rng_state()
+    assert not door.open_run(run).G.training and torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_tensorflow_checkpoint(tmp_path, monkeypatch):
@@ -386,6 +402,22 @@ def test_a_tensorflow_checkpoint(tmp_path, monkeypatch):
     assert asked == [str(tmp_path/'model.ckpt-7')]*2
     monkeypatch.setitem(sys.modules, 'tensorflow', None)
     with pytest.raises(Refused, match='needs tensorflow'): load_weights(tmp_path/'model.ckpt-7')
+
+
+def test_prefixes_of_wrappers_are_taken_off(tmp_path):
+    "torch.compile and DataParallel, alone and in one another."
+    net = load_weights(biggan())
+    for prefix in ('module.', '_orig_mod.', 'module._orig_mod.'):
+        torch.save({prefix + k: v for k, v in to_biggan(net).items()}, tmp_path/'w.pth')
+        assert torch.equal(load_weights(tmp_path/'w.pth').linear.bias, net.linear.bias)
+
+
+def test_a_network_in_float64_stays_so(tmp_path):
+    net = Generator(res=32, width=4, n_classes=3, attn_at=(16,), z_dim=5).double()
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(1e-10)
+    again = Generator.from_pretrained(save_pretrained(net, tmp_path/'d.safetensors'))
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 # --- there and back -------------------------------------------------------------------------------------------------------------------
@@ -480,19 +512,17 @@ def run(tmp_path_factory):
 
 
 def test_publish_a_run(run, tmp_path):
-    from sagan_nb.machinery.runs import load_checkpoint, newest_checkpoint
+    from sagan_nb.machinery.checkpoints import load_checkpoint, newest_checkpoint
     from sagan_nb.train import sampler
     expected = sampler(load_checkpoint(newest_checkpoint(run)))
     args = noise(expected)
-    assert torch.equal(load_weights(run)(*args), expected(*args))
-    assert torch.equal(load_weights(newest_checkpoint(run))(*args), expected(*args))
-    assert isinstance(load_weights(run, part='D'), Discriminator)
+    assert torch.equal(door.open_run(run).G(*args), expected(*args))
     file = publish.export(run, 'safetensors', tmp_path/'out')
-    assert torch.equal(from_pretrained(tmp_path/'out')(*args), expected(*args))
+    assert torch.equal(Generator.from_pretrained(tmp_path/'out')(*args), expected(*args))
     assert torch.equal(load_weights(tmp_path/'out')(*args), expected(*args))
     assert file.name == 'model.safetensors' and 't1_attn_16, step 4' in (tmp_path/'out'/'README.md').read_text()
     with pytest.raises(Refused, match='choose'): publish.export(run, 'keras')
-    with pytest.raises(Refused, match='no run'): load_weights(tmp_path)
+    with pytest.raises(Refused, match='no run'): door.open_run(tmp_path)
 
 
 def test_published_needs_no_trainer_and_two_seconds(tmp_path):
@@ -500,8 +530,8 @@ def test_published_needs_no_trainer_and_two_seconds(tmp_path):
     file = save_pretrained(G, tmp_path/'g.safetensors')
     code = f'''import sys, torch, time
 start = time.perf_counter()
-from sagan_nb.machinery.publish import from_pretrained
-G = from_pretrained({str(file)!r})
+from sagan_nb.networks import Generator
+G = Generator.from_pretrained({str(file)!r})
 seconds = time.perf_counter() - start
 assert not {{'sagan_nb.train', 'sagan_nb.data', 'nbdev', 'matplotlib', 'IPython'}} & {{*sys.modules}}, sorted(sys.modules)
 print(seconds)'''
@@ -510,7 +540,7 @@ print(seconds)'''
 
 
 def test_part_that_is_not_there(run, tmp_path):
-    D = load_weights(run, part='D')
+    D = door.open_run(run).D
     file = save_pretrained(D, tmp_path/'d.safetensors')
     with pytest.raises(Refused, match="this is a Discriminator, and part 'G'"): load_weights(file, part='G')
 
@@ -519,7 +549,7 @@ def test_part_that_is_not_there(run, tmp_path):
 def test_onnx(run, tmp_path):
     pytest.importorskip('onnxruntime', reason='the extra `export` is not installed')
     pytest.importorskip('onnxscript', reason='the extra `export` is not installed')
-    assert export_onnx(load_weights(run), tmp_path/'g.onnx') < 1e-4
+    assert export_onnx(door.open_run(run).G, tmp_path/'g.onnx') < 1e-4
     assert export_onnx(load_weights(released.planted('G', **SIZES[0])), tmp_path/'o.onnx') < 1e-4
     assert publish.export(run, 'onnx', tmp_path/'r.onnx').stat().st_size > 1000
 

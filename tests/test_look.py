@@ -1,6 +1,7 @@
 "Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
 import contextlib
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -15,17 +16,20 @@ import torch
 from commands import shell, spawn
 from PIL import Image
 
-from sagan_nb.attention_maps import attention_maps, mirror_generator
+from sagan_nb.attention_maps import attention_maps, show_attention
 from sagan_nb.config import PRESETS, at_scale, from_json, to_json
-from sagan_nb.core import show_grid
+from sagan_nb.core import save_fig, show_grid
 from sagan_nb.data import open_source
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.machinery import cli
 from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.html import widget_html
+from sagan_nb.machinery.planted import mirror_generator
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.report import report
+from sagan_nb.machinery.checkpoints import save_checkpoint
 from sagan_nb.machinery.runs import train
+from sagan_nb.train import make_gan
 
 on_linux = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='this system does not tell the peak of one process')
 
@@ -70,7 +74,7 @@ def test_the_script_computes_the_rows_of_beta(tmp_path, tab):
 
 
 CELL = '''import torch
-from sagan_nb.attention_maps import attention_maps, mirror_generator; from sagan_nb.machinery.html import attention_widget
+from sagan_nb.attention_maps import attention_maps; from sagan_nb.machinery.html import attention_widget; from sagan_nb.machinery.planted import mirror_generator
 attention_widget(attention_maps(mirror_generator('released'), torch.zeros(1, 4), torch.tensor([0])))'''
 
 
@@ -106,7 +110,8 @@ def test_the_browser_notices_faults(tmp_path, tab):
 PEAK = "next(int(o.split()[1])/2**20 for o in open('/proc/self/status') if o.startswith('VmHWM'))"       # GiB, of this process alone
 MEMORY = f'''
 import torch
-from sagan_nb.attention_maps import attention_maps, attention_use, find_queries
+from sagan_nb.attention_maps import attention_maps
+from sagan_nb.machinery.queries import find_queries
 from sagan_nb.networks import Generator
 torch.manual_seed(0)
 G = Generator(128, 8, 3, 16, attn_at=(64,), form='paper')
@@ -290,6 +295,61 @@ def test_pictures_without_labels(runs, monkeypatch, capsys):
     torch.save(dict(state, config=to_json(replace(gone, data='gone'))), runs/'bare_labels'/'checkpoints'/'step_0000004.pt')
     text = report(runs/'bare_labels').read_text()
     assert 'Did it copy?' not in text and 'The real pictures are not here' in text
+
+
+HOSTILE = '<script>alert(1)</script>'
+
+
+@pytest.fixture
+def strange(tmp_path):
+    "A run folder with a preset and classes as a stranger may call them, a line of an old log, and scores."
+    class Place: state_dict = lambda self: dict(t=0)
+    run = tmp_path/'run'
+    (run/'checkpoints').mkdir(parents=True)
+    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), preset=HOSTILE, data='/nowhere', n_classes=3, standing=0)
+    save_checkpoint(make_gan(cfg), Place(), run/'checkpoints'/'step_0000001.pt')
+    (run/'data.json').write_text(json.dumps(dict(classes=[HOSTILE, '$x_{$', '</script><b>'])))
+    (run/'metrics.json').write_text(json.dumps([dict(metric=HOSTILE, value=1.5, real=HOSTILE, features=HOSTILE)]))
+    line = dict(t=1, loss_d=1., loss_g=1., d_real=1., d_fake=-1., usage_G={'16': [.1, .2, 7.5, 12.]}, usage_D={'16': [.1, .0001]})
+    (run/'log.jsonl').write_text(json.dumps(line) + '\n')
+    return run
+
+
+def test_a_stranger_s_names_are_text(strange, tab):
+    "On the page, in its title and in the data of its script; the summary reads the old log."
+    path = report(strange)
+    assert '<script>alert' not in path.read_text() and '</script><b>' not in path.read_text()
+    tab.open(path)
+    assert tab.faults == [] and HOSTILE in tab.ask('document.title') and HOSTILE in tab.ask('document.querySelector("h1").textContent')
+    summary = tab.ask('document.querySelector(".summary").textContent')
+    assert 'G, map 16: used, it adds 20.0%' in summary and 'D, map 16: hardly used' in summary and f'{HOSTILE} 1.5 (real pictures {HOSTILE})' in summary
+
+
+@pytest.mark.parametrize('content', ['{', '3', '[1]', '[{"metric": "x"}]'])
+def test_damaged_scores_are_named(strange, content):
+    (strange/'metrics.json').write_text(content)
+    assert report(strange).read_text().count('metrics.json is damaged') == 2
+
+
+def test_a_report_is_replaced_whole(strange, monkeypatch):
+    "What cannot be written to its end leaves the old page, and nothing else."
+    old = report(strange).read_bytes()
+    write = Path.write_text
+    def full(self, text, **how):
+        write(self, text[:1000], **how)
+        raise OSError('no space left on device')
+    monkeypatch.setattr(Path, 'write_text', full)
+    with pytest.raises(OSError, match='no space'): report(strange)
+    assert (strange/'report.html').read_bytes() == old and [*strange.glob('*.part')] == []
+
+
+@pytest.mark.parametrize('names', [['$5_$10', '$$'], ['$x_{$', 'a']])
+def test_dollars_in_names_are_dollars(names, tmp_path):
+    maps = attention_maps(mirror_generator('paper'), torch.zeros(2, 4), torch.tensor([0, 1]))
+    for i, fig in enumerate((show_grid(torch.zeros(2, 3, 8, 8), 1, rows=names, title=names[0]), show_attention(maps, names=names))):
+        said = [o.get_text() for ax in fig.axes for o in (*ax.get_yticklabels(), ax.yaxis.label)]
+        assert all(any(name in o for o in said) for name in names)
+        assert save_fig(fig, tmp_path/f'{i}.png').stat().st_size > 1000
 
 
 def test_report_refusals(runs, monkeypatch, capsys):

@@ -26,7 +26,9 @@ from sagan_nb.data import Stream, Toy
 from sagan_nb.self_attention import FORMS
 from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
-from sagan_nb.machinery.runs import Diverged, Log, load_checkpoint, newest_checkpoint, read_checkpoint, read_log, train
+from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, load_checkpoint, newest_checkpoint, read_checkpoint
+from sagan_nb.machinery.files import CacheWarning
+from sagan_nb.machinery.runs import Log, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -142,22 +144,22 @@ def test_wrong_words_on_the_command_line(monkeypatch, capsys, tmp_path):
 
 
 def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
-    "The damaged one is named; with it gone the older one goes on. What a killed process was writing is removed."
+    "The damaged one is named and the one before goes on. What a killed process was writing is removed. With none whole, nothing is touched."
     out = tmp_path/'run'
     shutil.copytree(run, out)
-    new, old = newest_checkpoint(out), sorted(out.glob('checkpoints/*.pt'))[0]
-    assert new != old
+    old, new = checkpoints_of(out)
     new.write_bytes(new.read_bytes()[:5000])
-    log = (out/'log.jsonl').read_bytes()
-    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
-    assert code == 1 and new.name in err and 'not a readable checkpoint' in err and len(err.strip().splitlines()) == 1
-    assert (out/'log.jsonl').read_bytes() == log and old.exists()
-    new.unlink()
     part = new.with_name(f'{new.name}.4711.part')
     part.write_bytes(b'half')
-    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
+    with pytest.warns(CacheWarning, match=f'{new}: not a readable checkpoint.*{old.name} is used'):
+        code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
     assert code == 0, err
     assert not same_state(run, out) and not part.exists()
+    log = (out/'log.jsonl').read_bytes()
+    for path in checkpoints_of(out): path.write_bytes(path.read_bytes()[:5000])
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out, '--steps', 9)
+    assert code == 1 and 'none of its 2 checkpoints is whole' in err and new.name in err and len(err.strip().splitlines()) == 1
+    assert (out/'log.jsonl').read_bytes() == log and from_json((out/'config.json').read_text()).steps == 4
 
 
 def test_hostile_checkpoint_is_not_run(tmp_path):
@@ -328,6 +330,24 @@ def test_compiled_without_a_compiler(command, monkeypatch, tmp_path):
     assert process.returncode == 1 and 'needs a C++ compiler' in err and err.count('\n') == 1 and not (tmp_path/'run').exists(), err
 
 
+def test_the_front_door_is_light():
+    "`import sagan_nb` loads no torch; its names are there, listed; none is that of a chapter."
+    code = '''import sys, time
+start = time.process_time()
+import sagan_nb
+seconds = time.process_time() - start
+assert not {'torch', 'numpy', 'importlib.metadata'} & {*sys.modules} and {*sagan_nb.DOORS} <= {*dir(sagan_nb)}
+import sagan_nb.train, sagan_nb.spectral_norm
+from sagan_nb.networks import Generator
+for name in sagan_nb.DOORS: assert callable(getattr(sagan_nb, name)) or name == 'PRESETS', name
+assert sagan_nb.Generator is Generator and sagan_nb.train.__name__ == 'sagan_nb.train' and sys.modules['sagan_nb.machinery.door'].open_run is sagan_nb.open_run
+try: sagan_nb.no_such_name
+except AttributeError as e: assert 'no_such_name' in str(e)
+print(seconds)'''
+    seconds = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(2)]
+    assert min(seconds) < .02, seconds
+
+
 def test_networks_import_without_the_rest():
     code = 'import sys, sagan_nb.networks; print([m for m in ("matplotlib", "torchvision", "PIL", "scipy", "rich", "nbdev") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
@@ -401,3 +421,20 @@ def test_main_job(tmp_path):
     assert m['diversity']['value'] > .8*m['diversity']['real'] and m['long_range_mi']['value'] > .3
     assert m['classifier score']['value'] > 1.5                # 1: the class is ignored
     assert time.time() - began < 300
+
+
+def test_a_log_has_names_and_an_old_one_gets_them(tmp_path):
+    "Lists of two or four numbers, as they were written until NUMERICS 2; the residual control has no map to look with."
+    from sagan_nb.networks import Generator
+    from sagan_nb.train import attention_usage
+    old = [dict(t=1, usage_G={'16': [.1, .2, 7., 12.]}, usage_D={'8': [.3, .4]}), dict(t=2, usage_G={'16': dict(gamma=.1)})]
+    (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in old) + '{"t": 3, "usage_')
+    found = read_log(tmp_path/'log.jsonl')
+    assert found == [dict(t=1, usage_G={'16': dict(gamma=.1, ratio=.2, entropy=7., distance=12.)}, usage_D={'8': dict(gamma=.3, ratio=.4)}), old[1]]
+    for block, names in (('attention', ['gamma', 'ratio', 'entropy', 'distance']), ('residual', ['gamma', 'ratio'])):
+        G = Generator(32, 8, 3, 8, attn_at=(16,), block=block)
+        G.extra['16'].gamma.data.fill_(.5)
+        before = {k: t.clone() for k, t in G.state_dict().items()}
+        use = attention_usage(G, torch.randn(2, 8), torch.tensor([0, 1]))
+        assert [*use['16']] == names and use['16']['gamma'] == .5 and use['16']['ratio'] > 0
+        assert G.training and all(torch.equal(t, G.state_dict()[k]) for k, t in before.items()) and not G.extra['16']._forward_pre_hooks

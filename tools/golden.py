@@ -16,7 +16,7 @@ from sagan_nb.config import NUMERICS, at_scale, preset
 from sagan_nb.core import from_uint8
 from sagan_nb.data import Stream, Toy
 from sagan_nb.train import average, d_step, draw, fit, fixed_noise, g_step, make_gan, sampler
-from sagan_nb.machinery.runs import load_checkpoint, save_checkpoint
+from sagan_nb.machinery.checkpoints import load_checkpoint, save_checkpoint
 
 os.environ.setdefault('IN_TEST', '1')          # no progress bars
 FILE = Path(__file__).parents[1]/'tests'/'golden'/f'numerics_{NUMERICS}.json'

@@ -1,6 +1,5 @@
 "Serves chapter 16: the commands."
 import json
-import math
 import os
 import time
 from dataclasses import replace
@@ -8,31 +7,36 @@ from pathlib import Path
 
 import torch
 from fastcore.script import Param
-from torch import Tensor
 
 from ..ablation import TABLES, measured_alike
-from ..attention_maps import LayerMaps, attention_maps, attention_use, describe_attention, find_queries, show_attention
+from ..attention_maps import LayerMaps, describe_attention, show_attention
 from ..config import NUMERICS
-from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
-from ..data import describe, open_source
-from ..networks import Discriminator
-from ..report import beside_real, draw_z, film, gif, there_and_back, timelapse, walk_classes, walk_z
-from ..train import GAN, draw, fixed_noise, networks, sampler, show_curves
-from .door import Model, open_judge, open_model
+from ..core import Refused, atomic_write, save_fig, show_grid
+from ..data import open_source
+from ..networks import RESOLUTIONS
+from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .checkpoints import disk_price
+from .door import Model, open_run
+from .drawing import maps_of_run, neighbours_of, row_names, sample_rows
 from .evaluate import as_table, evaluate, save_records
-from .features import domain
+from .figures import show_rows, show_samples, show_training
+from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, commands, folder_of, free_path,
-                      pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within, typed)
-from .packs import pack
+from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, folder_of,
+                      free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
+from .packs import pack, verify_pack
+from .power import power_text
+from .probe import with_probe
 from .publish import export
+from .queries import find_queries
 from .report import report
-from .runs import (NoteMachine, StopOnSignal, Stopped, kept_samples, load_checkpoint, newest_checkpoint, pictures_of,
-                   read_log, stop_at, train)
-from .tables import markdown, on_screen, show_rows, show_samples, show_training
-from .terminal import wrap
+from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
+from .sources import describe
+from .summary import UNUSED
+from .tables import markdown
+from .terminal import show_markdown, wrap
 
 
 def summarise(
@@ -42,7 +46,7 @@ def summarise(
 )->list:                      # the records of `measure`
     "Write metrics.json, samples.png and curves.png into the run folder, and say where they are and what to try next."
     out, names, cfg, (z, y) = Path(out), list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
-    grid = show_grid(draw(sampler(gan), z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
     save_fig(grid, out/'samples.png', dpi=150)
     curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
     save_fig(curves, out/'curves.png')
@@ -90,57 +94,15 @@ def sagan_train(
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
+    if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    kept, size = disk_price(cfg)
     print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
-          f'into {out}')
-    stop = StopOnSignal(f'Go on with: {typed("sagan_train", "--resume", "--out", out)}')
+          f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)')
+    stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
-
-
-def sample_rows(
-    model:Model,              # from `open_model`
-    kind:str,                 # 'grid', or 'z', 'classes': walks
-    wanted:list,              # classes
-    n:int,                    # pictures in all, rounded up to whole rows
-    steps:int,                # pictures along a walk
-    how:dict,                 # seed, truncation
-)->Tensor:                    # (rows, columns, 3, res, res)
-    "Pictures in rows: a class each; or for a walk between classes, a z each."
-    G = model.G
-    if kind == 'classes': return walk_classes(G, wanted, steps, rows=math.ceil(n / steps), **how)
-    if kind == 'z': return walk_z(G, wanted, steps, rows=math.ceil(n / steps / len(wanted)), **how)
-    z = draw_z(math.ceil(n / len(wanted)), G.z_dim, **how)
-    y = torch.tensor(wanted).repeat_interleave(len(z))
-    return draw(G, z.repeat(len(wanted), 1), y).unflatten(0, (len(wanted), -1))
-
-
-def neighbours_of(
-    model:Model,              # from `open_model`
-    wanted:list,              # classes
-    n:int,                    # pictures in all, eight in a row
-    how:dict,                 # seed, truncation
-    data:str,                 # real pictures; None: those of the run
-)->tuple:                     # (rows, 8, 3, res, res), a sentence
-    "Generated pictures and the seven nearest real ones. Raises Refused without data, and where they do not fit."
-    if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
-    source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
-    y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
-    return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
-
-
-def row_names(
-    kind:str,                 # as in sagan_sample
-    n:int,                    # rows
-    names:list,               # of the classes that were asked for; empty without classes
-    classes:list,             # names of all classes
-)->list:                      # a name for each row; empty for a walk between classes, and without classes
-    "Name the rows of samples by their classes."
-    if kind == 'timelapse': return classes[:n]
-    if not names or kind == 'classes': return []
-    if kind == 'neighbours': return [names[i % len(names)] for i in range(n)]
-    return [name for name in names for _ in range(n // len(names))]
 
 
 @command
@@ -161,7 +123,7 @@ def sagan_sample(
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
-    model = open_model(run, pick_device(device))
+    model = open_run(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
@@ -190,12 +152,12 @@ def write_gif(
     "Write an animation and say so."
     was = replaces(out)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_bytes(gif(frames, ms))
+    with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
     print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
 
 
 def has_class_names(
-    model:Model,              # from `open_model`
+    model:Model,              # from `open_run`
 )->bool:                      # False: classes are known by their numbers only
     "Does the model know the names of its classes?"
     return list(model.classes) != [str(k) for k in range(len(model.classes))]
@@ -223,6 +185,7 @@ def sagan_eval(
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
     seed:int=0,               # of noise, labels and the choice of real pictures
+    labels:str='uniform',     # of generated pictures: uniform, or data: as often as in the data
     floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
@@ -230,17 +193,18 @@ def sagan_eval(
     "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
     out = Path(out or folder_of(run)/'metrics.json')
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    model = open_model(run, pick_device(device))
+    model = open_run(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if not data and not model.about.get('step'): raise Refused(f'{run} does not say on what it was trained: say --data')
+    if not spec: raise Refused(f'{run} does not say on what it was trained: say --data')
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
     if has_class_names(model) and list(source.classes) != list(model.classes):
         raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, about=dict(model.about, numerics=NUMERICS))
+                       seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
     print(wrap(f'\n{as_table(records)}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
     say_next(('sagan_attention', run), ('sagan_report', run))
@@ -266,7 +230,7 @@ def write_table(
     if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
-    return on_screen(table, results, skipped, failed) + wrap(left)
+    return show_markdown(text)
 
 
 def warn_of_others(
@@ -279,6 +243,18 @@ def warn_of_others(
         print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
 
 
+def say_power(
+    table:str,                # a key of TABLES
+    out:Path,                 # folder of results
+):
+    "Print what a table could have seen, from its result files alone. Raises Refused where there are none."
+    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    results = collect(out, TABLES[table].rows)
+    if not results: raise Refused(f'{out}: no results of {table} here; say with --out where they are')
+    print(power_text(table, results))
+
+
+@with_probe
 @command
 def sagan_table(
     table:Param('which: table1, table2, fig3, reduction or best', str),
@@ -291,15 +267,18 @@ def sagan_table(
     adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
+    power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # domain, inception, or inception:PATH
     set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
-    "Train and measure what a table of the paper still lacks, and write the table."
+    "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    if power: return say_power(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
-    jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
+    there = [row for row in rows if row in found]
+    jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
     if print_commands:
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))
@@ -326,15 +305,21 @@ def sagan_table(
 
 @command
 def sagan_pack(
-    spec:str,                 # a class-per-folder directory or .zip
-    res:int=128,              # pixels per side of the packed pictures
-    out:str='pictures.pack',  # file to write
+    spec:str,                 # a class-per-folder directory or .zip; with --verify a pack
+    res:int=128,              # pixels per side of the packed pictures: 32, 64, 128 or 256
+    out:str='pictures.pack',  # pack to write, a folder
     unlabelled:bool=False,    # pictures without classes
+    verify:bool=False,        # check every picture of the pack SPEC, and write nothing
 ):
-    "Pack pictures into one file that training maps into memory. Interrupted, it goes on where it stopped."
+    "Pack pictures into a folder of .npy files that training maps. Interrupted, it goes on where it stopped."
+    if verify: return verify_pack(spec)
+    if res not in RESOLUTIONS:
+        sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
+        if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
+        print(f'{sizes}: nothing trains on {res}')
     print(describe(pack(spec, res, out, unlabelled=unlabelled)))
     print(f'packed into {out}')
-    say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
+    if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
 
 
 @command
@@ -350,55 +335,15 @@ def sagan_export(
     else: say_next(f'open it with onnxruntime.InferenceSession({str(path)!r})')
 
 
-def real_pictures(
-    D:Discriminator,          # who will judge them
-    data:str,                 # where they are
-    n:int,                    # how many, spread over the classes
-    classes:str=None,         # names or numbers separated by commas
-    seed:int=0,               # of the choice
-)->tuple:                     # pictures (n, 3, res, res), labels (n,), class names
-    "Real pictures for D. Raises Refused without data, and where they do not fit."
-    if not data: raise Refused('the discriminator looks at real pictures: say where they are with --data')
-    K = 0 if D.head == 'none' else D.n_classes
-    source = open_source(data, res=D.res, unlabelled=not K, n_classes=K or None)
-    labels = source.labels
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
-    piles = [order[labels[order] == k] for k in pick_classes(classes, source.classes)]
-    rows = torch.cat([pile[i:i + 1] for i in range(n) for pile in piles])[:n]
-    x, y = source.batch(rows)
-    return from_uint8(x), y, list(source.classes)
-
-
-def maps_of_run(
-    run:str,                  # as in sagan_attention
-    part:str,                 # 'G' or 'D'
-    n:int,                    # pictures
-    classes:str,              # as in sagan_attention
-    data:str,                 # real pictures for D
-    seed:int,                 # of the pictures
-    device,                   # where to
-)->tuple:                     # AttentionMaps, a name for each picture
-    "Pictures of G, or real ones before D, and what attention did with them."
-    if part == 'D':
-        D, own = open_judge(run, device)
-        x, y, names = real_pictures(D, data or own, n, classes, seed)
-        return attention_maps(D, x, y), [names[k] for k in y] if names else []
-    model = open_model(run, device)
-    wanted = pick_classes(classes, model.classes)
-    z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
-    y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
-    return attention_maps(model.G, z, y), [model.classes[k] for k in y] if model.classes else []
-
-
 def say_use(
-    use:dict,                 # from attention_use
+    use:dict,                 # name -> `LayerMaps.use` of each layer
 )->str:                       # a line for each layer
     "Is attention used? In words."
     line = ('map {}: gamma {gamma:+.3f}; what it adds is {ratio:.1%} of what passes through; '
             'entropy {entropy:.2f} bits (even: {entropy_even:.2f}); '
             'looks {distance:.1f} px far (even: {distance_even:.1f})').format
     idle = '\n  it adds next to nothing: this layer is hardly used'
-    return '\n'.join(line(name, **o) + (idle if o['ratio'] < .001 else '') for name, o in use.items())
+    return '\n'.join(line(name, **o) + (idle if o['ratio'] < UNUSED else '') for name, o in use.items())
 
 
 @command
@@ -442,12 +387,13 @@ def write_attention(
     was = replaces(out)
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page('Attention maps', widget_html(maps, largest.name, names, points)), encoding='utf-8')
+        text = page('Attention maps', widget_html(maps, largest.name, names, points))
+        with atomic_write(out) as part: part.write_text(text, encoding='utf-8')
     else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
         print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(wrap(say_use(attention_use(maps))))
+    print(wrap(say_use({name: o.use() for name, o in maps.layers.items()})))
     print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}{was}')
 
 
@@ -461,7 +407,7 @@ def sagan_report(
     "Put everything about a run on one page that needs no network."
     if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
         raise Refused(f'{out}: the page is written to a file whose name ends in .html')
-    source = pictures_of(load_checkpoint(newest_checkpoint(run)).cfg, data) if data else None
+    source = pictures_of(open_run(run).cfg, data) if data else None
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
     say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
@@ -491,7 +437,8 @@ def sagan_bench(
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
     which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
-    save = lambda result: path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    def save(result):
+        with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')
     say_next(('sagan_bench', '--nets', nets, '--rounds', 2*rounds), 'chapter 14 says what each change does')

@@ -82,6 +82,10 @@ def parser_of(
     for action in parser._actions:                      # one default is enough: what the comment says
         said = re.sub(r'(\(default: .+\)) \(default: .*\)$', r'\1', action.help or '')
         action.help = said.removesuffix(' (default: False)')
+    if {'data', 'spec'} & {a.dest for a in parser._actions}:
+        parser.add_argument('--bad', help='share of unreadable pictures that is tolerated (default: 1%%)')
+        parser.add_argument('--truncated', action='store_true', default=None,
+                            help='read truncated pictures as far as they go')
     parser.add_argument('--version', action='version', version=f'sagan_nb {__version__}',
                         help='show the version and end')
     lists = dict(train=('presets', 'settings'), table=('presets', 'settings')).get(short, ())
@@ -95,19 +99,27 @@ def read_words(
     name:str,                 # a command such as sagan_train
     words:list,               # of the command line
     prog:str=None,            # what it is called in its help
-)->dict:                      # parameter -> value
-    "Read a command line; hyphens in options stand for underscores. Ends the process after help and for mistakes."
+)->tuple[dict,dict]:          # parameter -> value; arguments of `reading_images`
+    "Read a command line. Options take hyphens too; `~/` is the home folder. Ends the process after help and mistakes."
     words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in words]                     # -1,3: a place, no option
     words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]
-    given = vars(parser_of(name, prog).parse_args(words))
-    return {k: v for k, v in given.items() if k not in ('pdb', 'xtra')}
+    given = {k: expand_home(v) for k, v in vars(parser_of(name, prog).parse_args(words)).items()}
+    how = {k: given[k] for k in ('bad', 'truncated') if k in given}
+    return {k: v for k, v in given.items() if k not in ('bad', 'truncated', 'pdb', 'xtra')}, how
+
+
+def expand_home(
+    value,                    # of an option
+):                            # the same, where it is not a path that begins with ~/
+    "Expand what a shell leaves alone in `--out=~/runs`."
+    return os.path.expanduser(value) if isinstance(value, str) and re.match('~(/|$)', value) else value
 
 
 def start(
     name:str,                 # a command such as sagan_train
 ):
     "Run a command as a shell does: read the words, and only then import what it needs."
-    read_words(name, sys.argv[1:])
+    if sys.argv[1:2] != ['probe']: read_words(name, sys.argv[1:])         # the probe has options of its own
     os.environ['MPLBACKEND'] = 'agg'                    # files only; a notebook's backend may not be here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')             # ? for what cannot be said

@@ -1,66 +1,126 @@
-"Serves chapter 13: opening what was trained, here or elsewhere."
-import json
-from dataclasses import dataclass, field, replace
+"Serves chapter 13: the one door back: whatever was trained, here or elsewhere, becomes a generator ready to draw."
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from ..config import Config
+import torch
+from torch import nn
+
+from ..config import Config, from_json
 from ..core import Refused
-from ..interop import checkpoint_of, load_weights
+from ..interop import load_weights
 from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
-from ..train import sampler
-from .files import file_sha256
-from .runs import about_run, load_checkpoint
+from .files import CacheWarning, file_sha256
+from .peers import Report
+from .recipe import NoDraws
 
 
 @dataclass
 class Model:
-    "A generator ready to draw, and what it needs to be talked about."
-    G:Generator               # in evaluation mode: averaged weights, settled u, batch statistics ready
+    "A trained model. Each network is built when it is first asked for."
     cfg:Config                # its settings
     classes:list              # names, sorted; [] without classes
-    step:int                  # updates of G
-    about:dict = field(default_factory=dict)   # what a record says of it: preset, step, ema, checkpoint, ...
+    step:int                  # updates of G; 0 where nobody says
+    build:Callable            # 'G' or 'D' -> network
+    tell:Callable             # -> what a record says of it
+
+    @cached_property
+    def G(self)->Generator:
+        "The generator, ready to draw: averaged weights, settled u, batch statistics for sampling, evaluation mode."
+        return self.build('G')
+
+    @cached_property
+    def D(self)->Discriminator:
+        "The discriminator, in evaluation mode, u settled."
+        return self.build('D')
+
+    @cached_property
+    def about(self)->dict:
+        "What a record says of it: preset, step, ema, the checkpoint and its hash."
+        return self.tell()
 
 
 def open_weights(
     path,                     # a file that `load_weights` reads
-    device='cpu',             # where to
-)->Model:                     # ready to draw; classes are known by their numbers
-    "Open a generator from weights that are no checkpoint of a run. Raises Refused for what is no SAGAN generator."
-    G = load_weights(path, part='G').to(device)
-    cfg = replace(Config(), preset=G.report.source, res=G.res, n_classes=G.n_classes, z_dim=G.z_dim,
-                  head='projection' if G.n_classes else 'none')
-    about = dict(preset=cfg.preset, batch_norm='as published', checkpoint=Path(path).name)
-    if Path(path).is_file(): about['checkpoint_sha256'] = file_sha256(path)
-    return Model(G, cfg, [str(k) for k in range(G.n_classes)], 0, about)
+    device,                   # where to
+    part:str,                 # 'G' or 'D': which of them says how large they are
+)->Model:
+    "Open weights that are no checkpoint of a run. Raises Refused for what is no network of a SAGAN."
+    first = load_weights(path, part=part).to(device)
+    K = first.n_classes
+    head = first.head if part == 'D' else 'projection' if K else 'none'
+    cfg = replace(Config(), preset=first.report.source, data='', res=first.res, n_classes=K, head=head)
+    if part == 'G': cfg = replace(cfg, z_dim=first.z_dim)
+    def tell():
+        known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
+        return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
+    build = lambda p: first if p == part else load_weights(path, part=p).to(device)
+    return Model(cfg, [str(k) for k in range(K)], 0, build, tell)
 
 
-def open_model(
-    run,                      # a run folder, one of its checkpoints, or anybody's SAGAN weights (chapter 13)
+def sampling_weights(
+    state:dict,               # of a checkpoint
+    path:Path,                # where it lies
+)->dict:                      # the state of the generator to sample from
+    "Put the averaged weights and the statistics for sampling together; an older checkpoint has them drawn anew."
+    if 'sampling' in state: return state.get('ema', state['G']) | state['sampling']
+    from ..train import sampler
+    from .checkpoints import restore
+    warnings.warn(f'{path.name} is of an earlier version, without the batch statistics for sampling: they are made '
+                  'anew, each time it is opened', CacheWarning, stacklevel=4)
+    return sampler(restore(state)).state_dict()
+
+
+def open_checkpoint(
+    path:Path,                # where it lies
+    state:dict,               # from `read_checkpoint`
+    device,                   # where to
+)->Model:
+    "Open a checkpoint for drawing and looking: no optimiser is built, and nothing is drawn."
+    from ..train import layout, networks
+    from .runs import about_run, class_names
+    cfg, step = from_json(state['config']), state['t']
+    def build(part:str)->nn.Module:
+        with NoDraws(): net = dict(zip('GD', networks(cfg)))[part]
+        net.load_state_dict(state['D'] if part == 'D' else sampling_weights(state, path))
+        net.report = Report('sagan_nb', type(net).__name__, {k: k for k in net.state_dict()},
+                            notes=[f'{cfg.preset}, step {step}'])
+        net = net.to(device, memory_format=layout(cfg)).eval()
+        return settle(net) if part == 'D' else net
+    return Model(cfg, class_names(path.parent.parent, cfg.n_classes), step, build,
+                 lambda: about_run(cfg, step, path))
+
+
+def is_checkpoint(
+    path:Path,                # any file
+)->bool:
+    "Tell a checkpoint of ours from other weights; a damaged one, which its reader refuses, by where it lies."
+    if path.suffix != '.pt' or not path.is_file(): return False
+    try: state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception: return path.parent.name == 'checkpoints'
+    return isinstance(state, Mapping) and {'config', 'G', 'D', 't'} <= state.keys()
+
+
+def open_run(
+    path,                     # a run folder, a checkpoint, a published file or folder, anybody's SAGAN weights
     device='cpu',             # where to
-)->Model:                     # ready to draw
+    part:str='G',             # the network that must be there: 'G' or 'D'
+)->Model:                     # with G ready to draw; D is built when it is asked for
     "Open what was trained, here or elsewhere. Raises Refused for a folder without a run and for files of another kind."
-    run = Path(run)
-    if not run.exists(): raise Refused(f'{run}: there is no such run or file')
-    path = checkpoint_of(run)
-    if not path: return open_weights(run, device)
-    gan, facts = load_checkpoint(path, device=device), path.parent.parent/'data.json'
-    if facts.exists(): names = json.loads(facts.read_text(encoding='utf-8'))['classes']
-    else: names = [str(k) for k in range(gan.cfg.n_classes)]
-    return Model(sampler(gan), gan.cfg, names, gan.t, about_run(gan, path))
-
-
-def open_judge(
-    run,                      # a run folder, one of its checkpoints, or anybody's SAGAN weights
-    device='cpu',             # where to
-)->tuple[Discriminator,str]:   # D in evaluation mode, its data
-    "Open a discriminator. Raises Refused where there is none; without a run, the data is ''."
-    run = Path(run)
-    if not run.exists(): raise Refused(f'{run}: there is no such run or file')
-    if path := checkpoint_of(run):
-        gan = load_checkpoint(path, device=device)
-        return settle(gan.D).eval(), gan.cfg.data
-    D = load_weights(run, part='D').to(device)
-    if not isinstance(D, Discriminator): raise Refused(f'{run}: there is no discriminator in it')
-    return D, ''
+    path = Path(path)
+    if part not in ('G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
+    index = path.with_name(path.name + '.index')                 # TensorFlow's: the name is that of several files
+    if not path.exists() and not index.exists(): raise Refused(f'{path}: there is no such run or file')
+    if path.is_dir() and not (path/'model.safetensors').exists():
+        from .checkpoints import read_newest
+        run = path.parent if path.name == 'checkpoints' else path
+        model = open_checkpoint(*read_newest(run, lazily=True), device)
+    elif is_checkpoint(path):
+        from .checkpoints import read_checkpoint
+        model = open_checkpoint(path, read_checkpoint(path, lazily=True), device)
+    else: model = open_weights(path, device, part)
+    getattr(model, part)
+    return model

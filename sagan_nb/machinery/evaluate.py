@@ -16,6 +16,7 @@ from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .features import Features, open_features, weights_hash
 from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
+from .sources import uneven
 
 
 class Table:
@@ -102,7 +103,8 @@ def real_table(
     index, total = torch.arange(len(source)), len(source)
     if n < total: index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
     index = index[source.labels[index].argsort(stable=True)]
-    key = dict(table_key(features, rounding, **kwargs), real=source.content, index=content_hash(dict(index=index), {}))
+    chosen = content_hash(dict(index=index), {})
+    key = dict(table_key(features, rounding, **kwargs), real=source.fingerprint, index=chosen)
     def make(a, b):
         x, _ = source.batch(index[a:b])
         return x if rounding else from_uint8(x)
@@ -114,7 +116,9 @@ def fake_table(
     G:nn.Module,              # generator in evaluation mode: G(z, y), with z_dim and n_classes
     features:Features,        # the network
     n:int=50_000,             # how many
-    labels:str='uniform',     # 'uniform': at random (released code); 'balanced': as many of each class, sorted
+    labels:str='uniform',     # 'uniform': at random (released code); 'data': at random, as often as in the data;
+                              # 'balanced': as many of each class, sorted
+    counts:list=(),           # images of each class, for 'data'
     seed:int=0,               # of z and labels
     rounding:bool=True,       # False: floats, as the released code has it
     folder:Path=None,         # where features are kept
@@ -122,16 +126,20 @@ def fake_table(
 )->Table:                     # in the order of drawing; balanced: sorted by class
     "Prepare the features of generated images. Raises Refused in training mode and for unknown `labels`."
     if G.training: raise Refused('the generator is in training mode: its pictures would depend on the batch size')
-    if labels not in ('uniform', 'balanced'): raise Refused(f"labels are 'uniform' or 'balanced', not {labels!r}")
+    if labels not in ('uniform', 'balanced', 'data'):
+        raise Refused(f"labels are 'uniform', 'data' or 'balanced', not {labels!r}")
     rng, K = torch.Generator().manual_seed(seed_of('evaluate', seed, labels)), max(G.n_classes, 1)
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=rng)
-    y = torch.randint(K, (n,), generator=rng) if labels == 'uniform' else (torch.arange(n) * K // n)
+    if labels == 'uniform': y = torch.randint(K, (n,), generator=rng)
+    elif labels == 'balanced': y = torch.arange(n) * K // n
+    else: y = torch.multinomial(torch.tensor(counts or [1]).double(), n, replacement=True, generator=rng)
     @torch.no_grad()
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
         return to_uint8(x) if rounding else x
     key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
+    if labels == 'data': key['counts'] = list(counts)
     return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
 
@@ -258,6 +266,7 @@ def evaluate(
     rounding:bool=True,       # round generated pictures to 0..255; False: the released code's floats
     cache='default',          # folder; 'default': cache_folder(); None: keep nothing
     batch:int=100,            # pictures at a time
+    labels:str='uniform',     # of generated images: 'uniform', or 'data': as often as in the data
     about:dict=None,          # what else to say of the generator: step, checkpoint, ema, batch_norm, commit, ...
 )->list:                      # records
     "Measure a generator; each number carries its protocol. Raises Refused for unknown metrics and images that misfit."
@@ -270,14 +279,26 @@ def evaluate(
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
     if folder: prune_cache(folder)
     balanced = (per_class or max(n_fake // K, 2)) * K
-    task = Task(fake_table(G, n=n_fake, **how), fake_table(G, n=balanced, labels='balanced', **how),
+    task = Task(fake_table(G, n=n_fake, labels=labels, counts=source.counts, **how),
+                fake_table(G, n=balanced, labels='balanced', **how),
                 *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',
-                 seed=seed, labels='uniform', generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
+                 seed=seed, labels=labels, generator=weights_hash(G), data=source.spec, data_id=source.fingerprint,
                  unreadable=len(source.unreadable), version=__version__, **held, **(about or {}))
-    return [record(*found, stamp, net) for m in metrics for found in collect_warnings(getattr(task, m))]
+    records = [record(*found, stamp, net) for m in metrics for found in collect_warnings(getattr(task, m))]
+    return [note_labels(o, source.counts) for o in records]
+
+
+def note_labels(
+    record:dict,              # from `record`
+    counts:list,              # real images of each class
+)->dict:                      # with a note where it matters
+    "Note that labels were drawn uniformly where the data is imbalanced: the distance then counts that, too."
+    words = uneven(counts)
+    if not words or record['labels'] != 'uniform' or record['metric'] in METRIC_NAMES['intra']: return record
+    return record | dict(notes=[*record.get('notes', ()), f'labels are drawn uniformly, but {words}'])
 
 
 def collect_warnings(

@@ -211,7 +211,7 @@ def domain(
 )->Features:                  # 128 wide, K logits
     "Train a classifier on these images, once, and return its features; they are cached under a key made of content."
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
-    key = dict(version=Classifier.version, data_id=source.content, classes=len(source.classes), seed=seed)
+    key = dict(version=Classifier.version, data_id=source.fingerprint, classes=len(source.classes), seed=seed)
     path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
     kept = read_cache(path) if path else None
     if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]

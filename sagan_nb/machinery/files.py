@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,6 +32,32 @@ def file_sha256(
     with open(path, 'rb') as f:
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
+
+
+def append_line(
+    path,                     # a file of JSON lines
+    value:dict,               # JSON values
+):
+    "Add a line, in one write. Half a line that a crash left before it is closed off."
+    try:
+        with open(path, 'ab+') as f:
+            end = f.seek(0, os.SEEK_END)
+            f.seek(max(end - 1, 0))
+            whole = not end or f.read(1) == b'\n'
+            f.write((b'' if whole else b'\n') + json.dumps(value).encode() + b'\n')
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
+
+
+def read_lines(
+    path,                     # a file of JSON lines, or none
+)->list:                      # a dict for each
+    "Read JSON lines; one that a crash cut off is left out."
+    found, path = [], Path(path)
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError): found.append(json.loads(text))
+    return [o for o in found if isinstance(o, dict)]
 
 
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
@@ -107,6 +134,7 @@ def read_arrays(
     path = Path(path)
     if path.is_dir() and (path/'model.safetensors').exists(): path = path/'model.safetensors'
     if path.with_name(path.name + '.index').exists() or path.suffix == '.index': return read_tf(path), {}
+    if path.is_dir(): raise Refused(f'{path}: a folder without weights; a run is opened by open_run')
     if not path.is_file(): raise Refused(f'{path}: there is no such file')
     readers = {'.npz': read_npz, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
     if path.suffix not in readers: raise Refused(f'{path}: not a known kind of file; I read {", ".join(readers)}')
@@ -141,6 +169,8 @@ def read_torch(path:Path)->tuple[dict,dict]:
     state = torch.load(path, map_location='cpu', weights_only=True)
     for key in ('state_dict', 'model', 'model_state_dict'):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping): state = state[key]
+    if isinstance(state, Mapping) and {'config', 'G', 'D'} <= state.keys():
+        raise Refused(f'{path}: a checkpoint of a run: open_run opens it')
     if not isinstance(state, Mapping): raise Refused(f'{path}: holds a {type(state).__name__}, not a state dict')
     return dict(state), {}
 

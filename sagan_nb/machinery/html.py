@@ -31,6 +31,7 @@ def widget_data(
     maps:AttentionMaps,       # from `attention_maps`
     layer=None,               # name; None: the largest map
     names=(),                 # a name for each picture
+    start=None,               # (row, column) of the pixel that is asked first; None: the middle
 )->dict:                      # what the script needs, ready for JSON
     "Pictures as bytes, queries and keys as float32, all in base64."
     from matplotlib import colormaps, colors
@@ -39,7 +40,8 @@ def widget_data(
     pictures = [dict(rgb=pack(rgb[i]), q=pack(o.q[i].float()), k=pack(o.k[i].float()),
                      name=names[i] if len(names) else f'picture {i + 1}') for i in range(len(rgb))]
     palette = [colors.to_hex(colormaps['inferno'](v/255)) for v in range(256)]
-    return dict(shape=o.shape, cell=o.cell, width=o.q.shape[-1], res=o.res, pictures=pictures, colors=palette)
+    at = None if start is None else divmod(o.location(start), o.shape[1])
+    return dict(at=at, shape=o.shape, cell=o.cell, width=o.q.shape[-1], res=o.res, pictures=pictures, colors=palette)
 
 
 def figure_tag(
@@ -61,9 +63,10 @@ def widget_html(
     names=(),                 # a name for each picture
     queries='auto',           # of the static figure that stands in where no script runs
     fallback:str=None,        # HTML to stand in instead of that figure
+    start=None,               # (row, column) of the pixel that is asked first; None: the middle
 )->str:                       # HTML with its script, to put into a page
     "Click a pixel, see its map: computed in the page from queries and keys."
-    data = json.dumps(widget_data(maps, layer, names)).replace('</', '<\\/')
+    data = json.dumps(widget_data(maps, layer, names, start)).replace('<', '\\u003c')
     if fallback is None:
         asked = [asked_of(queries, maps.pick(layer), i, 3) for i in range(len(maps.pictures))]
         alt = '. '.join(describe_attention(maps, i, q, layer).replace('\n', '. ') for i, q in enumerate(asked))
@@ -89,10 +92,11 @@ def attention_widget(
     maps:AttentionMaps,       # from `attention_maps`
     layer=None,               # name; None: the largest map
     names=(),                 # a name for each picture
+    start=None,               # (row, column) of the pixel that is asked first; None: the middle
 ):                            # IPython.display.HTML
     "The page for a notebook."
     from IPython.display import HTML
-    return HTML(widget_html(maps, layer, names))
+    return HTML(widget_html(maps, layer, names, start=start))
 
 
 STYLE = '\n' + asset('page.css')

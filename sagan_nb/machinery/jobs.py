@@ -19,10 +19,12 @@ from ..core import Refused, atomic_write, from_uint8
 from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, networks, sampler
+from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_newest, restore
+from .door import open_run
 from .evaluate import evaluate, fake_table, real_table
 from .features import Features, open_features
-from .runs import (Diverged, NoteMachine, Stopped, about_run, load_checkpoint, machines, newest_checkpoint, read_log,
-                   train)
+from .files import append_line
+from .runs import NoteMachine, Stopped, machines, read_log, run_lock, train
 
 SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
 
@@ -111,12 +113,11 @@ def measure(
     sizes:tuple=None,         # generated and real pictures; None: SIZES of its scale
 )->list:                      # records
     "The metrics that every run ends with, of its newest checkpoint."
-    path = newest_checkpoint(run)
-    gan = load_checkpoint(path, device=device)
+    model = open_run(run, device)
     metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * (source.long_range is not None)
-    n_fake, n_real = sizes or SIZES[gan.cfg.scale]
-    about = dict(about_run(gan, path), numerics=NUMERICS)
-    return evaluate(sampler(gan), source, metrics, features, n_fake, n_real, about=about)
+    n_fake, n_real = sizes or SIZES[model.cfg.scale]
+    about = dict(model.about, numerics=NUMERICS)
+    return evaluate(model.G, source, metrics, features, n_fake, n_real, about=about)
 
 
 class Curve:
@@ -154,23 +155,19 @@ class Curve:
             z = torch.randn(self.wide, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
             line |= dict(mi=self.rule(draw(G, z, y), y)['mi'], n_mi=len(y))
         self.note_collapse(line)
-        with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
+        append_line(self.path, line)
         return line
-
-    def before(self)->list:                                  # lines
-        "What was seen so far."
-        return [json.loads(o) for o in self.path.read_text().splitlines()] if self.path.exists() else []
 
     def catch_up(self):
         "Look at the newest checkpoint, if the run was stopped between saving it and looking at it."
-        gan = load_checkpoint(newest_checkpoint(self.run), device=self.device)
+        if not checkpoints_of(self.run): return
+        gan = restore(read_newest(self.run)[1], device=self.device)
         due = gan.t and (gan.t % self.every == 0 or gan.t == self.steps)
-        if due and gan.t not in {o['t'] for o in self.before()}: self(gan)
+        if due and gan.t not in {o['t'] for o in read_log(self.path)}: self(gan)
 
     def note_collapse(self, line:dict):                      # what is about to be written
         "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
-        path, before = self.run/'log.jsonl', self.before()
-        log = read_log(path, line['t']) if path.exists() else []
+        before, log = read_log(self.path, line['t'] - 1), read_log(self.run/'log.jsonl', line['t'])
         signs = collapse(log, [*before, line], self.real_diversity, self.steps)
         if signs: line['collapse'] = signs
         if any('collapse' in o for o in before): return
@@ -223,8 +220,8 @@ def result_of(
 )->dict:                      # JSON values
     "Everything that a table needs from a run."
     run, (G, D) = Path(run), networks(job.cfg)
-    log, lines = read_log(run/'log.jsonl'), (run/'curve.jsonl')
-    curve = timed_curve(log, [json.loads(o) for o in lines.read_text().splitlines()] if lines.exists() else [])
+    log = read_log(run/'log.jsonl')
+    curve = timed_curve(log, read_log(run/'curve.jsonl'))
     real = next((o['real'] for o in records if o['metric'] == 'diversity'), 0) or math.inf
     env, *went_on = machines(run)
     count = lambda net: sum(p.numel() for p in net.parameters())
@@ -249,23 +246,6 @@ def features_of(
     with FileLock(folder/'.lock'): return open_features(spec, source, folder, device)
 
 
-def prepare_run(
-    run,                      # run folder of a job, perhaps of an earlier try
-)->bool:                      # is there something to go on from?
-    "Take up what an interrupted run left: with a checkpoint go on from it; without one, start again."
-    run = Path(run)
-    if not run.exists(): return False
-    try: path = newest_checkpoint(run)
-    except Refused:
-        shutil.rmtree(run)
-        return False
-    t, lines = load_checkpoint(path).t, run/'curve.jsonl'
-    if lines.exists():
-        kept = [o for o in lines.read_text().splitlines(True) if o.endswith('\n') and json.loads(o)['t'] <= t]
-        lines.write_text(''.join(kept), encoding='utf-8')
-    return True
-
-
 def run_job(
     job:Job,                  # what to train
     source,                   # the pictures
@@ -276,7 +256,7 @@ def run_job(
 )->dict:                      # the result, as written
     "Train, measure, and write one JSON and one picture."
     run, out, status = Path(runs)/job.name, Path(out), 'finished'
-    resume = prepare_run(run)
+    resume = (run/'config.json').exists()                # else nothing was begun
     features = features_of(job.features, source, out, device)
     curve = Curve(run, source, job.cfg, device, features)
     if resume: curve.catch_up()
@@ -304,7 +284,7 @@ def write_result(
     out.mkdir(parents=True, exist_ok=True)
     if any((run/'samples').glob('step_*.png')):
         picture, result['samples_at'] = sample_strip(run)
-        picture.save(out/f'{job.name}.png', optimize=True)
+        with atomic_write(out/f'{job.name}.png') as part: picture.save(part, format='PNG', optimize=True)
     with atomic_write(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
     for path in (out/'replaced').glob(f'{job.stem}-*'): path.unlink()
     return result
@@ -340,18 +320,13 @@ def stored_result(
     return own if own.exists() else None
 
 
-@contextlib.contextmanager
-def run_lock(
-    run,                      # run folder
+def empty_folder(
+    run,                      # run folder, locked
 ):
-    "Nobody else trains here meanwhile. Raises Refused where another process does."
-    from filelock import FileLock, Timeout
-    lock = FileLock(Path(run).parent/'locks'/f'{Path(run).name}.lock', timeout=0)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    try: lock.acquire()
-    except Timeout: raise Refused(f'{run}: another process is at it') from None
-    try: yield
-    finally: lock.release()
+    "Remove all that is in a run folder but its lock."
+    for path in Path(run).iterdir():
+        if path.is_dir(): shutil.rmtree(path)
+        elif path.name != '.lock': path.unlink()
 
 
 def set_aside(
@@ -363,7 +338,7 @@ def set_aside(
     found = lambda folder: [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
     with contextlib.ExitStack() as held:
         for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(run_lock(path))
-        for path in found(runs): shutil.rmtree(path)
+        for path in found(runs): empty_folder(path)
         for path in found(out):
             (Path(out)/'replaced').mkdir(exist_ok=True)
             os.replace(path, Path(out)/'replaced'/path.name)
@@ -384,7 +359,7 @@ def run_rows(
         left = f', about {np.mean(took)*(len(missing) - i)/60:.0f} min left' if took else ''
         say(f'[{len(jobs) - len(missing) + i + 1}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
         began = time.time()
-        if other := [p for p in Path(runs).glob(f'{job.stem}-*') if p.name != job.name]:
+        if other := [p.parent for p in Path(runs).glob(f'{job.stem}-*/config.json') if p.parent.name != job.name]:
             say(f'{other[0]} has other numbers: this begins anew', flush=True)
         try:
             with run_lock(Path(runs)/job.name):

@@ -19,12 +19,15 @@ def environment(
     import numpy, torchvision
     import sagan_nb
     here = Path(sagan_nb.__file__).resolve().parent
-    git = lambda *args: subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
+    def git(*args):                                          # None where git will not say
+        done = subprocess.run(['git', *args], cwd=here, capture_output=True, text=True)
+        return None if done.returncode else done.stdout.strip()
     own = (here.parent/'.git').exists() and shutil.which('git')     # installed elsewhere there is no commit to name
     on_gpu = torch.device(device).type == 'cuda'
+    state = git('status', '--porcelain', '--untracked-files=no', '.') if own else None
     name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
     return dict(sagan_nb=__version__, commit=git('rev-parse', 'HEAD') if own else None,
-                changed=bool(git('status', '--porcelain', '--untracked-files=no', '.')) if own else None,
+                changed=None if state is None else bool(state),
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),
                 threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
@@ -11,13 +12,29 @@ from pathlib import Path
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused, choose
+from ..core import Refused, choose, printable
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
+from .checkpoints import Diverged
 from .console import read_words
+from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
-from .runs import Diverged, Stopped, stop_at
+from .pictures import reading_images, reading_options
+from .runs import Stopped, stop_at
+
+
+WARNING_TEXT = warnings.formatwarning
+
+
+def warn_in_a_line(
+    message,                  # the warning
+    category:type,            # its class
+    *place,                   # where in the code it was raised
+    **line,                   # the line there
+)->str:                       # what is printed
+    "Format a warning of a damaged or older file without the place in the code, which is no part of it."
+    return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 
 
 def command(f):               # a function with docments
@@ -25,13 +42,15 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        given = read_words(f.__name__, sys.argv[1:])
-        try: f(**given)
+        given, how = read_words(f.__name__, sys.argv[1:])
+        warnings.formatwarning = warn_in_a_line
+        try:
+            with reading_images(**how): f(**given)
         except (Refused, Diverged) as e: fault, code = str(e), 1
         except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
         except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
         else: return
-        print(f'{f.__name__}: {fault}', file=sys.stderr)
+        print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
         sys.exit(code)
     return run
 
@@ -40,10 +59,12 @@ def pick_classes(
     text:str,                 # names or numbers, separated by commas; None for all
     names:list,               # class names, in order
 )->list:                      # their numbers
-    "Classes from a command line. Raises Refused for one that is not there."
+    "Read classes from a command line. Where a name is a number, names alone count. Raises Refused for an unknown one."
     if not names: return [0]
     if not text: return list(range(len(names)))
-    found = {n: k for k, n in enumerate(names)} | {str(k): k for k in range(len(names))}
+    found = {n: k for k, n in enumerate(names)}
+    if not any(n.isdecimal() for n in names): found |= {str(k): k for k in range(len(names))}
+    if text in found: return [found[text]]                    # a name may hold a comma
     missing = [t for t in text.split(',') if t not in found]
     some = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
     if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {some}')
@@ -52,10 +73,12 @@ def pick_classes(
 
 def command_path(
     name:str,                 # a command of this package
-)->str:                       # what to type to run it, from where this one was run
+    *words,                   # its arguments
+)->str:                       # what to type to run it, from where this one was run, quoted for a shell
     "The name alone where the shell finds it, else its path."
     path = Path(sys.argv[0]).with_name(name)
-    return name if shutil.which(name) or not path.exists() else os.path.relpath(path)
+    known = shutil.which(name) or not path.exists()
+    return shlex.join([name if known else os.path.relpath(path), *map(str, words)])
 
 
 def say_next(
@@ -63,15 +86,7 @@ def say_next(
 ):
     "Print what can be done next, in a form that a shell takes back."
     print('\nTry next:')
-    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {typed(*line)}')
-
-
-def typed(
-    name:str,                 # a command of this package
-    *words,                   # what follows it
-)->str:                       # one line
-    "Write a command as it is typed, with quotes where the shell needs them."
-    return shlex.join([command_path(name), *map(str, words)])
+    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}')
 
 
 def folder_of(
@@ -216,7 +231,7 @@ def commands(
 )->str:                       # one line for each row and seed
     "Commands that do not depend on each other, for the scheduler of a cluster."
     given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
-    line = shlex.join(['sagan_table', table, *given])
+    line = shlex.join(['sagan_table', table, *given, *reading_options()])
     kept = [] if 'precision' in map(setting_name, pairs or ()) else [f'precision={jobs[0].cfg.precision}']
     more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
     each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]

@@ -1,15 +1,20 @@
-"Serves chapter 06: packing pictures into one file, and going on with it after an interruption."
+"Serves chapter 06: packing images into files that are mapped, and going on with it after an interruption."
 import hashlib
 import json
 import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused
-from ..data import check_res, is_toy, open_world
-from .pictures import (HEAD, MAGIC, Listing, Pictures, begins_packed, fingerprint_of, list_pictures, locate,
-                       open_packed, read_chunks, report_bad)
+from ..core import Refused, atomic_write, sync_folder
+from ..data import is_toy, open_world
+from .listing import Listing, list_pictures, locate
+from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
+from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
+from .sources import check_res, describe
 
 
 def list_world(
@@ -25,105 +30,182 @@ def list_world(
     return Listing(spec, names, [i % k for i in range(len(toy))], [] if unlabelled else toy.classes, read)
 
 
-def unfinished(
-    part:Path,            # the pictures so far
-    log:Path,             # one line per chunk
-    identity:str,         # of source and settings
-    bytes_each:int,       # of one picture
-)->list:                  # records {'sha', 'kept', 'bad'} of the chunks that are safely in part
-    "What an interrupted pack left behind. Raises Refused where it was packing something else."
-    if not (part.exists() and log.exists()): return []
-    records = []
-    for line in log.read_text().splitlines():
-        try: records.append(json.loads(line))
-        except ValueError: break                                 # the last line may be torn
-    if not records: return []
-    if records[0] != identity:
-        raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
-    records, size = records[1:], part.stat().st_size
-    while records and HEAD + sum(r['kept'] for r in records) * bytes_each > size: records.pop()
-    return records
-
-
 def check_target(
-    out:Path,             # file to write
+    out:Path,             # pack to write
 ):
-    "Raises Refused where packing would overwrite something else."
-    if out.is_dir(): raise Refused(f'{out} is a folder; --out names a file')
-    if out.exists() and not begins_packed(out): raise Refused(f'{out} exists and is no packed file; it is left alone')
+    "Raise Refused where packing would overwrite something else."
+    if is_pack(out) or not out.exists(): return
+    if out.is_dir(): raise Refused(f'{out} is a folder and no pack; it is left alone')
+    raise Refused(f'{out} exists and is no pack; it is left alone')
+
+
+@contextmanager
+def packing_alone(
+    out:Path,             # pack to write
+):
+    "Hold an exclusive lock on a pack. Raises Refused where another process is packing it."
+    from filelock import FileLock, Timeout
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out.with_name(f'.{out.name}.lock'), timeout=0): yield
+    except Timeout:
+        raise Refused(f'{out} is being packed by another process: wait, or choose another --out') from None
 
 
 def pack(
     spec:str,             # as for open_source
     res:int,              # pixels per side
-    out,                  # file to write
-    unlabelled:bool=False,# take every picture at any depth, without labels
+    out,                  # folder to write
+    unlabelled:bool=False,# take every image at any depth, without labels
     n_classes:int=None,   # of the toy world
-    max_bad:float=.01,    # largest share of unreadable pictures, 0..1
+    max_bad:float=None,   # largest share of unreadable images, 0..1; this and the next: None as READING says
+    truncated:bool=None,  # read truncated files as far as they go
     stretch:bool=False,   # see square_rgb
-)->Pictures:              # the finished file, opened
-    "Decode everything into one file; after an interruption the same call goes on. Raises Refused like open_source."
+)->Pictures:              # the finished pack, opened
+    "Decode everything into one folder; after an interruption the same call goes on. Raises Refused like open_source."
     spec, out = str(spec), Path(out).expanduser()
     check_target(out)
     check_res(res)
-    if not is_toy(spec) and begins_packed(locate(spec)[0]): raise Refused(f'{spec} is packed already')
-    listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_pictures(spec, unlabelled)
-    part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    where = spec if is_toy(spec) else str(Path(spec).expanduser().absolute())
-    identity = hashlib.sha256(json.dumps([where, res, stretch, listing.names, listing.classes]).encode()).hexdigest()
-    records = write_chunks(listing, res, max_bad, stretch, part, log, identity)
-    bad = {name: why for r in records for name, why in r['bad'].items()}
-    report_bad(bad, len(listing.names))
-    finish_pack(listing, res, records, bad, part)
-    os.replace(part, out)
-    log.unlink()
+    if not is_toy(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
+    how = how_to_read(max_bad, truncated, stretch)
+    with packing_alone(out):
+        listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_pictures(spec, unlabelled)
+        part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
+        records = write_chunks(listing, res, how, part, log)
+        finish_pack(listing, res, records, part)
+        put_in_place(part, out)
+        log.unlink()
+    report_faults(*faults_of(records), len(listing.names))
     return open_packed(out)
+
+
+def identity_of(
+    listing:Listing,      # what to pack
+    res:int,              # pixels per side
+    how:Reading,          # see there
+)->str:                   # 64 hex digits
+    "Hash what a pack is made of and how, so that an unfinished one is continued only by the same call."
+    where = listing.spec if is_toy(listing.spec) else str(Path(listing.spec).expanduser().absolute())
+    made = [where, res, *astuple(how)[1:], listing.names, listing.labels, listing.classes]
+    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+
+
+def unfinished(
+    part:Path,            # folder of the pack so far
+    log:Path,             # a line for what is packed, then one per chunk
+    identity:str,         # from identity_of
+    bytes_each:int,       # of one image
+)->list:                  # records of the chunks that are safely in part
+    "Read what an interrupted pack left behind. Raises Refused where it was packing something else."
+    if not ((part/'images.npy').exists() and log.exists()): return []
+    records = []
+    for line in log.read_text(encoding='utf-8').splitlines():
+        try: records.append(json.loads(line))
+        except ValueError: break                                 # the last line may be torn
+    if len(records) < 2: return []                               # nothing was packed yet
+    if records[0] != identity:
+        raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
+    records, size = records[1:], (part/'images.npy').stat().st_size
+    while records and HEAD + sum(r['n'] for r in records) * bytes_each > size: records.pop()
+    return records
 
 
 def write_chunks(
     listing:Listing,      # what to read
     res:int,              # pixels per side
-    max_bad:float,        # see read_chunks
-    stretch:bool,         # see square_rgb
-    part:Path,            # file that grows
+    how:Reading,          # see there
+    part:Path,            # folder of the pack
     log:Path,             # its records
-    identity:str,         # of source and settings
 )->list:                  # records of all chunks
-    "Append the chunks that are missing; a record is written only after its pictures are on the disk."
+    "Append the chunks that are missing; a record is written only after its images are on the disk."
+    identity, shape = identity_of(listing, res, how), (3, res, res)
     records = unfinished(part, log, identity, 3 * res**2)
-    bad = {name: why for r in records for name, why in r['bad'].items()}
-    with open(part, 'r+b' if records else 'w+b') as f, open(log, 'w') as lines:
-        lines.writelines(json.dumps(r) + '\n' for r in [identity, *records])
-        if not records: f.write(MAGIC.ljust(HEAD, b'\0'))
-        f.truncate(HEAD + sum(r['kept'] for r in records) * 3 * res**2)
+    part.mkdir(exist_ok=True)
+    text = ''.join(json.dumps(r) + '\n' for r in [identity, *records])
+    with atomic_write(log) as new: new.write_text(text, encoding='utf-8')
+    with open(part/'images.npy', 'r+b' if records else 'w+b') as f, open(log, 'a', encoding='utf-8') as lines:
+        if not records: f.write(npy_header(np.uint8, (0, *shape)))
+        f.truncate(HEAD + sum(r['n'] for r in records) * 3 * res**2)
         f.seek(0, os.SEEK_END)
-        for pixels, labels, new in read_chunks(listing, res, max_bad, stretch, len(records), bad):
-            f.write(pixels.tobytes())
-            f.flush()
-            os.fsync(f.fileno())
-            records.append(dict(sha=hashlib.sha256(pixels.tobytes()).hexdigest(), kept=len(labels), bad=new))
+        for chunk in read_chunks(listing, res, how, len(records), sum(len(r['bad']) for r in records)):
+            pixels = chunk.pixels.tobytes()
+            f.write(pixels)
+            sync(f)
+            records.append(dict(n=len(chunk.labels), sha256=hashlib.sha256(pixels).hexdigest(), bad=chunk.bad,
+                                dark=chunk.dark, cut=chunk.cut))
             lines.write(json.dumps(records[-1]) + '\n')
-            lines.flush()
+            sync(lines)
     return records
+
+
+def sync(
+    f,                    # open file
+):
+    "Wait until everything written to a file is on the disk."
+    f.flush()
+    os.fsync(f.fileno())
+
+
+def faults_of(
+    records:list,         # of all chunks
+)->tuple:                 # bad (path -> reason), dark (paths), cut (paths)
+    "Collect what the chunks say of their images."
+    bad = {name: why for r in records for name, why in r['bad'].items()}
+    return bad, [name for r in records for name in r['dark']], [name for r in records for name in r['cut']]
 
 
 def finish_pack(
     listing:Listing,      # what was read
     res:int,              # pixels per side
     records:list,         # of all chunks
-    bad:dict,             # pictures left out, path -> reason
-    part:Path,            # file with all pictures
+    part:Path,            # folder with all images
 ):
-    "Add labels, header and end mark."
+    "Add labels and pack.json, and say in the header of the images how many there are."
+    bad, dark, cut = faults_of(records)
     labels = [k for name, k in zip(listing.names, listing.labels) if name not in bad]
-    classes = listing.classes
-    header = dict(n=len(labels), res=res, classes=classes, unreadable=bad,
-                  fingerprint=fingerprint_of([r['sha'] for r in records], labels, classes, res))
-    text = json.dumps(header).encode()
-    with open(part, 'r+b') as f:
-        f.seek(HEAD + len(labels) * 3 * res**2)
-        f.write(np.asarray(labels, '<i4').tobytes() + text + len(text).to_bytes(8, 'little') + MAGIC)
-        f.truncate()
-        f.flush()
-        os.fsync(f.fileno())
+    n, classes, chunks = len(labels), listing.classes, [dict(n=r['n'], sha256=r['sha256']) for r in records]
+    about = dict(format=FORMAT, version=VERSION, n=n, res=res, classes=classes,
+                 counts=np.bincount(labels, minlength=len(classes)).tolist() if classes else [],
+                 fingerprint=fingerprint_of([r['sha256'] for r in records], labels, classes, res),
+                 unreadable=bad, found=dict(left_out=listing.left_out, truncated=cut, nearly_black=dark), chunks=chunks)
+    with open(part/'images.npy', 'r+b') as f:
+        f.write(npy_header(np.uint8, (n, 3, res, res)))
+        sync(f)
+    with open(part/'labels.npy', 'wb') as f:
+        f.write(npy_header(np.int64, (n,)) + np.asarray(labels, '<i8').tobytes())
+        sync(f)
+    with open(part/'pack.json', 'w', encoding='utf-8') as f:
+        f.write(json.dumps(about, indent=1) + '\n')
+        sync(f)
+
+
+def put_in_place(
+    part:Path,            # finished folder
+    out:Path,             # its name; an older pack there is removed once the new one has taken its place
+):
+    "Rename a finished pack. Killed in between, the same call finds one of the two under a name that it knows."
+    old = out.with_name(out.name + '.old')
+    if out.exists():
+        remove(old)
+        os.replace(out, old)
+    os.replace(part, out)
+    sync_folder(out.parent)
+    remove(old)
+
+
+def remove(
+    path:Path,            # file, folder, or nothing
+):
+    "Remove a pack of this or the earlier format."
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
+
+def verify_pack(
+    spec:str,                 # pack
+):
+    "Check every image of a pack. Raises Refused for anything else, and for a pack that is not as it was written."
+    path = locate(spec)[0]
+    if not is_pack(path): raise Refused(f'{spec} is no pack: --verify checks what sagan_pack wrote')
+    print(describe(open_packed(path, whole=True)))
+    print('every picture is as it was packed')

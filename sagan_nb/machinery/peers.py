@@ -322,7 +322,7 @@ def one_network(
     part:str=None,                # 'G', 'D' or None
 )->tuple[dict,dict,dict]:         # short name -> tensor; short name -> name in the file; that -> why it is left out
     "Choose a network of a file and take its prefix off."
-    names, other = {re.sub(r'^module\.|:0$', '', k): k for k in arrays}, 'of another network in the file'
+    names, other = {re.sub(r'^((module|_orig_mod)\.)+|:0$', '', k): k for k in arrays}, 'of another network in the file'
     there = [p for p in PREFIXES if any(k.startswith(p) for k in names)]
     prefixes = [p for p in there if part in (None, 'D' if p[0] == 'd' else 'G')]
     left = {}
@@ -392,7 +392,7 @@ def convert(
         if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
     report.notes += weight_notes(source, recipe)
-    return recipe, state, report
+    return recipe, {k: t.float() for k, t in state.items()}, report
 
 
 def weight_notes(source:str, recipe:dict)->list:

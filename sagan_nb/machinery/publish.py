@@ -10,10 +10,10 @@ from torch.nn.utils import parametrize
 from .. import __version__
 from ..blocks import ConditionalBatchNorm2d, Conv2d
 from ..core import Refused, atomic_write
-from ..interop import checkpoint_of, load_weights, read_published
-from ..networks import Discriminator, Generator
+from ..networks import Generator
 from ..self_attention import SelfAttention
-from .files import body_sha256, read_arrays
+from .door import open_run
+from .files import body_sha256
 from .peers import PEER_NAMES, halving_blocks
 from .recipe import recipe_of, restore_network
 
@@ -30,18 +30,19 @@ def model_card(
     about = about or 'Nothing is recorded about its training.'
     return '\n'.join([f'# {r["kind"]} of a Self-Attention GAN', '', about, '',
                       f'- {size}, {maps}, {n:,} parameters', f'- written by sagan_nb {__version__}', '',
-                      '```python', 'import torch', 'from sagan_nb.machinery.publish import from_pretrained',
-                      f'{r["kind"][0]} = from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'), '```', ''])
+                      '```python', 'import torch', f'from sagan_nb import {r["kind"]}',
+                      f'{r["kind"][0]} = {r["kind"]}.from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'),
+                      '```', ''])
 
 
 def save_pretrained(
-    what,                         # a network, or a run folder or checkpoint of ours (its averaged generator is taken)
+    what,                         # a network, or what `open_run` takes (its generator is published)
     path,                         # a .safetensors file, or a folder for model.safetensors and README.md
     about:str='',                 # for the model card
 )->Path:                          # the safetensors file
     "Publish a network: tensors, recipe and model card in one file. Raises Refused for a path without a run."
     from safetensors.torch import save
-    net = what if isinstance(what, nn.Module) else load_weights(what)
+    net = what if isinstance(what, nn.Module) else open_run(what).G
     if not about and what is not net and net.report.notes:
         peer = net.report.source
         made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
@@ -53,34 +54,9 @@ def save_pretrained(
     meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
     content = save(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
     with atomic_write(file) as part: part.write_bytes(content)
-    if file != path: (path/'README.md').write_text(card, encoding='utf-8')
+    if file == path: return file
+    with atomic_write(path/'README.md') as part: part.write_text(card, encoding='utf-8')
     return file
-
-
-def from_pretrained(
-    path,                         # what `save_pretrained` wrote: the file or the folder
-)->nn.Module:                     # Generator or Discriminator in evaluation mode, bit for bit as it was saved
-    "Open a published network. Raises Refused for a file that is damaged, hostile or not ours."
-    if checkpoint_of(Path(path)):
-        raise Refused(f'{path} is a run, not a published network: load_weights opens it, sagan_export publishes it')
-    arrays, meta = read_arrays(path)
-    recipe, state, report = read_published(arrays, meta)
-    net = restore_network(recipe, state)
-    net.report = report
-    return net
-
-
-def opener(cls:type):             # a class method
-    "`cls.from_pretrained(path)`."
-    def open_published(cls, path):
-        "Open a published network of this kind. Raises Refused for one of the other kind."
-        net = from_pretrained(path)
-        if not isinstance(net, cls): raise Refused(f'{path}: holds a {type(net).__name__}, not a {cls.__name__}')
-        return net
-    return classmethod(open_published)
-
-
-for _cls in (Generator, Discriminator): _cls.from_pretrained = opener(_cls)
 
 
 def fits_biggan(r:dict):          # raises Refused where it does not
@@ -175,7 +151,7 @@ def onnx_difference(
 
 
 def export_onnx(
-    G:Generator,                  # the generator, for instance from `load_weights(run)`
+    G:Generator,                  # the generator, for instance from `open_run(run)`
     path,                         # .onnx file to write
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
@@ -197,7 +173,7 @@ def export_onnx(
 
 
 def export(
-    run,                          # a run folder, a checkpoint, or anything `load_weights` takes
+    run,                          # anything `open_run` takes
     format:str='safetensors',     # 'safetensors' or 'onnx'
     out:str=None,                 # file to write; None: beside the run, named after it
 )->Path:                          # the file
@@ -205,5 +181,5 @@ def export(
     if format not in ('safetensors', 'onnx'): raise Refused(f"format is {format!r}; choose 'safetensors' or 'onnx'")
     path = Path(out or f'{Path(run)}.{format}')
     if format == 'safetensors': return save_pretrained(run, path)
-    export_onnx(load_weights(run, part='G'), path)
+    export_onnx(open_run(run).G, path)
     return path

@@ -156,11 +156,12 @@ def add_map_blocks(
 class NoDraws(torch.overrides.TorchFunctionMode):
     "Initial values, and the u and v made of them, are left out: they would be overwritten, and take longest of all."
     kept = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
-            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min, Tensor.div)
+            Tensor.uniform_, Tensor.normal_, Tensor.clamp_min)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         "Tensors of the right shape, without values."
         if func in self.kept: return args[0] if args else kwargs['tensor']
+        if func is Tensor.div: return args[0].view_as(args[0])           # autograd wants another tensor than went in
         if func is torch.randn: return torch.empty(*args)
         if func is Tensor.norm: return args[0].new_empty(())
         if func is Tensor.matmul: return args[0].new_empty(len(args[0]))
@@ -217,6 +218,8 @@ def restore_network(
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
+    kinds = {t.dtype for t in state.values() if t.is_floating_point()}
+    if len(kinds) == 1: net = net.to(*kinds)            # float64 stays so, bit for bit
     net.load_state_dict(state)
     for m in net.modules():                             # where a gradient through the power step starts from
         if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)

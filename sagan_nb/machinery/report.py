@@ -7,19 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..attention_maps import (attention_layers, attention_maps, attention_use, describe_attention, find_queries,
-                              show_attention, silenced)
+from ..attention_maps import attention_layers, attention_maps, describe_attention, show_attention, silenced
 from ..config import FIELDS, PRESETS, Config, meaning
-from ..core import Refused, from_uint8
+from ..core import Refused, atomic_write, from_uint8
 from ..networks import Generator
-from ..report import (beside_real, chart, draw_z, film, gif, in_words, series, there_and_back, timelapse, walk_classes,
-                      walk_z)
-from ..spectral_norm import settle
-from ..train import draw, fixed_noise, sampler
+from ..report import beside_real, draw_z, walk_classes, walk_z
+from ..train import draw, fixed_noise
+from .charts import chart, in_words, series
+from .door import open_run
 from .evaluate import evaluate
 from .features import Features, domain
+from .film import film, gif, there_and_back, timelapse
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
-from .runs import kept_samples, load_checkpoint, newest_checkpoint, pictures_of, read_log
+from .queries import find_queries
+from .runs import kept_samples, pictures_of, read_log
+from .summary import run_scores, summary_html
 
 
 def config_html(
@@ -31,27 +33,28 @@ def config_html(
     rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(name), f.metadata['source'])
             for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
+    name = html.escape(cfg.preset)
     head = ['setting', 'here', f'{cfg.preset} at paper scale', 'meaning', 'source of the default']
     fold = lambda title, table: f'<details><summary>{title}</summary>{table}</details>'
-    return (f'<p>What differs from the row <code>{cfg.preset}</code> at the scale of the paper:</p>'
+    return (f'<p>What differs from the row <code>{name}</code> at the scale of the paper:</p>'
             + table_html(head[:4], changed) + fold('All settings', table_html(head, rows))
             + fold('Versions and machine', table_html(['ran on', ''], list(env.items()))))
 
 
-TRAINING = (                  # keys of the log, which number of a list, what is drawn, a level to compare with, caption
+TRAINING = (                  # keys of the log, which number of a map, what is drawn, a level to compare with, caption
     (('d_real', 'd_fake'), None, 'logit', 0.,
      'What D says of real and of generated pictures. When one player wins, the two part by tens.'),
     (('loss_d', 'loss_g'), None, 'loss', None,
      'Losses say little about quality (chapter 05); a jump says that something broke.'))
 USAGE = ('usage_G', 'usage_D')
 USE = (
-    (USAGE, 0, 'gamma', 0.,
+    (USAGE, 'gamma', 'gamma', 0.,
      'gamma starts at 0, and stays there where nothing is learned. Its sign means nothing (chapter 11).'),
-    (USAGE, 1, '|gamma o| / |x|', None,
+    (USAGE, 'ratio', '|gamma o| / |x|', None,
      'What passes through attention, as a share of what passes by. Near 0: not used.'),
-    (USAGE, 2, 'entropy of the maps, bits', None,
+    (USAGE, 'entropy', 'entropy of the maps, bits', None,
      'Were the maps even, attention would be a mean over the picture, and the line at log2 of the number of keys.'),
-    (USAGE, 3, 'distance, pixels', None,
+    (USAGE, 'distance', 'distance, pixels', None,
      'How far locations look, on average. A 3x3 convolution in its place would stay within a location or two.'))
 SPECTRA = {
     'norms': ('in use', 'One line for each layer. Under spectral norm they lie at 1 or little above; without it they '
@@ -68,8 +71,8 @@ def curves_html(
 )->str:                       # HTML
     "Small charts of what the log has; what it lacks is left out."
     out = []
-    for keys, place, ylabel, level, caption in wanted:
-        lines = {k: v for key in keys for k, v in series(log, key, place).items()}
+    for keys, number, ylabel, level, caption in wanted:
+        lines = {k: v for key in keys for k, v in series(log, key, number).items()}
         if not lines: continue
         fig = chart(lines, ylabel, wanted is NORMS, level)
         out.append(figure_html(figure_tag(fig, f'{ylabel}. {in_words(lines)}.', dpi=160), caption))
@@ -152,7 +155,7 @@ def maps_html(
     head = ['map', 'gamma', '|gamma o| / |x|', 'entropy, bits', 'distance, px', 'entropy if even', 'distance if even']
     click = widget_html(maps, names=labels, fallback='(Needs a browser that runs scripts.)')
     return (f'<h3>{title}</h3>' + figure_html(tag, caption, wide=True)
-            + table_html(head, [(name, *use.values()) for name, use in attention_use(maps).items()])
+            + table_html(head, [(name, *o.use().values()) for name, o in maps.layers.items()])
             + figure_html(click, 'The map of any pixel, made here from queries and keys. Asked at a dot of the figure '
                           'above, a wrong map would not agree with it.'))
 
@@ -195,10 +198,9 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    path = run/'metrics.json'
-    if not path.exists(): return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
-    try: records = json.loads(path.read_text(encoding='utf-8'))
+    try: records = run_scores(run)
     except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
+    if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))
@@ -211,15 +213,16 @@ def metrics_html(
 
 def sections(
     run:Path,                 # run folder
-    gan,                      # its newest checkpoint
+    model,                    # from `open_run`
     source,                   # real pictures, or None
     features,                 # whose distances say what is near, or None
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
     read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
-    log, cfg, G, names = read_log(run/'log.jsonl'), gan.cfg, sampler(gan), read('data.json').get('classes', [])
+    log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
-    out = {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
+    out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
+    out |= {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')
     if features is not None:
         noise, asked = fixed_noise(cfg, 2, 4)
@@ -230,7 +233,7 @@ def sections(
     if source is not None:
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(cfg.seed))
         real, y = source.batch(order[:4])
-        attention += maps_html(settle(gan.D).eval(), from_uint8(real), y, names, 'Discriminator, on real pictures')
+        attention += maps_html(model.D, from_uint8(real), y, names, 'Discriminator, on real pictures')
     if attention:
         used = '' if features is None else silenced_numbers(G, source, features)
         out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
@@ -248,20 +251,20 @@ def report(
     "Write one page with everything about a run. Raises Refused for a folder without a run."
     run = Path(run)
     if not run.is_dir(): raise Refused(f'{run}: there is no such run folder')
-    path, gan, note = Path(out or run/'report.html'), load_checkpoint(newest_checkpoint(run), device=device), ''
-    cfg = gan.cfg
+    path, model, note = Path(out or run/'report.html'), open_run(run, device), ''
+    cfg = model.cfg
     try: source = source or pictures_of(cfg)
     except Refused as e: note = f' The real pictures are not here ({e}), so what needs them is left out.'
     try: features = None if source is None else features or domain(source, device=device)
     except Refused as e: note = f' Distances are left out ({e}).'
-    title, body = f'{cfg.preset}, {cfg.scale} scale, step {gan.t}', sections(run, gan, source, features)
+    title, body = f'{cfg.preset}, {cfg.scale} scale, step {model.step}', sections(run, model, source, features)
     anchor = lambda name: ''.join(c for c in name.lower() if c.isalpha())
     links = ''.join(f'<a href="#{anchor(k)}">{k}</a>' for k in body)
     parts = ''.join(f'<section id={anchor(k)}><h2>{k}</h2>{v}</section>' for k, v in body.items())
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
     about = (f'{cfg.data} at {cfg.res}x{cfg.res}, seed {cfg.seed}, {"averaged weights, " if cfg.ema else ""}{norm}. '
              f'One seed decides nothing.{note}')
-    whole = f'<h1>{title}</h1><p>{html.escape(about)}</p><nav>{links}</nav>{parts}'
+    whole = f'<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p><nav>{links}</nav>{parts}'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, whole, STYLE), encoding='utf-8')
+    with atomic_write(path) as part: part.write_text(page(title, whole, STYLE), encoding='utf-8')
     return path

@@ -1,78 +1,22 @@
 "Serves chapter 09: a run is a folder: checkpoints, log, samples, where it was trained, and what stops it."
-import copy
 import json
 import math
 import signal
 import threading
 import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from .. import __version__
-from ..config import BOOKKEEPING, Config, differences, from_json, to_json
-from ..core import Refused, atomic_write, grid_image
+from ..config import Config, from_json, to_json
+from ..core import Refused, atomic_write, grid_image, printable
 from ..data import Stream, open_source
+from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
-from .files import file_sha256
+from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
+from .files import append_line, file_sha256, read_lines
 from .machine import environment
-
-PARTS = ('G', 'D', 'opt_g', 'opt_d', 'ema')
-
-
-class Diverged(RuntimeError):
-    "A loss or a weight is no longer a finite number; the last good checkpoint is kept."
-
-
-def save_checkpoint(
-    gan:GAN,                  # what to save
-    data:Stream,              # its place is saved too
-    path,                     # file to write; replaced only when the new one is complete
-)->Path:                      # the same path
-    "Write one atomic checkpoint. Raises Diverged, and writes nothing, if a weight is not finite."
-    for name, p in (*gan.G.named_parameters(), *gan.D.named_parameters()):
-        if not p.isfinite().all(): raise Diverged(f'at step {gan.t} the weight {name} is not finite')
-    state = {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None}
-    state |= dict(config=to_json(gan.cfg), t=gan.t, rng=gan.rng.get_state(), data=data.state_dict(),
-                  version=__version__)
-    with atomic_write(path) as part: torch.save(state, part)
-    return Path(path)
-
-
-def read_checkpoint(
-    path,                     # file to read
-    device='cpu',             # where to put the tensors
-)->dict:                      # what `save_checkpoint` wrote
-    "Load a checkpoint without running any code from it. Raises Refused for a damaged or foreign file."
-    try: state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError: raise Refused(f'{path}: there is no such checkpoint') from None
-    except Exception as e:
-        raise Refused(f'{path}: not a readable checkpoint, damaged or not ours ({type(e).__name__})') from None
-    if not isinstance(state, dict) or not {'config', 't', 'G', 'D', 'rng'} <= set(state):
-        raise Refused(f'{path}: not a checkpoint of this package')
-    return state
-
-
-def load_checkpoint(
-    path,                     # what `save_checkpoint` wrote
-    cfg:Config=None,          # None: as saved; else it must agree with the saved one but for BOOKKEEPING
-    data:Stream=None,         # a stream to put in its place
-    device='cpu',             # where to
-)->GAN:                       # at the saved step
-    "A GAN as it was. Raises Refused for a damaged file or a changed configuration, with the differences."
-    state = read_checkpoint(path, device)
-    saved = from_json(state['config'])
-    changed = differences(saved, cfg or saved, ignore=BOOKKEEPING)
-    if changed:
-        words = '; '.join(f'{n} was {a!r}, now {b!r}' for n, (a, b) in changed.items())
-        raise Refused(f'the configuration changed since the checkpoint: {words}')
-    gan = make_gan(cfg or saved, device)
-    for n in PARTS:
-        if getattr(gan, n) is not None: getattr(gan, n).load_state_dict(state[n])
-    gan.t = state['t']
-    gan.rng.set_state(state['rng'].cpu())
-    if data is not None: data.load_state_dict(state['data'])
-    return gan
 
 
 class Log:
@@ -96,14 +40,15 @@ class Log:
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
                     seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds,
                     **self.look(gan))
-        with self.path.open('a', encoding='utf-8') as f: f.write(json.dumps(line) + '\n')
+        append_line(self.path, line)
         self.sums, self.n, self.steps_t, self.wait = {}, 0, time.perf_counter(), self.data.wait_s
 
     def look(self, gan:GAN)->dict:
         "What `attention_usage` finds, and the true norms when they are due."
         z, y = fixed_noise(gan.cfg, 4, 4)
         z, y = z.to(gan.device), y.to(gan.device)
-        out, x = {}, draw(copy.deepcopy(gan.G).eval(), z, y).to(gan.device)
+        with unmoved(gan.G): x = draw(gan.G, z, y).to(gan.device)
+        out = {}
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
@@ -111,108 +56,157 @@ class Log:
         return out
 
 
+def by_name(
+    usage:dict,               # of a log: map size -> numbers by name, or, until NUMERICS 2, in this order
+)->dict:                      # map size -> numbers by name
+    "Names for the numbers of `attention_usage` in old logs."
+    names = 'gamma', 'ratio', 'entropy', 'distance'
+    return {size: v if isinstance(v, dict) else dict(zip(names, v)) for size, v in usage.items()}
+
+
+def class_names(
+    run,                      # run folder
+    n:int,                    # number of classes
+)->list:                      # n names, printable
+    "Read the names of a run's classes; their numbers, and a line that says so, where data.json is lost or damaged."
+    path = Path(run)/'data.json'
+    if not path.exists(): return [str(k) for k in range(n)]
+    try:
+        names = [printable(c) for c in json.loads(path.read_text(encoding='utf-8'))['classes']]
+        if len(names) == n: return names
+    except (ValueError, TypeError, KeyError, RecursionError, OSError): pass
+    print(f'{path} is damaged: classes are called by their numbers')
+    return [str(k) for k in range(n)]
+
+
 def read_log(
-    path,                     # log.jsonl
+    path,                     # log.jsonl, curve.jsonl
     until:int=None,           # leave out later steps
-)->list:                      # one dict per line
-    "The log as a list. A last line that was cut off by a crash is left out."
-    lines = []
-    for text in Path(path).read_text(encoding='utf-8').splitlines():
-        try: lines.append(json.loads(text))
-        except json.JSONDecodeError: break
-    return [o for o in lines if until is None or o['t'] <= until]
-
-
-def newest_checkpoint(
-    out,                      # a run folder
-)->Path:                      # the checkpoint with the highest step
-    "The newest checkpoint of a run. Raises Refused if there is none."
-    found = sorted(Path(out).glob('checkpoints/step_*.pt'))
-    if not found: raise Refused(f'{out}: no run to go on with here (no checkpoints)')
-    return found[-1]
-
-
-class Keeper:
-    "Hook: write a checkpoint, keep the newest two, and remove what a killed process left half written."
-    def __init__(self,
-        out,                      # run folder
-        data:Stream,              # its place is saved
-    ):
-        self.folder, self.data = Path(out)/'checkpoints', data
-
-    def __call__(self, gan:GAN, log:dict=None)->Path:
-        "Write checkpoints/step_XXXXXXX.pt."
-        path = save_checkpoint(gan, self.data, self.folder/f'step_{gan.t:07}.pt')
-        left = self.folder.glob('step_*.pt.*.part')
-        for old in (*sorted(self.folder.glob('step_*.pt'))[:-2], *left): old.unlink()
-        return path
+)->list:                      # one dict per line, by step
+    """Read a log, which is only ever added to. Lines that a resumed run made anew count as they are there last, and a
+    line that a crash cut off is left out."""
+    found = []
+    for line in read_lines(path):
+        while found and found[-1]['t'] >= line['t']: found.pop()
+        for key in {'usage_G', 'usage_D'} & line.keys(): line[key] = by_name(line[key])
+        found.append(line)
+    return [o for o in found if until is None or o['t'] <= until]
 
 
 class Sampler:
     "Hook: draw the fixed noise, one row per class."
     def __init__(self,
         out,                      # run folder
+        sample=sampler,           # makes the generator to sample from
     ):
-        self.folder = Path(out)/'samples'
+        self.folder, self.sample = Path(out)/'samples', sample
 
     def __call__(self, gan:GAN, log:dict=None)->Path:
         "Write samples/step_XXXXXXX.png."
         from PIL import Image
         z, y = fixed_noise(gan.cfg)
-        path = self.folder/f'step_{gan.t:07}.png'
-        Image.fromarray(grid_image(draw(sampler(gan), z, y), 12).permute(1, 2, 0).numpy()).save(path)
+        path, grid = self.folder/f'step_{gan.t:07}.png', grid_image(draw(self.sample(gan), z, y), 12)
+        with atomic_write(path) as part: Image.fromarray(grid.permute(1, 2, 0).numpy()).save(part, format='PNG')
         return path
 
 
-def open_run(
+@contextmanager
+def run_lock(
+    run,                      # run folder; made if it is not there
+):
+    "Hold an exclusive lock on a run folder; a process that dies lets go of it. Raises Refused where another holds it."
+    from filelock import FileLock, Timeout
+    Path(run).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(run).resolve()/'.lock', timeout=0, is_singleton=True)      # held twice by one thread: no harm
+    try: lock.acquire()
+    except Timeout: raise Refused(f'{run}: another process is at it') from None
+    try: yield
+    finally: lock.release()
+
+
+def check_free(out:Path):
+    "Raise Refused where a new run would overwrite something. What a killed process was about to write is nothing."
+    there = out.is_dir() and [p for p in out.iterdir() if p.name != '.lock' and p.suffix != '.part']
+    if there or (out.exists() and not out.is_dir()):
+        raise Refused(f'{out} is there already: choose another --out, or go on with --resume')
+
+
+def fill_folder(
+    out:Path,                 # run folder
+    source,                   # the pictures
+    device,                   # where it is trained
+):
+    "Make what every run folder has besides its settings; leave what is there."
+    for d in (out/'checkpoints', out/'samples'): d.mkdir(exist_ok=True)
+    facts = dict(spec=source.spec, fingerprint=source.fingerprint, pictures=len(source),
+                 classes=list(source.classes), counts=list(source.counts),
+                 unreadable=source.unreadable, **source.found)
+    for name, value in (('env', environment(device)), ('data', facts)):
+        if (path := out/f'{name}.json').exists(): continue
+        with atomic_write(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
+    for left in out.rglob('*.part'):                        # of a process that was killed; metrics belong to sagan_eval
+        if not left.name.startswith('metrics.'): left.unlink(missing_ok=True)
+
+
+def go_on(
+    cfg:Config,               # settings; those of bookkeeping may differ from the run's
+    out:Path,                 # run folder
+    stream:Stream,            # is put in its place
+    device,                   # where to
+)->GAN:                       # at the newest checkpoint that is whole, or at step 0 where none was written yet
+    "Open a run to train on. Raises Refused for changed settings, and where it is further already."
+    if checkpoints_of(out): gan = restore(read_newest(out)[1], cfg, stream, device)
+    else:
+        refuse_changes(from_json((out/'config.json').read_text(encoding='utf-8')), cfg)
+        gan = make_gan(cfg, device)
+    if cfg.steps < gan.t: raise Refused(f'{out} is at step {gan.t} already; ask for more --steps than that')
+    return gan
+
+
+@contextmanager
+def start_run(
     cfg:Config,               # settings of the run, or of the run to go on with
     source,                   # the pictures
     out,                      # run folder
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
-)->tuple[GAN,Stream]:         # ready for `fit`
+):                            # yields (GAN, Stream), ready for `fit`, while the folder is locked
     "Make a run folder, or open the one that is there. Raises Refused for a folder in use, or a changed configuration."
-    out, stream = Path(out), Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)
-    if resume:
-        gan = load_checkpoint(newest_checkpoint(out), cfg, stream, device)
-        if cfg.steps < gan.t: raise Refused(f'{out} is at step {gan.t} already; ask for more --steps than that')
-        lines = read_log(out/'log.jsonl', gan.t)                     # what came after the checkpoint is done again
-        (out/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines), encoding='utf-8')
-    else:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise Refused(f'{out} is there already: choose another --out, or go on with --resume')
-        gan = make_gan(cfg, device)                                  # before anything is written: it may refuse
-        for d in (out/'checkpoints', out/'samples'): d.mkdir(parents=True, exist_ok=True)
-        facts = dict(spec=source.spec, fingerprint=source.fingerprint, pictures=len(source),
-                     classes=list(source.classes), counts=list(source.counts))
-        for name, value in (('env', environment(device)), ('data', facts)):
-            (out/f'{name}.json').write_text(json.dumps(value, indent=1), encoding='utf-8')
-    (out/'config.json').write_text(to_json(gan.cfg), encoding='utf-8')
-    return gan, stream
+    out = Path(out)
+    if not resume:
+        check_free(out)
+        gan = make_gan(cfg, device)                          # before anything is written: it may refuse
+    elif not (out/'config.json').exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
+    with run_lock(out), closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream:
+        if resume: gan = go_on(cfg, out, stream, device)
+        else:
+            check_free(out)
+            with atomic_write(out/'config.json') as part: part.write_text(to_json(cfg), encoding='utf-8')
+        fill_folder(out, source, device)
+        yield gan, stream
 
 
 def train(
     cfg:Config,               # settings; data_id and n_classes as the source has them
-    source,                   # the pictures, from `open_source`
+    source,                   # the pictures
     out,                      # run folder
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
     hooks=(),                 # more hooks, such as an evaluation
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
-    gan, stream = open_run(cfg, source, out, resume, device)
-    keep, cfg = Keeper(out, stream), gan.cfg
-    own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out)),
-           (cfg.checkpoint_every, keep)]
-    try: return fit(gan, stream, [*own, *hooks])
-    except Stopped:
-        keep(gan)
-        raise
-    except Diverged as e:
-        good = sorted(keep.folder.glob('step_*.pt'))
-        last = f'the last good checkpoint is {good[-1]}' if good else 'no checkpoint was written yet'
-        raise Diverged(f'{e}; {last}') from None
-    finally: stream.close()
+    with start_run(cfg, source, out, resume, device) as (gan, stream):
+        sample = SamplerOfStep()
+        keep = Keeper(out, stream, sample)
+        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.checkpoint_every, keep),
+               (cfg.sample_every, Sampler(out, sample))]
+        try:
+            try: return fit(gan, stream, [*own, *hooks])
+            except Stopped:
+                keep(gan)
+                raise
+        except Diverged as e: raise Diverged(f'{e}; {keep.last_good()}') from None
+        except OSError as e: raise OSError(e.errno, f'{e.strerror or e}; {keep.last_good()}', e.filename) from e
 
 
 class Stopped(Exception):
@@ -220,14 +214,15 @@ class Stopped(Exception):
 
 
 def about_run(
-    gan:GAN,                  # what was trained
+    cfg:Config,               # its settings
+    step:int,                 # updates of G
     path:Path,                # its checkpoint, in its run folder
 )->dict:                      # JSON values
     "What a record says of the generator of a run."
-    cfg, env, known = gan.cfg, path.parent.parent/'env.json', {}
+    env, known = path.parent.parent/'env.json', {}
     if env.exists(): known = json.loads(env.read_text(encoding='utf-8'))
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
-    return dict(preset=cfg.preset, scale=cfg.scale, train_seed=cfg.seed, step=gan.t, ema=bool(gan.ema), batch_norm=norm,
+    return dict(preset=cfg.preset, scale=cfg.scale, train_seed=cfg.seed, step=step, ema=bool(cfg.ema), batch_norm=norm,
                 checkpoint=path.name, checkpoint_sha256=file_sha256(path), trained_commit=known.get('commit'),
                 device=known.get('device_name'))
 
@@ -236,9 +231,7 @@ def machines(
     run,                      # run folder
 )->list:                      # as of `environment`: where it began, then each other one that went on with it
     "On what a run was trained."
-    later = Path(run)/'machines.jsonl'
-    lines = later.read_text(encoding='utf-8').splitlines() if later.exists() else []
-    return [json.loads((Path(run)/'env.json').read_text(encoding='utf-8')), *map(json.loads, lines)]
+    return [json.loads((Path(run)/'env.json').read_text(encoding='utf-8')), *read_lines(Path(run)/'machines.jsonl')]
 
 
 class NoteMachine:
@@ -253,7 +246,7 @@ class NoteMachine:
         if self.noted: return
         self.noted, here = True, environment(self.device)
         if here == machines(self.run)[-1]: return
-        with (self.run/'machines.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(here) + '\n')
+        append_line(self.run/'machines.jsonl', here)
 
 
 def stop_at(

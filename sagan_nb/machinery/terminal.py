@@ -4,6 +4,7 @@ import sys
 import textwrap
 import time
 from io import StringIO
+from itertools import groupby
 
 
 def screen_width()->int:      # columns; 100 where the output is no terminal
@@ -38,6 +39,26 @@ def text_table(
     page = StringIO()
     Console(file=page, width=screen_width(), color_system=None, markup=False, highlight=False, emoji=False).print(table)
     return '\n'.join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def show_markdown(
+    text:str,                 # headings, paragraphs and tables
+)->str:                       # the same for a terminal
+    "Lay out Markdown: tables as aligned columns, a long list of facts one a line, no marks."
+    parts = []
+    for is_table, lines in groupby(text.replace('**', '').replace('`', '').split('\n'), lambda o: o.startswith('|')):
+        if is_table:
+            rows = [[cell.strip() for cell in line.strip()[1:-1].split('|')] for line in lines]
+            parts.append(text_table(rows[0], rows[2:]))
+        else: parts += [break_facts(line.removeprefix('### ')) for line in lines]
+    return wrap('\n'.join(parts))
+
+
+def break_facts(
+    line:str,                 # a; b; c
+)->str:                       # a line each where the whole is too wide
+    "Put each fact of a long line on a line of its own."
+    return line.replace('; ', ';\n  ') if len(line) > screen_width() else line
 
 
 def duration(

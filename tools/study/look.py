@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from sagan_nb.attention_maps import attention_maps, attention_use, show_attention, silenced
+from sagan_nb.attention_maps import attention_maps, show_attention, silenced
 from sagan_nb.core import from_uint8, save_fig, show_grid
 from sagan_nb.report import draw_z
-from sagan_nb.spectral_norm import settle
-from sagan_nb.train import draw, sampler
+from sagan_nb.train import draw
+from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.features import domain
-from sagan_nb.machinery.runs import load_checkpoint, newest_checkpoint, pictures_of
+from sagan_nb.machinery.runs import pictures_of
 
 OUT = Path(__file__).resolve().parents[2]/'results'/'look'
 METRICS = ('score', 'distance', 'intra', 'prdc', 'long_range')
@@ -30,8 +30,8 @@ def numbers(G, source, judge, **about):
 
 
 def main(run):
-    gan = load_checkpoint(newest_checkpoint(run))
-    cfg, G, D, source = gan.cfg, sampler(gan), settle(gan.D).eval(), pictures_of(gan.cfg)
+    model = open_run(run)
+    cfg, G, D, source = model.cfg, model.G, model.D, pictures_of(model.cfg)
     z, y = draw_z(64, cfg.z_dim, cfg.seed), torch.arange(64) % cfg.n_classes
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(cfg.seed))[:64]
     real, labels = source.batch(order)
@@ -43,11 +43,11 @@ def main(run):
     whole, judge = draw(G, z[:12], y[:12]), domain(source)
     rows = ['trained', 'gamma = 0', 'difference']
     save_fig(show_grid(torch.cat([whole, without, (whole - without).abs() - 1]), 12, rows=rows), OUT/'gamma0.png', dpi=80)
-    about = dict(step=gan.t, preset=cfg.preset, scale=cfg.scale, gamma='trained')
+    about = dict(step=model.step, preset=cfg.preset, scale=cfg.scale, gamma='trained')
     found = numbers(G, source, judge, **about)
     with silenced(G): found += numbers(G, source, judge, **about | dict(gamma='0'))
     env = json.loads((Path(run)/'env.json').read_text(encoding='utf-8'))
-    use = {part: attention_use(m) for part, m in maps.items()}
+    use = {part: {name: o.use() for name, o in m.layers.items()} for part, m in maps.items()}
     facts = dict(use=use, pictures=64, metrics=found, env=env, config=json.loads((Path(run)/'config.json').read_text(encoding='utf-8')))
     (OUT/'use.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
     shutil.copy(Path(run)/'log.jsonl', OUT/'log.jsonl')

@@ -10,7 +10,7 @@ const hint = make('p'); hint.textContent = 'Click a pixel of the picture, or mov
 const both = make('div'), text = make('p'), choose = make('select'); both.className = 'both';
 text.setAttribute('aria-live', 'polite'); choose.setAttribute('aria-label', 'picture');
 shown.forEach((p, i) => choose.add(new Option(p.name, i))); both.append(picture, heat);
-let at = [Math.floor(H/2), Math.floor(W/2)];
+let at = d.at || [Math.floor(H/2), Math.floor(W/2)];
 const row = p => { const j = (at[0]*W + at[1])*n, s = new Float64Array(h*w); let top = -Infinity, sum = 0;
   for (let i = 0; i < h*w; i++) {
     for (let c = 0; c < n; c++) s[i] += p.q[j + c]*p.k[i*n + c];

@@ -1,0 +1,208 @@
+"Serves chapter 06: what a folder or a zip holds: images, their classes, and what is left out, by kind."
+import os
+import re
+import stat
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ..core import Refused, printable
+
+PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.gif', '.webp', '.avif', '.ppm', '.pgm',
+                    '.tif', '.tiff'}
+LARGEST_FILE = 128 * 2**20       # bytes of one file, after it is taken out of a zip
+
+
+@dataclass
+class Listing:
+    "The images of a source before any of them is read."
+    spec: str             # as the user wrote it
+    names: list           # of images, sorted
+    labels: list          # int, one per name
+    classes: list         # class names, printable; empty: no labels
+    read: object          # name -> bytes of a file, or an image uint8 (3, res, res); raises OSError or ValueError
+    left_out: dict = field(default_factory=dict)     # kind -> number of files that are not taken for images
+
+
+def short_list(
+    names,                # strings
+    most:int=4,           # how many to show
+)->str:                   # 'a, b, c and 12 more'
+    "Return a short list for a message, with names made printable."
+    names = sorted(names)
+    more = f' and {len(names) - most:,} more' if len(names) > most else ''
+    return ', '.join(map(printable, names[:most])) + more
+
+
+def kind_left_out(
+    name:str,             # path with forward slashes
+)->str:                   # '' for an image
+    "Say why a file does not count as an image, by its name alone."
+    parts = name.split('/')
+    if any(p.startswith('.') or p == '__MACOSX' for p in parts): return 'hidden'
+    suffix = Path(name).suffix.lower()
+    if suffix in PICTURE_SUFFIXES: return ''
+    return suffix or 'without an ending'
+
+
+def say_left_out(
+    left_out:dict,        # kind -> number of files
+)->str:                   # '' where nothing is left out
+    "Return what is left out, most frequent first."
+    kinds = sorted(left_out.items(), key=lambda o: (-o[1], o[0]))
+    more = f' and {len(kinds) - 8} more kinds' if len(kinds) > 8 else ''
+    return ', '.join(f'{n:,} {printable(kind)}' for kind, n in kinds[:8]) + more
+
+
+def read_file(
+    path:Path,            # file, or anything else that has a name
+)->bytes:
+    "Read a file of at most LARGEST_FILE bytes. Raises ValueError for others, and for pipes, sockets and devices."
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode): raise ValueError('a pipe, socket or device, not a file')
+    if about.st_size > LARGEST_FILE: raise ValueError(f'larger than {LARGEST_FILE >> 20} MiB')
+    with open(path, 'rb') as f: return f.read(LARGEST_FILE + 1)
+
+
+def folder_tree(
+    root:Path,            # folder
+):                        # names of files, names of folders (both relative to root), read(name) -> bytes
+    "List everything below a folder; links are followed, but none twice."
+    files, folders, seen = [], [], set()
+    for here, inside, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(here)) in seen: inside.clear()
+        else:
+            seen.add(real)
+            relative = lambda name: (Path(here) / name).relative_to(root).as_posix()
+            files += map(relative, names)
+            folders += map(relative, inside)
+    return files, folders, lambda name: read_file(root / name)
+
+
+def tidy_name(
+    info:zipfile.ZipInfo, # member of a zip
+)->str:                   # with forward slashes, without `./`; '' for a member that must not be used
+    "Return where a member lies. Links, absolute names and names with `..` are dangerous and give ''."
+    name = info.filename
+    if not info.flag_bits & 0x800:                   # not marked as UTF-8, though many tools write it
+        try: name = name.encode('cp437').decode('utf-8')
+        except ValueError: pass
+    name = name.replace('\\', '/')
+    if name.startswith('/') or re.match('[A-Za-z]:', name) or stat.S_ISLNK(info.external_attr >> 16): return ''
+    parts = [p for p in name.split('/') if p not in ('', '.')]
+    if '..' in parts: return ''
+    return '/'.join(parts) + ('/' if name.endswith('/') else '')
+
+
+def read_member(
+    z:zipfile.ZipFile,    # open zip
+    info:zipfile.ZipInfo, # one of its members
+)->bytes:
+    "Take out at most LARGEST_FILE bytes. Raises ValueError for larger members and unusual compression."
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError('compressed by another method than deflate')
+    if info.file_size > LARGEST_FILE: raise ValueError(f'larger than {LARGEST_FILE >> 20} MiB')
+    with z.open(info) as f: return f.read(LARGEST_FILE + 1)
+
+
+def zip_tree(
+    path:Path,            # zip file
+    inner:str,            # folder inside it, or ''
+):                        # as folder_tree; and the number of dangerous members
+    "List everything below a folder of a zip. Raises Refused where the file is not a zip or has no such folder."
+    try: z = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
+        raise Refused(f'{path} is no zip file, or a damaged one ({e})') from e
+    members = {}
+    for info in z.infolist(): members.setdefault(tidy_name(info), info)
+    dangerous = sum(not tidy_name(info) for info in z.infolist() if info.filename.strip('./\\'))
+    members.pop('', None)
+    start = inner.strip('/') + '/' if inner.strip('/') else ''
+    below = [n[len(start):] for n in members if n.startswith(start)]
+    if start and not below:
+        raise Refused(f'{path} holds no folder {inner}; it holds {short_list({n.split("/")[0] for n in members})}')
+    files = [n for n in below if n and not n.endswith('/')]
+    folders = {n[:-1] for n in below if n.endswith('/')}
+    folders |= {p.as_posix() for n in files for p in PurePosixPath(n).parents}
+    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), dangerous
+
+
+def by_class(
+    names:list,           # images, relative to where
+    folders:list,         # all folders, relative to where
+    where:str,            # for messages
+    left_out:str='',      # what else is there, for messages
+):                        # labels (list of int, one per name), classes (list of str)
+    "Read labels from <class>/<image>, skipping folders that wrap all images. Raises Refused on any other layout."
+    cut = ''
+    while len(tops := {n[len(cut):].split('/')[0] for n in names}) == 1:
+        if min(n[len(cut):].count('/') for n in names) < 2: break
+        cut += min(tops) + '/'
+    inside = [n[len(cut):] for n in names]
+    check_depth(inside, cut, where, tops)
+    classes = sorted({n.split('/')[0] for n in inside})
+    beside = {f[len(cut):] for f in folders if f.startswith(cut) and not kind_left_out(f + '/x.png')}
+    if empty := {f for f in beside if f and '/' not in f} - set(classes):
+        others = f'; left out: {left_out}' if left_out else ''
+        raise Refused(f'class folders without a picture in {where}: {short_list(empty)}. Fill or remove them{others}')
+    if len(classes) == 1:
+        raise Refused(f'{where} holds only one class ({printable(classes[0])}); '
+                      'to train without labels: sagan_train --unlabelled')
+    index = {c: k for k, c in enumerate(classes)}
+    shown = [printable(c) for c in classes]
+    if len({*shown}) < len(shown): raise Refused(f'two class folders in {where} look the same by name: rename one')
+    return [index[n.split('/')[0]] for n in inside], shown
+
+
+def check_depth(
+    inside:list,          # images, relative to the folder that holds the class folders
+    cut:str,              # that folder, relative to where, with a slash at its end; or ''
+    where:str,            # for messages
+    tops:set,             # first parts of the names
+):
+    "Raise Refused for images outside of class folders, and for images deeper than that."
+    direct, deep = [n for n in inside if '/' not in n], [n for n in inside if n.count('/') > 1]
+    want = f'expected {where}/{printable(cut)}<class>/<picture>'
+    if direct:
+        raise Refused(f'{len(direct):,} pictures lie outside of class folders ({short_list(direct, 2)}): {want}; '
+                      'to train without labels: sagan_train --unlabelled')
+    if deep:
+        one = where + (':' if where.lower().endswith('.zip') else '/') + printable(cut + min(tops))
+        raise Refused(f'{len(deep):,} pictures lie too deep ({printable(deep[0])}): {want}; '
+                      f'if one of {short_list(tops)} holds the class folders, name it: {one}')
+
+
+def locate(
+    spec:str,             # path, or file.zip:folder
+):                        # Path that exists, folder inside the zip or ''
+    "Find what a spec names. Raises Refused where there is nothing."
+    path, inner = Path(spec).expanduser(), ''
+    inside = re.fullmatch(r'(.+\.zip)[:/\\](.+)', spec, re.I)
+    if inside and not path.exists(): path, inner = Path(inside[1]).expanduser(), inside[2].replace('\\', '/')
+    if not path.exists(): raise Refused(f'there is no file or folder {path}; if it was moved, say where it is (--data)')
+    return path, inner
+
+
+def list_pictures(
+    spec:str,             # folder, zip, or file.zip:folder
+    unlabelled:bool=False,# take every image at any depth, without labels
+)->Listing:               # what there is to read
+    "List a source. Raises Refused where there are no images or the layout gives no classes."
+    path, inner = locate(spec)
+    if not path.is_dir() and path.suffix.lower() != '.zip':
+        raise Refused(f'{path} is neither a folder, nor a .zip, nor a pack made by sagan_pack')
+    if not path.is_dir() and not path.is_file(): raise Refused(f'{path} is a pipe, socket or device, not a zip file')
+    dangerous = 0
+    if path.is_dir(): files, folders, read = folder_tree(path)
+    else: files, folders, read, dangerous = zip_tree(path, inner)
+    left_out = Counter(filter(None, map(kind_left_out, files)))
+    if dangerous: left_out['links, absolute names or names with ..'] = dangerous
+    names = sorted(n for n in files if not kind_left_out(n))
+    said = say_left_out(left_out)
+    if not names:
+        holds = f'it holds {short_list(files)}' if files else 'it is empty'
+        raise Refused(f'no pictures in {spec}: {holds}')
+    labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec, said)
+    if said: print(f'{spec}: not taken for pictures and left out: {said}')
+    return Listing(spec, names, labels, classes, read, dict(left_out))

@@ -1,0 +1,90 @@
+"Serves chapter 15: the first lines of a run's page: what it drew, its scores, its attention, signs of collapse."
+import html
+import json
+import math
+from pathlib import Path
+
+from ..ablation import collapse
+from ..config import Config
+from ..networks import Generator
+from ..train import draw, fixed_noise
+from .html import pictures_html
+
+UNUSED = .001                 # |gamma o| / |x| below which a layer is called hardly used
+
+
+def run_scores(
+    run:Path,                 # run folder
+)->list:                      # of metrics.json; [] without one. Raises ValueError where it is damaged
+    "Read the scores of a run."
+    path = run/'metrics.json'
+    records = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
+    good = isinstance(records, list) and all(isinstance(o, dict) and {'metric', 'value'} <= o.keys() for o in records)
+    if not good: raise ValueError('no list of records')
+    return records
+
+
+def say_scores(
+    run:Path,                 # run folder
+)->str:                       # a sentence
+    "Say the scores, each next to that of real pictures."
+    try: records = run_scores(run)
+    except ValueError: return 'metrics.json is damaged; sagan_eval makes it anew.'
+    if not records: return f'Not measured yet: sagan_eval {run} does it.'
+    number = lambda v: f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
+    said = []
+    for o in records:
+        if o.get('splits', 1) != 1: continue
+        real = f' (real pictures {number(o["real"])})' if o.get('real') is not None else ''
+        said.append(f'{o["metric"]} {number(o["value"])}{real}')
+    return '; '.join(said) + '. How each was made stands under Metrics.'
+
+
+def say_attention(
+    log:list,                 # from `read_log`
+)->str:                       # a sentence
+    "Say whether attention is used, by the last line of the log."
+    used = []
+    for net in 'GD':
+        last = next((o[f'usage_{net}'] for o in reversed(log) if f'usage_{net}' in o), {})
+        for size, o in last.items():
+            word = 'hardly used' if o['ratio'] < UNUSED else 'used'
+            used.append(f'{net}, map {size}: {word}, it adds {o["ratio"]:.1%} of what passes through')
+    return '; '.join(used) + '.' if used else 'There is no attention in this run, or its log has no line yet.'
+
+
+def say_collapse(
+    run:Path,                 # run folder
+    cfg:Config,               # of the run
+    log:list,                 # from `read_log`
+)->str:                       # a sentence
+    "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
+    path = run/'curve.jsonl'
+    curve = [json.loads(o) for o in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+    if not log and not curve: return 'Unknown: the log has no line yet.'
+    signs = collapse(log, curve, math.inf, cfg.steps)
+    looked = '' if curve else ' Diversity was not looked at; sagan_table does.'
+    if not signs: return f'None found.{looked}'
+    return '; '.join(f'{o["sign"]} at step {o["t"]} ({o["words"]})' for o in signs) + f'.{looked}'
+
+
+def summary_html(
+    run:Path,                 # run folder
+    cfg:Config,               # of the run
+    step:int,                 # updates of G
+    G:Generator,              # from `sampler`
+    names:list,               # class names
+    log:list,                 # from `read_log`
+)->str:                       # HTML
+    "A few pictures and four answers."
+    classes = f'{len(names)} classes ({", ".join(names[:10])})' if names else 'pictures without classes'
+    answers = {
+        'What it drew': f'{classes} at {cfg.res}x{cfg.res}, after {step:,} of {cfg.steps:,} updates.',
+        'Scores': say_scores(run),
+        'Is attention used?': say_attention(log),
+        'Signs of collapse': say_collapse(run, cfg, log)}
+    rows = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in answers.items())
+    x = draw(G, *fixed_noise(cfg, 12, 1))[None]
+    look = pictures_html(x, f'Twelve generated pictures of {names[0] if names else "the run"}',
+                         f'Twelve draws of {names[0]}; all classes follow below.' if names else 'Twelve draws.')
+    return f'<dl class=summary>{rows}</dl>{look}'

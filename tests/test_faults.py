@@ -1,0 +1,248 @@
+"What a run survives: flipped bits, kills, a full disk, two owners, numbers that are not finite. Nothing is lost, nothing damaged is used."
+import os
+import random
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from filelock import FileLock
+
+from sagan_nb.config import PRESETS, at_scale, from_json
+from sagan_nb.core import Refused, atomic_write
+from sagan_nb.data import Toy
+from sagan_nb.machinery import door, machine, runs
+from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, disk_price, every_tensor, load_checkpoint, read_checkpoint,
+                                            save_checkpoint, worth_keeping)
+from sagan_nb.machinery.files import CacheWarning, append_line
+from sagan_nb.machinery.runs import Stopped, read_log, train
+from sagan_nb.train import make_gan, sampler
+
+TOY = Toy(32, 4, n=50)
+CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, width=1, attn_at=(8,), steps=6, ema=.9, ema_start=1, standing=16, checkpoint_every=2, sample_every=6,
+              log_every=1, sigma_every=100)
+PLACE = SimpleNamespace(state_dict=lambda: dict(t=0))
+
+
+def at(step, do):
+    "A hook that does something after one step."
+    return [(1, lambda gan, log: do(gan) if gan.t == step else None)]
+
+
+def halt(error):
+    def do(gan): raise error
+    return do
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "An undisturbed run."
+    out = tmp_path_factory.mktemp('run')/'whole'
+    train(CFG, TOY, out)
+    return out
+
+
+def files(run): return {p: p.read_bytes() for p in run.rglob('*') if p.is_file() and p.suffix != '.lock'}
+
+
+def last_bytes(run): return checkpoints_of(run)[-1].read_bytes()
+
+
+# a checkpoint is whole or refused
+
+@pytest.fixture
+def checkpoint(tmp_path): return save_checkpoint(make_gan(CFG), PLACE, tmp_path/'step_0000000.pt')
+
+
+def test_a_flipped_bit_anywhere_is_refused(checkpoint):
+    content, rng = checkpoint.read_bytes(), random.Random(0)
+    ends = [*range(0, 40, 5), *range(len(content) - 90, len(content), 3)]        # the headers, and the hash itself
+    for place in (*ends, *rng.choices(range(len(content)), k=40)):
+        checkpoint.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1:])
+        with pytest.raises(Refused, match='not a readable checkpoint'): read_checkpoint(checkpoint)
+    with pytest.raises(Refused): door.open_run(checkpoint)
+    checkpoint.write_bytes(content)
+    assert read_checkpoint(checkpoint)['t'] == 0
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint):
+    content = checkpoint.read_bytes()
+    for size in (*range(0, len(content), len(content) // 50), len(content) - 64, len(content) - 1):
+        checkpoint.write_bytes(content[:size])
+        with pytest.raises(Refused, match='not a readable checkpoint'): read_checkpoint(checkpoint)
+
+
+def test_a_resumed_run_ends_with_the_same_file(whole, tmp_path):
+    "Stopped between checkpoints; the settings of the first part differ in length. Equal states are equal bytes."
+    with pytest.raises(Stopped): train(CFG, TOY, tmp_path/'run', hooks=at(3, halt(Stopped())))
+    train(CFG, TOY, tmp_path/'run', resume=True)
+    assert last_bytes(whole) == last_bytes(tmp_path/'run')
+
+
+def test_a_checkpoint_of_an_earlier_version_opens(whole, tmp_path):
+    "Without statistics and without a hash: they are made anew, and that is said; training goes on from it."
+    state = read_checkpoint(checkpoints_of(whole)[-1])
+    old = tmp_path/'old.pt'
+    torch.save({k: v for k, v in state.items() if k != 'sampling'}, old)
+    with pytest.warns(CacheWarning, match='of an earlier version') as said: G = door.open_run(old).G
+    want = sampler(load_checkpoint(old)).state_dict()
+    assert len(said) == 1 and all(torch.equal(v, want[k]) for k, v in G.state_dict().items())
+    old.write_bytes(old.read_bytes()[:-1])
+    with pytest.raises(Refused, match='not a readable checkpoint'): load_checkpoint(old)
+
+
+def test_what_is_stored_for_sampling_is_what_the_sampler_would_have(whole):
+    G, want = door.open_run(whole).G, sampler(load_checkpoint(checkpoints_of(whole)[-1]))
+    assert all(torch.equal(v, G.state_dict()[k]) for k, v in want.state_dict().items())
+
+
+def spoil(gan, part):
+    if part == 'buffer': next(b for n, b in gan.G.named_buffers() if n.endswith('var')).view(-1)[0] = float('nan')
+    if part == 'adam': next(iter(gan.opt_g.state.values()))['exp_avg_sq'].view(-1)[0] = float('inf')
+    if part == 'ema': next(gan.ema.parameters()).data.view(-1)[0] = float('nan')
+    if part == 'u': next(b for n, b in gan.D.named_buffers() if n.endswith('.u'))[0] = float('-inf')
+
+
+@pytest.mark.parametrize('part, name', [('buffer', 'G.'), ('adam', 'opt_g.state.0.exp_avg_sq'), ('ema', 'ema.'), ('u', '')])
+def test_numbers_that_are_not_finite_are_not_saved(part, name, tmp_path):
+    "Planted after step 3, after the checkpoint of step 2."
+    cfg = replace(CFG, log_every=100, sample_every=100)
+    with pytest.raises(Diverged, match=rf'at step \d {name}.* is not finite; the last good checkpoint is .*step_0000002.pt'):
+        train(cfg, TOY, tmp_path/'run', hooks=at(3, lambda gan: spoil(gan, part)))
+    for path in checkpoints_of(tmp_path/'run'):
+        assert all(v.isfinite().all() for _, v in every_tensor(read_checkpoint(path)) if v.is_floating_point())
+
+
+# which are kept
+
+def test_checkpoints_are_kept_spaced_in_log_time():
+    "As a run of 1,000 steps makes them: what is kept at the end, and that nothing is missed on the way."
+    kept = set()
+    for t in range(1, 1001):
+        kept = worth_keeping(kept | {t}, 1000)
+        assert {t, max(t - 1, 1)} <= kept and len(kept) <= 12
+    assert kept == {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 999, 1000}
+    assert worth_keeping([300, 600, 900, 1200, 1300], 1300) == {300, 600, 900, 1200, 1300}
+
+
+def test_a_collapse_overwrites_no_good_state_and_the_price_is_right(tmp_path):
+    def collapse(gan, log):
+        if gan.t >= 5: gan.G.conv.bias.data.fill_(50.)
+    cfg = replace(CFG, steps=24, sample_every=24, standing=0)
+    train(cfg, TOY, tmp_path/'run', hooks=[(1, collapse)])
+    found = checkpoints_of(tmp_path/'run')
+    assert [p.name for p in found] == [f'step_{t:07}.pt' for t in (2, 4, 8, 14, 22, 24)]
+    n, size = disk_price(cfg)
+    stored = sum(v.nbytes for _, v in every_tensor(read_checkpoint(found[-1])))
+    assert n == len(found) and .9 < stored / size < 1.1
+
+
+# log and settings
+
+def test_a_log_is_only_added_to(tmp_path):
+    "Lines made anew count as they are there last; half a line of a crash is closed off and left out."
+    path = tmp_path/'log.jsonl'
+    assert read_log(path) == []
+    for t in (1, 2, 3): append_line(path, dict(t=t, first=True))
+    with path.open('a') as f: f.write('{"t": 4, "fi')
+    for t in (2, 3): append_line(path, dict(t=t, first=False))
+    assert [(o['t'], o['first']) for o in read_log(path)] == [(1, True), (2, False), (3, False)]
+    assert len(path.read_bytes().splitlines()) == 6 and [o['t'] for o in read_log(path, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize('what', ['log', 'checkpoint'])
+def test_a_failed_resume_leaves_log_and_settings(what, whole, tmp_path, monkeypatch):
+    "The disk is full when it writes first; then it is not, and the run ends as one that was never disturbed."
+    cfg, run = replace(CFG, steps=4), tmp_path/'run'
+    train(cfg, TOY, run)
+    before = files(run)
+    def full(*args): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        if what == 'log': m.setattr(runs, 'append_line', full)
+        else: m.setattr(os, 'fsync', full)
+        with pytest.raises(OSError, match=r'No space left on device; the last good checkpoint is .*step_0000004.pt'): train(CFG, TOY, run, resume=True)
+    after = files(run)
+    log = run/'log.jsonl'
+    assert after.keys() == before.keys() and after.pop(log).startswith(before.pop(log)) and after == before
+    train(CFG, TOY, run, resume=True)
+    assert last_bytes(run) == last_bytes(whole) and [o['t'] for o in read_log(log)] == [1, 2, 3, 4, 5, 6]
+    assert from_json((run/'config.json').read_text()).steps == 6
+
+
+def test_killed_before_the_first_checkpoint(whole, tmp_path):
+    "The run begins again, with the settings it had, and no others."
+    run = tmp_path/'run'
+    with pytest.raises(KeyboardInterrupt): train(replace(CFG, checkpoint_every=100), TOY, run, hooks=at(2, halt(KeyboardInterrupt())))
+    assert not checkpoints_of(run)
+    (run/'data.json').unlink()                                                   # killed even earlier
+    with pytest.raises(Refused, match='lr_g was'): train(replace(CFG, lr_g=1.), TOY, run, resume=True)
+    train(CFG, TOY, run, resume=True)
+    assert last_bytes(run) == last_bytes(whole) and (run/'data.json').exists() and [o['t'] for o in read_log(run/'log.jsonl')] == [1, 2, 3, 4, 5, 6]
+
+
+def test_killed_while_the_folder_is_made(tmp_path):
+    "Nothing is there but a lock that nobody holds and half of the settings: a new run may begin."
+    run = tmp_path/'run'
+    run.mkdir()
+    for name in ('.lock', 'config.json.17.part'): (run/name).touch()
+    train(replace(CFG, steps=1), TOY, run)
+    assert checkpoints_of(run) and not [*run.rglob('*.part')]
+    with pytest.raises(Refused, match='is there already'): train(CFG, TOY, run)
+
+
+def test_a_run_has_one_owner(tmp_path):
+    run, cfg = tmp_path/'run', replace(CFG, steps=2)
+    train(cfg, TOY, run)
+    before = files(run)
+    with FileLock(run/'.lock'), pytest.raises(Refused, match='another process is at it'): train(CFG, TOY, run, resume=True)
+    assert files(run) == before
+    train(CFG, TOY, run, resume=True)                                            # the file is there, nobody holds it
+
+
+def test_a_damaged_later_checkpoint_goes_when_the_run_passes_it(tmp_path):
+    gan = make_gan(CFG)
+    (tmp_path/'checkpoints').mkdir()
+    for t in (5, 7): (tmp_path/'checkpoints'/f'step_{t:07}.pt').write_bytes(b'damaged')
+    gan.t = 6
+    Keeper(tmp_path, PLACE)(gan)
+    assert [p.name for p in checkpoints_of(tmp_path)] == ['step_0000005.pt', 'step_0000006.pt']
+
+
+# writers
+
+def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ('fsync', 'replace'):
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=getattr(os, name): (calls.append(name), real(*a))[1])
+    with atomic_write(tmp_path/'a') as part: part.write_text('b')
+    assert calls == ['fsync', 'replace', 'fsync'] and os.listdir(tmp_path) == ['a']
+
+
+def test_no_writer_of_a_run_folder_writes_in_place(whole, monkeypatch):
+    "Where the last step of a write fails, every file is as it was: samples, figures, metrics, settings, report."
+    from sagan_nb.core import save_fig
+    from sagan_nb.machinery.evaluate import save_records
+    from sagan_nb.machinery.report import report
+    import matplotlib.pyplot as plt
+    def full(*args): raise OSError(28, 'No space left on device')
+    gan = load_checkpoint(checkpoints_of(whole)[-1])
+    (whole/'metrics.json').write_text('[]')
+    (whole/'report.html').write_text('old')
+    before = files(whole)
+    monkeypatch.setattr(os, 'replace', full)
+    monkeypatch.setattr('sagan_nb.machinery.report.sections', lambda *args: {})
+    fig = plt.figure()
+    writers = [lambda: runs.Sampler(whole)(gan), lambda: Keeper(whole, PLACE)(gan), lambda: save_fig(fig, whole/'curves.png'),
+               lambda: save_records(whole/'metrics.json', []), lambda: report(whole, source=TOY, features=object())]
+    for write in writers:
+        with pytest.raises(OSError, match='No space'): write()
+        assert files(whole) == before
+    plt.close(fig)
+
+
+def test_a_commit_that_git_will_not_say_is_unknown(monkeypatch):
+    "A checkout of another user: git refuses. Neither '' nor \"nothing changed\" would be true."
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kw: SimpleNamespace(returncode=128, stdout=''))
+    found = machine.environment('cpu')
+    assert (found['commit'], found['changed']) == (None, None)

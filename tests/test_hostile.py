@@ -1,0 +1,407 @@
+"Files from strangers: a corpus made by code. Each is refused, or left out and named; nothing is executed, and memory is bounded."
+import io
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from commands import shell
+from PIL import Image
+
+from sagan_nb.core import Refused, printable, show_grid
+from sagan_nb.data import open_source
+from sagan_nb.machinery.sources import describe
+from sagan_nb.machinery import listing, pictures
+from sagan_nb.machinery.options import pick_classes
+from sagan_nb.machinery.packs import pack
+
+
+def encoded(h=40, w=40, format='PNG', seed=0, **how):
+    "The bytes of an image of noise."
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)).save(out, format, **how)
+    return out.getvalue()
+
+
+def tree(folder, n=10, classes='ab'):
+    "A folder with n images for each class."
+    for k in classes:
+        (folder/k).mkdir(parents=True)
+        for i in range(n): (folder/k/f'{i}.png').write_bytes(encoded(seed=i))
+    return folder
+
+
+def png_that_claims(w, h):
+    "A PNG of a few bytes with a header that says otherwise."
+    b = bytearray(encoded(1, 1))
+    b[16:24] = struct.pack('>II', w, h)
+    b[29:33] = struct.pack('>I', zlib.crc32(bytes(b[12:29])))
+    return bytes(b)
+
+
+def zipped(path, members, method=zipfile.ZIP_DEFLATED):
+    "A zip of (name or ZipInfo, bytes), and ten good images in each of two classes."
+    with zipfile.ZipFile(path, 'w', method) as z:
+        for k in 'ab':
+            for i in range(10): z.writestr(f'{k}/{i}.png', encoded(seed=i))
+        for name, content in members: z.writestr(name, content)
+    return path
+
+
+def grown(code):
+    "By how many MiB the peak of a process grows while it opens something."
+    ask = ('import resource, sys\nfrom sagan_nb.data import open_source\nfrom sagan_nb.machinery import pictures\nfrom PIL import Image\n'
+           'rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nbefore = rss()\n' + code + '\nprint("grew", rss() - before)')
+    done = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+# zips
+
+@pytest.mark.parametrize('name', ['../../evil.png', '/etc/evil.png', 'a/../../evil.png', '..\\evil.png', 'C:\\evil.png', 'C:evil.png', '\\evil.png'])
+def test_members_that_leave_the_zip_are_left_out_and_named(tmp_path, capsys, name):
+    before = {*tmp_path.parent.rglob('*')}
+    s = open_source(zipped(tmp_path/'z.zip', [(name, encoded())]), 16)
+    assert len(s) == 20 and s.found['left_out'] == {'links, absolute names or names with ..': 1}
+    assert '1 links, absolute names or names with ..' in capsys.readouterr().out
+    assert {*tmp_path.parent.rglob('*')} - before == {tmp_path/'z.zip'}
+
+
+def test_links_in_a_zip_are_left_out(tmp_path):
+    link = zipfile.ZipInfo('a/link.png')
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    s = open_source(zipped(tmp_path/'z.zip', [(link, '/etc/passwd')]), 16)
+    assert len(s) == 20 and s.found['left_out'] == {'links, absolute names or names with ..': 1}
+
+
+@pytest.mark.parametrize('write', ['./{}/{}', '{}\\{}', '.\\{}\\{}', 'data//{}/./{}'])
+def test_names_as_other_tools_write_them(tmp_path, write):
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for k in 'ab':
+            for i in range(5):
+                info = zipfile.ZipInfo('x')
+                info.filename = write.format(k, f'{i}.png')                             # as it is: ZipInfo would tidy it
+                z.writestr(info, encoded(seed=i))
+    assert open_source(tmp_path/'z.zip', 16).counts == [5, 5]
+
+
+def test_names_without_the_utf8_mark(tmp_path):
+    "macOS writes UTF-8 and does not say so."
+    with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z:
+        for k in ('Küche', 'Bad'):
+            for i in range(3):
+                info = zipfile.ZipInfo(f'{k}/{i}.png')
+                z.writestr(info, encoded(seed=i))
+    raw = (tmp_path/'z.zip').read_bytes()
+    for mark in (b'PK\x03\x04', b'PK\x01\x02'):
+        at, flags = -1, 6 if mark == b'PK\x03\x04' else 8
+        while (at := raw.find(mark, at + 1)) >= 0: raw = raw[:at + flags + 1] + bytes([raw[at + flags + 1] & ~8]) + raw[at + flags + 2:]
+    (tmp_path/'z.zip').write_bytes(raw)
+    assert not zipfile.ZipFile(tmp_path/'z.zip').infolist()[0].flag_bits & 0x800
+    assert open_source(tmp_path/'z.zip', 16).classes == ['Bad', 'Küche']
+
+
+def test_zip_bombs_are_bounded(tmp_path):
+    "A gigabyte of zeros in a megabyte, honest and lying about its size."
+    with zipfile.ZipFile(zipped(tmp_path/'honest.zip', []), 'a', zipfile.ZIP_DEFLATED) as z, z.open('a/big.png', 'w', force_zip64=True) as f:
+        for _ in range(64): f.write(bytes(1 << 24))
+    raw = bytearray((tmp_path/'honest.zip').read_bytes())
+    at = raw.rindex(b'PK\x01\x02')
+    assert struct.unpack_from('<I', raw, at + 24)[0] == 1 << 30
+    struct.pack_into('<I', raw, at + 24, 1000)                                          # the central directory says 1000 bytes
+    (tmp_path/'lying.zip').write_bytes(raw)
+    for name, why in (('honest', 'larger than 128 MiB'), ('lying', '')):
+        assert grown(f's = open_source({str(tmp_path/name)!r} + ".zip", 16, max_bad=.5)\nassert len(s) == 20 and {why!r} in s.unreadable["a/big.png"]') < 300
+
+
+@pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_is_a_reason(tmp_path, method):
+    with zipfile.ZipFile(zipped(tmp_path/'z.zip', []), 'a', method) as z: z.writestr('a/other.png', encoded())
+    assert open_source(tmp_path/'z.zip', 16, max_bad=.1).unreadable == {'a/other.png': 'compressed by another method than deflate'}
+
+
+def test_an_encrypted_member_is_a_reason(tmp_path):
+    raw = bytearray(zipped(tmp_path/'z.zip', [('a/locked.png', encoded())]).read_bytes())
+    for mark, flags in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)): raw[raw.rindex(mark) + flags] |= 1
+    (tmp_path/'z.zip').write_bytes(raw)
+    assert 'encrypted' in open_source(tmp_path/'z.zip', 16, max_bad=.1).unreadable['a/locked.png']
+
+
+# folders
+
+def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path):
+    tree(tmp_path/'d')
+    os.mkfifo(tmp_path/'d'/'a'/'pipe.png')
+    (tmp_path/'d'/'b'/'zeros.png').symlink_to('/dev/zero')
+    s = socket.socket(socket.AF_UNIX)
+    os.chdir(tmp_path/'d'/'b')
+    s.bind('socket.png')
+    os.symlink('nowhere', 'dangling.png')
+    s = open_source(tmp_path/'d', 16, max_bad=.5)
+    reason = 'a pipe, socket or device, not a file'
+    assert {k: v for k, v in s.unreadable.items() if 'dang' not in k} == {'a/pipe.png': reason, 'b/zeros.png': reason, 'b/socket.png': reason}
+    assert 'No such file' in s.unreadable['b/dangling.png'] and len(s) == 20
+
+
+def test_a_pipe_called_zip_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path/'x.zip')
+    with pytest.raises(Refused, match='is a pipe'): open_source(tmp_path/'x.zip', 16)
+    tree(tmp_path/'d')
+    pack(tmp_path/'d', 16, tmp_path/'p.pack')
+    (tmp_path/'p.pack'/'images.npy').unlink()
+    os.mkfifo(tmp_path/'p.pack'/'images.npy')
+    with pytest.raises(Refused, match='is not there'): open_source(tmp_path/'p.pack')
+
+
+def test_headers_that_claim_gigapixels(tmp_path):
+    tree(tmp_path/'d')
+    for name, size in (('giga', (60_000, 60_000)), ('large', (12_000, 12_000)), ('most', (2**31 - 1, 2**31 - 1)), ('line', (10**9, 1))):
+        (tmp_path/'d'/'a'/f'{name}.png').write_bytes(png_that_claims(*size))
+    assert grown(f's = open_source({str(tmp_path/"d")!r}, 16, max_bad=.5)\nassert len(s.unreadable) == 4 and len(s) == 20, s.unreadable') < 300
+
+
+def test_an_image_bomb_is_bounded(tmp_path):
+    "81 million pixels in 80 kB: decoded, one at a time, within the bound; just above the limit: refused."
+    tree(tmp_path/'d')
+    for i in range(3): Image.new('L', (9000, 9000), 200).save(tmp_path/'d'/'a'/f'big{i}.png')
+    Image.new('1', (10_001, 10_000), 1).save(tmp_path/'d'/'b'/'over.png')
+    code = f's = open_source({str(tmp_path/"d")!r}, 16, max_bad=.5)\nassert list(s.unreadable) == ["b/over.png"] and "100 million" in s.unreadable["b/over.png"], s.unreadable'
+    assert grown(code) < 1500
+
+
+def test_a_large_file_is_a_reason(tmp_path, monkeypatch):
+    tree(tmp_path/'d')
+    monkeypatch.setattr(listing, 'LARGEST_FILE', 20_000)
+    (tmp_path/'d'/'a'/'big.png').write_bytes(encoded(100, 100))
+    assert 'larger than' in open_source(tmp_path/'d', 16, max_bad=.5).unreadable['a/big.png']
+
+
+# names
+
+NAMES = ['cat\nprint me', '\x1b[2J\x1b[31mred', '$x_1$ and $', '<img src=x onerror=alert(1)>', 'caf\udce9', 'right\u202eto left', ' ', '%s{}']
+
+
+def test_names_are_shown_harmlessly(tmp_path, capsys):
+    for name in NAMES: tree(tmp_path/'d', 3, [name])
+    (tmp_path/'d'/NAMES[0]/'bad\n.png').write_text('words')
+    (tmp_path/'d'/NAMES[1]/'notes.t\x1bxt').write_text('words')
+    s = open_source(tmp_path/'d', 16, max_bad=.5)
+    p = pack(tmp_path/'d', 16, tmp_path/'p.pack', max_bad=.5)
+    said = capsys.readouterr().out + describe(s) + describe(p) + ''.join(p.classes)
+    assert all(c.isprintable() or c == '\n' for c in said) and said.encode() and 'cat\\nprint me' in said
+    assert s.classes == p.classes == [printable(n) for n in sorted(NAMES)] and p.fingerprint == s.fingerprint
+    assert all(len(line) < 400 for line in said.splitlines()) and not any(line.startswith('print me') for line in said.splitlines())
+    import torch
+    fig = show_grid(torch.zeros(8, 3, 16, 16), 1, rows=s.classes, title='$\n')
+    fig.savefig(tmp_path/'grid.png')
+    (tmp_path/'d'/'empty\n').mkdir()
+    with pytest.raises(Refused, match=r'empty\\n') as e: open_source(tmp_path/'d', 16)
+    assert '\n' not in str(e.value)
+
+
+def test_two_names_that_look_the_same(tmp_path):
+    tree(tmp_path/'d', 3, ['a\n', 'a\\n'])
+    with pytest.raises(Refused, match="look the same"): open_source(tmp_path/'d', 16)
+
+
+def test_class_names_of_a_strange_pack(tmp_path):
+    tree(tmp_path/'d')
+    pack(tmp_path/'d', 16, tmp_path/'p.pack')
+    about = json.loads((tmp_path/'p.pack'/'pack.json').read_text())
+    about['classes'] = ['a\x1b[2J', 'b']
+    (tmp_path/'p.pack'/'pack.json').write_text(json.dumps(about))
+    with pytest.raises(Refused, match='do not fit the fingerprint'): open_source(tmp_path/'p.pack')
+
+
+# what is left out, and what looks wrong
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path, capsys):
+    d = tree(tmp_path/'d')
+    for i in range(30): (d/'a'/f'w{i}.jfif').write_bytes(encoded(format='JPEG', seed=i))
+    for i in range(7): (d/'a'/f'{i}.heic').write_bytes(b'x')
+    for name in ('b/no_ending', 'b/also none', '.thumbs/x.png', 'a/.hidden.png', 'readme.txt'):
+        (d/name).parent.mkdir(exist_ok=True)
+        (d/name).write_bytes(encoded())
+    s = open_source(d, 16)
+    assert s.counts == [40, 10] and s.found['left_out'] == {'.heic': 7, 'without an ending': 2, 'hidden': 2, '.txt': 1}
+    assert 'left out: 7 .heic, 2 hidden, 2 without an ending, 1 .txt\n' in capsys.readouterr().out
+    (d/'c').mkdir()
+    (d/'c'/'x.heic').write_bytes(b'x')
+    with pytest.raises(Refused, match=r'without a picture.*: c\..*left out: 8 \.heic'): open_source(d, 16)
+
+
+def test_avif_is_read_where_pillow_can(tmp_path):
+    from PIL import features
+    if not features.check('avif'): pytest.skip('this Pillow reads no AVIF')
+    d = tree(tmp_path/'d')
+    (d/'a'/'x.avif').write_bytes(encoded(format='AVIF'))
+    assert open_source(d, 16).counts == [11, 10]
+
+
+def black(kind):
+    rng = np.random.default_rng(0)
+    if kind == '12 bit': return Image.fromarray(rng.integers(0, 4096, (40, 40)).astype(np.uint16)), 'png'
+    if kind == '32-bit tiff': return Image.fromarray(rng.integers(0, 256, (40, 40)).astype(np.int32)), 'tif'
+    if kind == 'mask': return Image.fromarray(rng.integers(0, 2, (40, 40), dtype=np.uint8)), 'png'
+    if kind == 'alpha': return Image.fromarray(np.dstack([np.zeros((40, 40, 3), np.uint8), rng.integers(0, 256, (40, 40), dtype=np.uint8)])), 'png'
+    return Image.new('CMYK', (40, 40), (255, 255, 255, 255)), 'jpg'
+
+
+@pytest.mark.parametrize('kind', ['12 bit', '32-bit tiff', 'mask', 'alpha', 'cmyk'])
+def test_images_that_become_black_are_named(tmp_path, capsys, kind):
+    d = tree(tmp_path/'d')
+    picture, ending = black(kind)
+    picture.save(d/'a'/f'x.{ending}')
+    s = open_source(d, 32)
+    assert s.found['nearly_black'] == [f'a/x.{ending}'] and f'1 of 21 pictures are nearly black, with no value above 64 of 255: a/x.{ending}' in capsys.readouterr().out
+
+
+def test_truncated_images_are_read_on_request(tmp_path, capsys):
+    d = tree(tmp_path/'d')
+    for i, format in enumerate(('JPEG', 'PNG')):
+        whole = encoded(200, 200, format)
+        (d/'a'/f'cut{i}.{format.lower()}').write_bytes(whole[:len(whole)*2//3])
+    with pytest.raises(Refused, match=r'2 or more of 22 .*limit is 1%.*--bad 5%, or read truncated ones as far as they go with --truncated'): open_source(d, 32)
+    s = open_source(d, 32, truncated=True)
+    assert len(s) == 22 and not s.unreadable and s.found['truncated'] == ['a/cut0.jpeg', 'a/cut1.png']
+    assert '2 of 22 pictures are truncated and read as far as they go: a/cut0.jpeg, a/cut1.png' in capsys.readouterr().out
+    from PIL import ImageFile
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    with pictures.reading_images(truncated=True): p = pack(d, 32, tmp_path/'p.pack')
+    assert p.fingerprint == s.fingerprint and p.found == s.found
+
+
+def test_the_share_of_unreadable_images(tmp_path):
+    d = tree(tmp_path/'d')
+    (d/'a'/'bad.png').write_text('words')
+    with pytest.raises(Refused, match='limit is 1%'): open_source(d, 16)
+    for bad in ('5%', '0.05', '100%', ' 5 %'):
+        with pictures.reading_images(bad=bad): assert len(open_source(d, 16)) == 20
+    for bad in ('-1%', '101%', 'nan', 'five', '5', ''):
+        with pytest.raises(Refused, match='share of unreadable'), pictures.reading_images(bad=bad): pass
+    with pytest.raises(Refused, match='limit is 1%'): open_source(d, 16)
+
+
+@pytest.mark.parametrize('name', ['toy', 'pairs', 'twins', 'toy:3'])
+def test_a_folder_called_like_a_world(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path/name)
+    with pytest.raises(Refused, match=rf'say \./{name} for that one, or {name.split(":")[0]}: for the world'): open_source(name, 32)
+    assert open_source(f'./{name}', 32).classes == ['a', 'b'] and len(open_source(name.split(':')[0] + ':')) == 50_000
+    with pytest.raises(Refused, match='for the world'): pack(name, 32, tmp_path/'p.pack')
+
+
+# commands
+
+def test_options_of_every_command_that_opens_images(tmp_path, monkeypatch, capsys):
+    d = tree(tmp_path/'d')
+    whole = encoded(200, 200, 'JPEG')
+    (d/'a'/'cut.jpg').write_bytes(whole[:len(whole)//2])
+    (d/'a'/'words.png').write_text('words')
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack')
+    assert code == 1 and 'limit is 1%' in err and '--bad 5%' in err and '--truncated' in err and err.count('\n') == 1
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack', '--bad', '5%', '--truncated')
+    assert code == 0 and '1 of 22 pictures are truncated' in out and len(open_source(tmp_path/'p.pack')) == 21
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'q.pack', '--bad', 'some')
+    assert code == 1 and 'share of unreadable' in err
+    for command in ('sagan_train', 'sagan_eval', 'sagan_sample', 'sagan_attention', 'sagan_table', 'sagan_pack', 'sagan_report'):
+        code, out, _ = shell(monkeypatch, capsys, command, '--help')
+        assert code == 0 and '--bad' in out and '--truncated' in out, command
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_train', 't1_none', '--data', d, '--scale', 'smoke', '--out', tmp_path/'run', '--bad', '10%')
+    facts = json.loads((tmp_path/'run'/'data.json').read_text())
+    assert code == 0 and set(facts['unreadable']) == {'a/cut.jpg', 'a/words.png'} and f'{tmp_path}/run/data.json' in out
+    assert pictures.READING == pictures.Reading()
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'table1', '--data', tmp_path/'p.pack', '--scale', 'smoke', '--print_commands', '--bad', '5%', '--truncated')
+    assert code == 0 and all('--bad 0.05 --truncated' in line for line in out.splitlines())
+
+
+def test_a_pack_is_verified_on_request(tmp_path, monkeypatch, capsys):
+    pack(tree(tmp_path/'d'), 32, tmp_path/'p.pack')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'p.pack', '--verify')
+    assert code == 0 and out.endswith('every picture is as it was packed\n')
+    raw = bytearray((tmp_path/'p.pack'/'images.npy').read_bytes())
+    raw[-1] ^= 1
+    (tmp_path/'p.pack'/'images.npy').write_bytes(raw)
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'p.pack', '--verify')
+    assert code == 1 and 'images 0 to 19 are not those' in err
+    code, _, err = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'d', '--verify')
+    assert code == 1 and 'is no pack' in err
+
+
+@pytest.mark.parametrize('res,ok', [(32, True), (256, True), (16, True), (48, False), (0, False), (-1, False), (129, False)])
+def test_sizes_that_nothing_trains_on(tmp_path, monkeypatch, capsys, res, ok):
+    code, out, err = shell(monkeypatch, capsys, 'sagan_pack', tree(tmp_path/'d', 2), f'--res={res}', '--out', tmp_path/'p.pack')
+    assert (code == 0) == ok == (tmp_path/'p.pack').exists()
+    assert ('nothing trains on 16' in out) == (res == 16) and ('train with' in out) == (res in (32, 256)) and ok or '32, 64, 128, 256' in err
+
+
+def test_classes_from_a_command_line():
+    names = sorted(['1', '2', '3', '10'])
+    assert [names[k] for k in pick_classes('1,10,3', names)] == ['1', '10', '3'] and pick_classes('1', ['cat', 'dog']) == [1]
+    assert pick_classes('0_disc', ['0_disc', '1_ring']) == [0] == pick_classes('0', ['0_disc', '1_ring'])
+    assert pick_classes('a, b', ['a, b', 'c']) == [0]
+    for text in ('0', '4', 'cat'):
+        with pytest.raises(Refused, match='there is no class'): pick_classes(text, names)
+
+
+def test_home_spaces_and_moved_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path/'my data', 12)
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_train', 't1_none', '--data=~/my data', '--scale', 'smoke', '--out=~/first run')
+    assert code == 0 and (tmp_path/'first run'/'config.json').exists() and not (tmp_path/'~').exists()
+    assert f"sagan_sample '{tmp_path}/first run' --n 64 --out more.png" in out
+    os.rename('my data', 'elsewhere')
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 6)
+    assert code == 1 and 'if it was moved, say where it is (--data)' in err
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 6, '--data', 'elsewhere')
+    assert code == 0 and json.loads((tmp_path/'first run'/'config.json').read_text())['data'] == 'elsewhere'
+    (tmp_path/'elsewhere'/'a'/'new.png').write_bytes(encoded(seed=99))
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 8, '--data', 'elsewhere')
+    assert code == 1 and 'data_id was' in err                                           # other images are not the same run
+    (tmp_path/'first run'/'data.json').write_text('')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_sample', 'first run', '--n', 4, '--out', 'x.png')
+    assert code == 0 and 'data.json is damaged: classes are called by their numbers' in out
+
+
+def test_imbalanced_classes(capsys):
+    "A perfect generator: with uniform labels its distance is large, and noted; with labels as in the data it is near 0."
+    import torch
+
+    from sagan_nb.core import from_uint8
+    from sagan_nb.data import Toy
+    from sagan_nb.machinery.evaluate import evaluate
+    from sagan_nb.machinery.features import domain
+    from sagan_nb.machinery.pictures import Pictures
+
+    def source(counts, seed):
+        toy = Toy(32, n_classes=2, n=3000, seed=seed)
+        x, y = toy.batch(torch.cat([torch.arange(k, 2*c, 2)[:c] for k, c in enumerate(counts)]))
+        return Pictures(x.numpy(), y, toy.classes, f'mine-{seed}', f'{seed}-{counts}', {})
+
+    class Perfect(torch.nn.Module):
+        res, z_dim, n_classes = 32, 8, 2
+        def __init__(self):
+            super().__init__()
+            self.p, self.of = torch.nn.Parameter(torch.zeros(1)), source((600, 600), 7)
+            self.rows = [(self.of.labels == k).nonzero()[:, 0] for k in range(2)]
+        def forward(self, z, y):
+            rows = [self.rows[k][int(v.abs().sum()*1e4) % 600] for v, k in zip(z, y.tolist())]
+            return from_uint8(self.of.batch(torch.stack(rows))[0])
+
+    skewed, G = source((1100, 50), 0), Perfect().eval()
+    features = domain(source((600, 600), 3), cache=None)
+    assert 'classes are imbalanced, 50 to 1,100 pictures' in describe(skewed) and 'imbalanced' not in describe(source((600, 600), 0))
+    found = {k: evaluate(G, skewed, ['distance', 'intra'], features, n_fake=1000, cache=None, labels=k) for k in ('uniform', 'data')}
+    (plain, intra), (drawn, _) = found['uniform'], found['data']
+    note = 'labels are drawn uniformly, but classes are imbalanced, 50 to 1,100 pictures'
+    assert plain['notes'] == [note] and note not in intra.get('notes', ()) and 'notes' not in drawn and drawn['labels'] == 'data'
+    assert drawn['value'] < .1 * plain['value']

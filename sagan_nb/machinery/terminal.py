@@ -57,8 +57,8 @@ def show_markdown(
 def break_facts(
     line:str,                 # a; b; c
 )->str:                       # a line each where the whole is too wide
-    "Put each fact of a long line on a line of its own."
-    return line.replace('; ', ';\n  ') if len(line) > screen_width() else line
+    "Put each fact of a long list on a line of its own."
+    return line.replace('; ', ';\n  ') if len(line) > screen_width() and line.count('; ') > 4 else line
 
 
 def duration(

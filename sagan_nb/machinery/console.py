@@ -52,7 +52,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog): super().__init__(prog, max_help_position=26, width=screen_width())
 
 
-class Listing(argparse.Action):
+class ListAction(argparse.Action):
     "An option that prints a list and ends."
     def __call__(self, parser, namespace, values, option_string=None):
         print(getattr(import_module('.lists', __package__), self.const)())
@@ -90,7 +90,7 @@ def parser_of(
                         help='show the version and end')
     lists = dict(train=('presets', 'settings'), table=('presets', 'settings')).get(short, ())
     for what in lists:
-        parser.add_argument(f'--list-{what}', f'--list_{what}', action=Listing, nargs=0, const=what,
+        parser.add_argument(f'--list-{what}', f'--list_{what}', action=ListAction, nargs=0, const=what,
                             default=argparse.SUPPRESS, help=f'show all {what} with meaning and source, and end')
     return parser
 
@@ -132,8 +132,10 @@ def entry(name:str):
     return run
 
 
-(sagan_train, sagan_sample, sagan_eval, sagan_attention, sagan_report, sagan_table, sagan_pack, sagan_export,
- sagan_bench) = (entry(f'sagan_{name}') for name in COMMANDS)
+def __getattr__(name:str):
+    "sagan_train and the others, as functions for console_scripts. Raises AttributeError for any other name."
+    if name in [f'sagan_{o}' for o in COMMANDS]: return entry(name)
+    raise AttributeError(f'module {__name__} has no {name}')
 
 
 COMPLETION = '''# {shell} completion for sagan_nb; to use it: source <(sagan --completion {shell})
@@ -160,7 +162,7 @@ def completion(
     more = dict(train=config.PRESETS, table=tables)
     def options(name):
         known = [o for a in parser_of(f'sagan_{name}')._actions for o in a.option_strings
-                 if o.startswith('--') and a.help != argparse.SUPPRESS and not o.startswith('--list_')]
+                 if a.help != argparse.SUPPRESS and re.match('--(?!list_)', o)]
         return ' '.join([*known, *more.get(name, ())])
     return COMPLETION.format(
         shell=shell, first='autoload -U +X bashcompinit && bashcompinit\n' if shell == 'zsh' else '',

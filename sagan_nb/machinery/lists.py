@@ -3,7 +3,7 @@ from ..config import FIELDS, PRESETS, PUBLISHED, differences, meaning
 from .terminal import text_table, wrap
 
 
-def plain(value)->str:
+def typed_text(value)->str:
     "A value as it is typed behind `--set`."
     if isinstance(value, tuple): return ','.join(map(str, value)) or 'none'
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -22,7 +22,7 @@ def presets()->str:
     rows = []
     for name, cfg in PRESETS.items():
         base = PRESETS['released' if name.startswith('rb_') else 'paper']
-        own = [f'{k}={plain(v)}' for k, (_, v) in differences(base, cfg, ignore=('preset',)).items()]
+        own = [f'{k}={typed_text(v)}' for k, (_, v) in differences(base, cfg, ignore=('preset',)).items()]
         numbers = PUBLISHED.get(name, {})
         rows.append([name, ' '.join(own) or 'nothing', source_of(name),
                      *(f'{numbers[k][0]:g}' if k in numbers else '' for k in ('fid', 'inception_score'))])
@@ -33,6 +33,6 @@ def presets()->str:
 
 def settings()->str:
     "All settings of `--set`: default, meaning, source."
-    rows = [[name, plain(f.default), meaning(name), f.metadata['source']] for name, f in FIELDS.items()]
+    rows = [[name, typed_text(f.default), meaning(name), f.metadata['source']] for name, f in FIELDS.items()]
     example = '--set attn_at=8,16 precision=fp32 sets two; defaults are those of preset `paper` at paper scale.'
     return text_table(['setting', 'default', 'meaning', 'source'], rows) + '\n\n' + wrap(example)

@@ -29,7 +29,7 @@ def load_weights(
     inplace:bool=None,            # rectified shortcuts in D; None: as the source has them
     bgr:bool=False,               # the peer's pictures are blue first (mmgeneration's own training): turn them
 )->nn.Module:                     # Generator or Discriminator in evaluation mode, with a `report`
-    "Anybody's SAGAN weights, in a network that computes what theirs does. Raises Refused, naming the first difference."
+    "Load anybody's SAGAN weights into a network that computes what theirs does. Raises Refused, naming what differs."
     if part not in (None, 'G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
     if isinstance(weights, Mapping): arrays, meta = weights, {}
     else: arrays, meta = read_arrays(weights)
@@ -42,6 +42,7 @@ def load_weights(
     net.report = report
     return swap_colours(net) if bgr else net
 
+# %% ../nbs/13_interop.ipynb #977c1a76
 def with_options(
     recipe:dict,                  # of the source
     sn:dict,                      # as in `load_weights`
@@ -57,18 +58,19 @@ def with_options(
     return recipe | own
 
 def read_published(arrays:dict, meta:dict)->tuple[dict,dict,Report]:
-    "What `save_pretrained` wrote. Raises Refused for a recipe that is none."
+    "Read what `save_pretrained` wrote. Raises Refused without a valid recipe."
     try: recipe = json.loads(meta['sagan_nb'])['recipe']
     except (KeyError, TypeError, ValueError):
         raise Refused('the metadata of this safetensors file hold no recipe of ours') from None
     if not isinstance(recipe, dict): raise Refused('the recipe in this safetensors file is none')
     return recipe, tensors(arrays), Report('sagan_nb', recipe.get('kind'), {k: k for k in arrays})
 
+# %% ../nbs/13_interop.ipynb #e109ba32
 @torch.no_grad()
 def swap_colours(
     net:nn.Module,                # Generator or Discriminator, changed in place
 )->nn.Module:                     # the same network
-    "Red for blue: in the last convolution of G, or in what D does to a picture first."
+    "Swap red and blue: in the last convolution of G, or in what D does to an image first."
     if isinstance(net, Generator): layers = [(net.conv, 0)]
     else: layers = [(net.blocks[0].conv1, 1), (net.blocks[0].short, 1)]
     for layer, axis in layers:

@@ -59,6 +59,7 @@ def layout(
     "The memory layout of a run."
     return torch.channels_last if cfg.channels_last else torch.contiguous_format
 
+# %% ../nbs/09_train.ipynb #6032fea9
 @dataclass
 class GAN:
     "Two networks, two optimisers, and everything else that a checkpoint must hold."
@@ -87,6 +88,7 @@ class GAN:
         "Autocast to bfloat16 where the run asks for it."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == 'bf16')
 
+# %% ../nbs/09_train.ipynb #5c37d082
 def make_gan(
     cfg:Config,               # settings
     device='cpu',             # where to
@@ -126,6 +128,7 @@ def judge(
     logit, classes = out
     return logit.float(), class_loss(classes.float(), y)
 
+# %% ../nbs/09_train.ipynb #3d3ba82a
 def d_step(
     gan:GAN,                  # the networks; D is updated
     x:Tensor,                 # real pictures, (B, 3, res, res)
@@ -198,6 +201,7 @@ def sampler(
     n, batches = gan.cfg.batch // gan.ranks.world, math.ceil(gan.cfg.standing / gan.cfg.batch)
     return standing_statistics(G, (other.noise(n) for _ in range(batches)))
 
+# %% ../nbs/09_train.ipynb #7d3e68be
 @torch.no_grad()
 def draw(
     G:Generator,              # from `sampler`

@@ -174,10 +174,10 @@ def completion(
 def sagan():
     "The nine commands as one: `sagan train ...` is `sagan_train ...`."
     about = [wrap(f'  {name:10} {declared(f"sagan_{name}").__doc__}') for name in COMMANDS]
+    examples = ['  sagan train t1_attn_16 --data toy --scale laptop --out runs/first', '  sagan sample runs/first --n 64']
     parser = argparse.ArgumentParser('sagan', formatter_class=Formatter,
-        description='Self-Attention GANs from a shell.', epilog='\n'.join(['commands, each with --help:', *about, '', 'examples:',
-                          '  sagan train t1_attn_16 --data toy --scale laptop --out runs/first',
-                          '  sagan sample runs/first --n 64']))
+                                     description='Self-Attention GANs from a shell.',
+                                     epilog='\n'.join(['commands:', *about, '', 'examples:', *examples]))
     parser.add_argument('command', choices=COMMANDS, metavar='command',
                         help='what to do, with its own options behind it')
     parser.add_argument('--version', action='version', version=f'sagan_nb {__version__}',

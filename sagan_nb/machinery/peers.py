@@ -22,7 +22,7 @@ class Report:
     notes:list = field(default_factory=list)    # what was folded, assumed, or never tried
 
     def __str__(self):
-        "A few lines; the dicts hold the rest."
+        "Summarise the report in a few lines."
         count = lambda d, of: ', '.join(f'{n} {why}' for why, n in sorted(of(d).items()))
         tally = lambda d: {why: sum(w == why for w in d.values()) for why in set(d.values())}
         lines = [f'{self.kind} from {self.source}: {len(self.used)} tensors used']
@@ -83,12 +83,12 @@ class Conversion:
         self.modules = {name[:i] for name in arrays for i, c in enumerate(name) if c == self.sep}
 
     def pick(self, prefix:str, names)->str:             # the module of theirs
-        "The one of several possible names that is there (else the first)."
+        "Find which of several names is there; without one, the first."
         names = [prefix + n for n in ([names] if isinstance(names, str) else names)]
         return next((n for n in names if n in self.modules or n in self.arrays), names[0])
 
     def find(self, prefix:str, *names)->str:            # the tensor of theirs, or None
-        "The first of these tensors that is there."
+        "Find the first of these tensors that is there."
         return next((f'{prefix}{self.sep}{n}' for n in names if f'{prefix}{self.sep}{n}' in self.arrays), None)
 
     def put(self, ours:str, theirs:str, move=lambda t: t):
@@ -114,7 +114,7 @@ class Conversion:
 
 @patch
 def layer(self:Conversion, ours:str, theirs:str, grid:bool=False):
-    "A linear layer, convolution or embedding with its bias; `grid`: the first layer of G, whose rows are a 4x4 map."
+    "Move a linear layer, convolution or embedding with its bias; `grid`: the first layer of G, rows of a 4x4 map."
     turned = self.source == 'official' and not theirs.endswith('embedding')
     turn = {4: lambda t: t.permute(3, 2, 0, 1), 2: torch.t} if turned else {}
     move, rows = lambda t: turn.get(t.ndim, lambda t: t)(t), torch.flatten
@@ -127,7 +127,7 @@ def layer(self:Conversion, ours:str, theirs:str, grid:bool=False):
 
 @patch
 def norm(self:Conversion, ours:str, theirs:str):
-    "A batch norm, conditional or not."
+    "Move a batch norm, conditional or not."
     plain = (self.find(theirs, 'gamma', 'gain', 'weight', 'norm.weight'),
              self.find(theirs, 'beta', 'bias', 'norm.bias'))
     table = self.find(theirs, 'gain.weight_orig', 'gain.weight', 'embed0.weight_orig', 'embed0.weight',
@@ -151,13 +151,13 @@ def norm(self:Conversion, ours:str, theirs:str):
 
 @patch
 def whole_gain(self:Conversion, gain:str)->bool:
-    "mmgeneration's SAGAN and SNGAN initialisations store the gain itself, its others gain - 1: told apart by the mean."
+    "Tell by the mean whether a table holds the gain (mmgeneration's SAGAN and SNGAN initialisations) or gain - 1."
     return self.source == 'mmgeneration' and self.arrays[f'{gain}.weight'].float().mean().item() > .5
 
 
 @patch
 def attention(self:Conversion, ours:str, theirs:str):
-    "The four 1x1 convolutions and gamma."
+    "Move the four 1x1 convolutions and gamma."
     for name in 'fghv': self.layer(f'{ours}.{name}', theirs + self.names[name])
     self.put(f'{ours}.gamma', theirs + self.names['gamma'], lambda t: t.reshape(()))
 
@@ -165,7 +165,7 @@ def attention(self:Conversion, ours:str, theirs:str):
 def find_blocks(
     c:Conversion,                 # with its arrays
 )->tuple[list,dict]:              # prefixes of the blocks; number of a block -> prefix of the attention after it
-    "Walk a peer's modules in order."
+    "Find a peer's blocks and attention layers, in order."
     G, blocks, attention = c.report.kind == 'Generator', [], {}
     if c.source == 'biggan':
         while f'blocks.{len(blocks)}.0' in c.modules: blocks.append(f'blocks.{len(blocks)}.0')
@@ -184,7 +184,7 @@ def find_blocks(
 
 
 def place_by_width(c:Conversion, blocks:list, module:str)->int:
-    "The released code does not say where its attention sits; its channels do (first block that has as many)."
+    "Find the first block with as many channels as the attention: the released names do not say where it sits."
     size = lambda name: c.arrays[name].shape[-1] if name in c.arrays else None
     C = c.arrays[f'{module}/sn_conv_theta/w'].shape[2] if f'{module}/sn_conv_theta/w' in c.arrays else None
     places = [i for i, b in enumerate(blocks) if size(c.pick(b, c.names['conv2']) + '/w') == C]
@@ -196,14 +196,14 @@ def halving_blocks(
     short:list,                   # per block of D: does its shortcut have weights?
     source:str,                   # in all but mmgeneration the last block keeps its size
 )->tuple[list,int]:               # which blocks halve the map; pixels per side of the picture
-    "Where D halves, and from what size: its last map has 4 pixels a side; 8 if two blocks keep theirs, 2 if none does."
+    "Tell where D halves, and from what size: its last map has 4 pixels a side, 8 if two blocks keep it, 2 if none."
     down = [*short[:-1], short[-1] and source == 'mmgeneration']
     last = 2 if down[-1] else 4 if down[-2] else 8
     return down, last << sum(down)
 
 
 def convert_g(c:Conversion)->dict:      # the recipe; fills c.state
-    "A peer's generator."
+    "Convert a peer's generator."
     blocks, attention = find_blocks(c)
     if not blocks: raise Refused(f'{c.source}: no residual blocks')
     c.layer('linear', c.pick('', c.outer['linear']), grid=True)
@@ -228,7 +228,7 @@ def convert_g(c:Conversion)->dict:      # the recipe; fills c.state
 
 
 def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
-    "A peer's discriminator."
+    "Convert a peer's discriminator."
     blocks, attention = find_blocks(c)
     if len(blocks) < 2: raise Refused(f'{c.source}: fewer than two residual blocks')
     short = [c.pick(b, c.names['short']) in c.modules for b in blocks]
@@ -252,14 +252,14 @@ def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
 
 
 def first_weight(state:dict, module:str)->Tensor:
-    "The weight of one of our modules, divided by its norm or not."
+    "Look up the weight of one of our modules, with or without spectral norm. Raises Refused if it is missing."
     name = f'{module}.weight' if f'{module}.weight' in state else f'{module}.parametrizations.weight.original'
     if name not in state: raise Refused(f'{module} is missing: not a whole network of ours')
     return state[name]
 
 
 def sn_of(c:Conversion, module:str):
-    "Options of spectral norm for this source, or False where the first layer has none."
+    "Choose the options of spectral norm for this source; False where the first layer has none."
     if f'{module}.parametrizations.weight.original' not in c.state: return False
     sn = dict(SN[c.source])
     if c.source == 'official': sn['update'] = 'always' if c.report.kind == 'Generator' else 'real'
@@ -268,12 +268,12 @@ def sn_of(c:Conversion, module:str):
 
 
 def peer_attention()->dict:
-    "All four peers have the released form."
+    "Describe attention as all four peers have it: the released form."
     return dict(block='attention', form='released', reduction=8)
 
 
 def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, state, report
-    "Our own names without a recipe: shapes say the widths, names the places; the semantics are our defaults."
+    "Read our own names without a recipe: widths from shapes, places from names, the rest from our defaults."
     G, sn = kind == 'Generator', 'linear.parametrizations.weight.original' in arrays and dict(update='forward')
     keys = sorted({k.split('.')[1] for k in arrays if k.startswith('blocks.')}, key=int)
     out = lambda k: first_weight(arrays, f'blocks.{k}.conv2').shape[0]
@@ -298,7 +298,7 @@ def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, s
 
 
 def own_map(arrays:dict, name:str)->dict:
-    "Which block is on a map, by the shapes of its weights."
+    "Tell which block is on a map, by the shapes of its weights."
     if f'{name}.conv1.weight' in arrays or f'{name}.conv1.parametrizations.weight.original' in arrays:
         return control_options(*first_weight(arrays, f'{name}.conv1').shape[:3])
     (value, C), narrow = first_weight(arrays, f'{name}.h').shape[:2], len(first_weight(arrays, f'{name}.f'))
@@ -313,7 +313,7 @@ SPARE = ((r'/Adam(_\d+)?$|(^|/)beta[12]_power$|(^|/)global_step$', 'of the optim
 
 
 def spare_reason(name:str)->str:
-    "Why a tensor is not needed, or None."
+    "Say why a tensor is not needed; None if it is."
     return next((why for pattern, why in SPARE if re.search(pattern, name)), None)
 
 
@@ -343,7 +343,7 @@ def recognise(
     arrays:dict,                  # of one network
     source:str='auto',            # or the name of one
 )->tuple[str,str]:                # source and kind
-    "Whose generator or discriminator this is, by the names. Raises Refused if it is nobody's."
+    "Tell by the names whose network this is, and which. Raises Refused if it is nobody's."
     if source not in ('auto', *SIGNS): raise Refused(f'there is no source {source!r}; choose auto, {", ".join(SIGNS)}')
     for name in arrays:
         if not re.match(r'shared(_embedding)?\.', name): continue
@@ -359,7 +359,7 @@ def recognise(
 def tensors(
     arrays,                       # mapping of names to arrays or tensors
 )->dict:                          # names to tensors on the CPU
-    "Arrays as tensors. Raises Refused for objects and for numbers that are not finite."
+    "Turn arrays into tensors. Raises Refused for objects and for numbers that are not finite."
     out = {}
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
@@ -374,7 +374,7 @@ def convert(
     source:str='auto',            # 'official', 'biggan', 'studiogan', 'mmgeneration', 'sagan_nb'
     part:str=None,                # 'G' or 'D' where both are there
 )->tuple[dict,dict,Report]:       # recipe, tensors under our names, report
-    "A peer's network as ours, without building it. Raises Refused, naming the first thing that does not fit."
+    "Convert a peer's network without building it. Raises Refused, naming the first thing that does not fit."
     arrays, origin, left = one_network(tensors(arrays), part)
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
@@ -396,7 +396,7 @@ def convert(
 
 
 def weight_notes(source:str, recipe:dict)->list:
-    "What a user of these weights should know."
+    "List what a user of these weights should know."
     out, G = [MMGEN]*(source == 'mmgeneration'), recipe['kind'] == 'Generator'
     if source == 'official' and G and recipe['sn']:
         out.append('u moves in evaluation, too, as in the released code, so pictures change a little at each call; '

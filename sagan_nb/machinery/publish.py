@@ -22,7 +22,7 @@ def model_card(
     net:nn.Module,                # what is published
     about:str='',                 # how it was trained, on what, by whom, under which licence
 )->str:                           # markdown
-    "What a stranger needs to know about the file."
+    "Write what a stranger needs to know about the file."
     r, n = recipe_of(net), sum(p.numel() for p in net.parameters())
     maps = ', '.join(f'{o["block"]} ({o["form"]} form) on the {k} map' for k, o in r['extra'].items()) or 'no attention'
     use = 'G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)'
@@ -60,7 +60,7 @@ def save_pretrained(
 
 
 def fits_biggan(r:dict):          # raises Refused where it does not
-    "Can BigGAN-PyTorch express this network?"
+    "Check that BigGAN-PyTorch can express this network. Raises Refused if it cannot."
     short = [d or a != b for d, a, b in zip(r.get('down', ()), [3, *r['channels']], r['channels'])]
     other = [o for o in r['extra'].values() if (o['block'], o['form'], o['reduction']) != ('attention', 'released', 8)]
     trouble = dict(zip(('a map block other than the released attention', 'normalised class tables',
@@ -76,12 +76,12 @@ def fits_biggan(r:dict):          # raises Refused where it does not
 
 
 def lacking_one(gain:Tensor)->Tensor:       # in float32 where that is exact, else in float64
-    "gain - 1, such that adding 1 gives back the same bits."
+    "Subtract 1 such that adding 1 gives back the same bits."
     return gain - 1 if torch.equal(1 + (gain - 1), gain) else gain.double() - 1
 
 
 def biggan_name(net:nn.Module, path:str)->str:
-    "What BigGAN-PyTorch calls one of our modules."
+    "Translate the name of one of our modules."
     n, (first, *rest) = PEER_NAMES['biggan'], path.split('.')
     if first not in ('blocks', 'extra'): return n[type(net).__name__[0]][first]
     if isinstance(net, Generator): i = list(net.blocks).index(rest[0])
@@ -90,14 +90,14 @@ def biggan_name(net:nn.Module, path:str)->str:
 
 
 def biggan_layer(m:nn.Module)->dict:        # the end of the name -> tensor
-    "A linear layer, convolution or embedding as BigGAN-PyTorch has it."
+    "Write a linear layer, convolution or embedding as BigGAN-PyTorch stores it."
     p = m.parametrizations.weight if parametrize.is_parametrized(m, 'weight') else None
     out = dict(weight=p.original, u0=p[0].u[None], sv0=p[0].sigma(p.original)[None]) if p else dict(weight=m.weight)
     return out if getattr(m, 'bias', None) is None else dict(out, bias=m.bias)
 
 
 def biggan_norm(m:ConditionalBatchNorm2d, last:bool)->dict:     # the end of the name -> tensor
-    "A batch norm as BigGAN-PyTorch has it: the last one whole, the others as tables of gain - 1."
+    "Write a batch norm as BigGAN-PyTorch stores it: the last one whole, the others as tables of gain - 1."
     if last: affine = dict(gain=m.gain[0], bias=m.offset[0])
     else: affine = {'gain.weight': lacking_one(m.gain), 'bias.weight': m.offset}
     return dict(affine, stored_mean=m.mean, stored_var=m.var)
@@ -107,7 +107,7 @@ def biggan_norm(m:ConditionalBatchNorm2d, last:bool)->dict:     # the end of the
 def to_biggan(
     net:nn.Module,                # Generator or Discriminator
 )->dict:                          # name -> tensor, as BigGAN-PyTorch's state dict has them
-    "Our weights under BigGAN-PyTorch's names. Raises Refused for what it cannot express."
+    "Write our weights under BigGAN-PyTorch's names. Raises Refused for what it cannot express."
     fits_biggan(recipe_of(net))
     out = {}
     for path, m in net.named_modules():
@@ -123,7 +123,7 @@ def to_biggan(
 def divided_weights(
     net:nn.Module,                # Generator or Discriminator
 )->nn.Module:                     # the same function without spectral norm, in evaluation mode
-    "Weights divided by their norms, once and for all."
+    "Divide all weights by their norms and drop spectral norm."
     r, state = recipe_of(net), {k: t for k, t in net.state_dict().items() if '.parametrizations.' not in k}
     for name, m in net.named_modules():
         if not hasattr(m, 'parametrizations'): continue
@@ -139,7 +139,7 @@ def onnx_difference(
     path,                         # .onnx file
     net:Generator,                # what it was made of
 )->float:                         # largest difference of a pixel, over three sizes of batch
-    "Hold an ONNX file in onnxruntime against the network."
+    "Compare an ONNX file, run by onnxruntime, with the network."
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     names, off, rng = [o.name for o in session.get_inputs()], 0., torch.Generator().manual_seed(0)

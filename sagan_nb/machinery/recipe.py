@@ -12,14 +12,14 @@ from ..spectral_norm import SpectralNorm, normalised, unit
 
 
 class PlusOne(nn.Module):
-    "t -> 1 + t: the stored gain lacks a 1."
+    "Adds the 1 that a stored gain lacks."
     def forward(self, t:Tensor)->Tensor:        # the same shape
         "Add one."
         return 1 + t
 
 
 def advance_tables(bn:nn.Module, args:tuple):
-    "Forward pre-hook: move the u of normalised tables where a forward moves it."
+    "Move the u of normalised tables before a forward that moves u (a hook)."
     for p in bn.parametrizations.values():
         if p[0].moves(): p[0].advance(p.original)
 
@@ -28,7 +28,7 @@ def normalise_tables(
     bn:ConditionalBatchNorm2d,    # a layer whose `gain` is still a plain table
     **options,                    # keywords of `SpectralNorm`; dim=1: one column of the peer's matrix per class
 ):
-    "Spectral norm on the class tables; the gain becomes 1 + table / sigma (StudioGAN)."
+    "Put spectral norm on the class tables; the gain becomes 1 + table / sigma (StudioGAN)."
     parametrize.register_parametrization(bn, 'gain', SpectralNorm(bn.gain, **options))
     parametrize.register_parametrization(bn, 'gain', PlusOne())
     parametrize.register_parametrization(bn, 'offset', SpectralNorm(bn.offset, **options))
@@ -36,21 +36,21 @@ def normalise_tables(
 
 
 def rectify_input(block:nn.Module, args:tuple)->tuple:
-    "Forward pre-hook: ReLU on the input."
+    "Rectify the input before a forward (a hook)."
     return tuple(F.relu(x) for x in args)
 
 
 def rectify_shortcuts(
     net:Discriminator,            # every block but the first is changed
 ):
-    "What an in-place ReLU does: the short way round sees a rectified input, too."
+    "Rectify what the shortcuts see, as an in-place ReLU does."
     for block in list(net.blocks)[1:]: block.register_forward_pre_hook(rectify_input)
 
 
 class LateU(SpectralNorm):
     "Spectral norm whose backward pass finds the new u where the forward pass used the old one (released code)."
     def sigma(self, weight:Tensor)->Tensor:     # a scalar with gradient to the weight
-        "The same value; in a pass that moved u, the gradient of W^T u is taken at the new u."
+        "Compute the same value; in a pass that moved u, take the gradient of W^T u at the new u."
         if self.detach or not self.moves(): return super().sigma(weight)
         W, late = self.matrix(weight), self.matrix(weight).t() @ self.u.clone()
         a = late - late.detach() + (W.t() @ self.u_start).detach()
@@ -66,30 +66,30 @@ def read_u_late(
 
 
 def norm_options(bn:ConditionalBatchNorm2d)->dict:
-    "The keywords a batch norm was made with."
+    "Read off the keywords a batch norm was made with."
     return {k: getattr(bn, k) for k in ('eps', 'momentum', 'unbiased', 'ghost', 'ghost_update')}
 
 
 def sn_options(sn:SpectralNorm)->dict:
-    "The keywords a spectral norm was made with."
+    "Read off the keywords a spectral norm was made with."
     return dict(update=sn.update, eval_sigma=sn.eval_sigma, detach=sn.detach, steps=sn.steps, **sn.eps)
 
 
 def layer_options(layer:nn.Module):
-    "`sn` of a layer: its options, or False."
+    "Read off the argument `sn` of a layer: options, or False."
     return sn_options(layer.parametrizations.weight[0]) if parametrize.is_parametrized(layer, 'weight') else False
 
 
 def map_options(
     block:nn.Module,              # attention or a control
 )->dict:                          # keywords of `map_block`, without channels and sn
-    "How to make another block like this one."
+    "Say how to make another block like this one."
     if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
     return control_options(*block.conv1.weight.shape[:3])
 
 
 def control_options(hidden:int, C:int, size:int)->dict:
-    "The same for a residual control, from its first weight: any form and k of this width give this block."
+    "Find options that give a residual control of this width. Raises Refused if there are none."
     for reduction in (8, *range(1, C + 1)):
         for form in FORMS:
             try: found = control_width(C, form, reduction, size)[0]
@@ -102,7 +102,7 @@ def control_options(hidden:int, C:int, size:int)->dict:
 def recipe_of(
     net:nn.Module,                # Generator or Discriminator
 )->dict:                          # plain data, fit for JSON; `restore_network` makes the same network from it
-    "Everything that makes this network, besides its tensors."
+    "Write down everything that makes this network, except its tensors."
     r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
              sn=layer_options(net.linear))
     D = isinstance(net, Discriminator)
@@ -124,7 +124,7 @@ def recipe_of(
 def shape_net(
     r:dict,                       # from `recipe_of` or `convert`
 )->nn.Module:                     # on the current default device
-    "The network of a recipe, with initial weights."
+    "Build the network of a recipe, with initial weights."
     shape = dict(res=r['res'], n_classes=r['n_classes'], channels=tuple(r['channels']), sn=r['sn'], attn_at=())
     if r['kind'] == 'Generator': net = Generator(**shape, z_dim=r['z_dim'], bn=r['bn'], bn_last=r['bn_last'])
     else: net = Discriminator(**shape, head=r['head'], down=tuple(r['down']))
@@ -154,12 +154,12 @@ def add_map_blocks(
 
 
 class NoDraws(torch.overrides.TorchFunctionMode):
-    "Initial values, and the u and v made of them, are left out: they would be overwritten, and take longest of all."
+    "Leaves out drawing initial values, u and v: they take longest of all, and would be overwritten."
     kept = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, nn.init.uniform_, nn.init.normal_,
             Tensor.uniform_, Tensor.normal_, Tensor.clamp_min)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        "Tensors of the right shape, without values."
+        "Return tensors of the right shape, without values."
         if func in self.kept: return args[0] if args else kwargs['tensor']
         if func is Tensor.div: return args[0].view_as(args[0])           # autograd wants another tensor than went in
         if func is torch.randn: return torch.empty(*args)
@@ -169,10 +169,10 @@ class NoDraws(torch.overrides.TorchFunctionMode):
 
 
 def check_sizes(
-    recipe:dict,                  # perhaps of a stranger
+    recipe:dict,                  # possibly from a stranger
     state:dict,                   # its tensors
 ):
-    "Raise Refused for a recipe that asks for more than its tensors hold, before any memory is taken."
+    "Check sizes before any memory is taken. Raises Refused for a recipe that asks for more than its tensors hold."
     largest = max((n for t in state.values() for n in t.shape), default=0)
     sizes = (*recipe['channels'], recipe['n_classes'], recipe.get('z_dim', 0), *(recipe.get('inner') or ()))
     if len(recipe['channels']) > 10 or not all(type(n) is int and 0 <= n <= largest for n in sizes):
@@ -180,9 +180,9 @@ def check_sizes(
 
 
 def check_options(
-    recipe:dict,                  # perhaps of a stranger
+    recipe:dict,                  # possibly from a stranger
 ):
-    "Raise Refused for an option of spectral or batch norm that is no small number."
+    "Check the options of spectral and batch norm. Raises Refused for one that is no small number."
     for name in ('sn', 'bn', 'bn_last', 'tables'):
         options = recipe.get(name)
         for k, v in (options if isinstance(options, dict) else {}).items():
@@ -195,7 +195,7 @@ def check_tensors(
     state:dict,                   # tensors that are given
     kind:str,                     # 'Generator' or 'Discriminator'
 ):
-    "Raise Refused, naming the first difference, where a network cannot take these tensors."
+    "Check that a network can take these tensors. Raises Refused, naming the first difference."
     for name, t in ours.items():
         if name not in state: raise Refused(f'{name} is missing: the file does not hold a whole {kind}')
         if state[name].shape != t.shape:
@@ -208,7 +208,7 @@ def restore_network(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
 )->nn.Module:                     # in evaluation mode
-    "A network with these tensors, made without drawing initial weights. Raises Refused, naming the first difference."
+    "Build a network from its tensors, without drawing initial weights. Raises Refused, naming the first difference."
     try:
         check_sizes(recipe, state)
         check_options(recipe)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -84,6 +85,30 @@ def installed(extra):
         return False
 
 
+def package_of(line):
+    "'torch 2.6.0 (766.7 MB)' for the line in which pip says that it takes a package; None for any other line."
+    found = re.match(r'\s*(?:Downloading|Using cached) (?:\S*/)?([^\s/-]+)-([^\s-]+)[^\s]*\.(?:whl|tar\.gz)( \(.*\))?\s*$', line)
+    return None if found is None else '%s %s%s' % (found.group(1), found.group(2), found.group(3) or '')
+
+
+def pip_install(what):
+    "Install, with one line for each package that is fetched. Returns an exit code; after a fault all that pip said is shown."
+    pip = [tool('python'), '-m', 'pip', 'install', '--disable-pip-version-check', '--progress-bar', 'off', '-e', what]
+    process = subprocess.Popen(pip, cwd=HERE, stdout=subprocess.PIPE, universal_newlines=True)
+    old, said = signal.signal(signal.SIGINT, signal.SIG_IGN), []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if package_of(line):
+                print('  ' + package_of(line), flush=True)
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, old)
+    if code:
+        print(''.join(said), file=sys.stderr)
+    return code
+
+
 def install(extra):
     "Make .venv and install the package, editable; '' or '[dev]' is what to install with it. Returns an exit code."
     if installed('[dev]') or installed(extra):
@@ -95,7 +120,7 @@ def install(extra):
             print('The environment could not be made in ' + VENV, file=sys.stderr)
             return code
     print('Installing the package and what it needs; the first time, PyTorch is a large download', flush=True)
-    code = call([tool('python'), '-m', 'pip', 'install', '--disable-pip-version-check', '-e', '.' + extra])
+    code = pip_install('.' + extra)
     if code:
         print('The installation stopped. Mend what pip names above and run the same command again.', file=sys.stderr)
         return code
@@ -113,6 +138,13 @@ def out_folder(args):
     return ['--out', names[max(0, free - 1) if '--resume' in args else free]]
 
 
+def typed(words):
+    "A command as it is typed: the program in quotes, the rest in them where the shell needs it."
+    if os.name == 'nt':
+        return '"%s" %s' % (words[0], subprocess.list2cmdline(words[1:]))
+    return '"%s" %s' % (re.sub(r'([$`"\\])', r'\\\1', words[0]), ' '.join(shlex.quote(o) for o in words[1:]))
+
+
 def excerpt(run):
     "Train the other rows side by side, half of the cores each, and set them beside the run. Returns an exit code."
     with open(os.path.join(HERE, run, 'config.json')) as f:
@@ -126,10 +158,11 @@ def excerpt(run):
     whole = table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run]
     code = first.wait() or code or call(whole)
     if code:
-        print('\nThe excerpt is not complete. This goes on with it:\n  "%s" %s' % (whole[0], ' '.join(whole[1:])), flush=True)
+        print('\nThe excerpt is not complete. This goes on with it:\n  ' + typed(whole), flush=True)
     else:
-        print('\nThe full table, every row that exists at this size, from three seeds, is 21 runs of some minutes:\n'
-              'repeat this, 20 minutes each time, until it is done.\n  "%s" %s' % (tool('sagan_table'), FULL), flush=True)
+        print('\nLook first at:\n  %s\n'
+              '\nThe full table, every row that exists at this size, from three seeds, is 21 runs of some minutes:\n'
+              'repeat this, 20 minutes each time, until it is done.\n  ' + typed([tool('sagan_table')] + FULL.split()), flush=True)
     return code
 
 

@@ -10,6 +10,7 @@ __all__ = ['RANGES', 'NUMERICS', 'FIELDS', 'TYPES', 'BOOKKEEPING', 'PRESETS', 'S
 # %% ../nbs/07_config.ipynb #59dd0137
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field, fields, replace
 
@@ -122,6 +123,7 @@ def typed_value(
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value): return tuple(value)
         raise Refused(f'{name} must be a list of whole numbers, got {value!r}')
     if kind is float and type(value) is int: return float(value)
+    if type(value) is float and not math.isfinite(value): raise Refused(f'{name} must be a finite number, got {value}')
     if type(value) is kind: return value
     raise Refused(f'{name} must be {kind.__name__}, got {value!r}')
 

@@ -100,12 +100,12 @@ def seed_all(
 # %% ../nbs/00_core.ipynb #b1f5a1a9
 def progress(
     items,                # anything with a length
-    leave:bool=True,      # keep the finished bar on the screen
+    label:str='working',  # what is being done
 ):                        # an iterable over the same items
-    "Iterate under a progress bar with the time left; silent where IN_TEST is set."
+    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set."
     if 'IN_TEST' in os.environ: return items
-    from fastprogress.fastprogress import progress_bar
-    return progress_bar(items, leave=leave)
+    from sagan_nb.machinery.terminal import track
+    return track(items, label)
 
 # %% ../nbs/00_core.ipynb #aac35899
 def to_uint8(

@@ -102,7 +102,7 @@ def nearest_real(
 )->tuple:                     # their numbers in the source (B, k), distances (B, k), distances among the real ones (m,)
     "The nearest real pictures of each generated one, nearest first; and how far real ones are from their nearest."
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:n]
-    real = torch.cat([features(source.batch(part)[0])[0] for part in progress(order.split(200), leave=False)])
+    real = torch.cat([features(source.batch(part)[0])[0] for part in progress(order.split(200), 'comparing')])
     centre = real.double().mean(0)
     found = squared_distances(features(to_uint8(x))[0], real, centre).topk(min(k, len(real)), 1, largest=False)
     own = squared_distances(real[:200], real, centre)

@@ -198,7 +198,7 @@ def in_turns(
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     wait()
     taken = {name: [] for name in steps}
-    for _ in progress(range(rounds)):
+    for _ in progress(range(rounds), 'timing'):
         for name, f in steps.items():
             start, cpu = time.perf_counter(), time.process_time()
             f(); wait()

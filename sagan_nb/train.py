@@ -167,7 +167,7 @@ def fit(
 )->GAN:                       # at step cfg.steps
     "Train to cfg.steps updates of G."
     cfg = gan.cfg
-    for _ in progress(range(gan.t, cfg.steps)):
+    for _ in progress(range(gan.t, cfg.steps), 'training'):
         log = {}
         if cfg.order == 'g_then_d': log |= g_step(gan, cfg.batch // gan.ranks.world)
         for _ in range(cfg.d_per_g):

@@ -747,7 +747,7 @@ def test_a_process_ends_with_a_stream_open():
 
 
 def test_import_is_light():
-    code = 'import sys, sagan_nb.data; print([m for m in ("PIL", "matplotlib", "torchvision", "scipy", "fastprogress") if m in sys.modules])'
+    code = 'import sys, sagan_nb.data; print([m for m in ("PIL", "matplotlib", "torchvision", "scipy", "rich") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
 
 

@@ -49,9 +49,9 @@ def place(tmp_path, monkeypatch, cache):
     config = ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini', encoding='utf-8')
     (tmp_path/'bin').mkdir()
-    for name, to in re.findall(r'(\w+)=\S+:(\w+)', config['DEFAULT']['console_scripts']):
+    for name, module, to in re.findall(r'(\w+)=(\S+):(\w+)', config['DEFAULT']['console_scripts']):
         path = tmp_path/'bin'/name
-        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "import sys; sys.argv[0] = {name!r}; from sagan_nb.machinery.cli import {to}; {to}()" "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "import sys; sys.argv[0] = {name!r}; from {module} import {to}; {to}()" "$@"\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     for k, v in dict(PATH=f'{tmp_path/"bin"}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=str(ROOT), IN_TEST='1', MPLBACKEND='agg',
                      SAGAN_NB_CACHE=str(cache)).items(): monkeypatch.setenv(k, v)

@@ -349,7 +349,7 @@ print(seconds)'''
 
 
 def test_networks_import_without_the_rest():
-    code = 'import sys, sagan_nb.networks; print([m for m in ("matplotlib", "torchvision", "PIL", "scipy", "fastprogress", "nbdev") if m in sys.modules])'
+    code = 'import sys, sagan_nb.networks; print([m for m in ("matplotlib", "torchvision", "PIL", "scipy", "rich", "nbdev") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 

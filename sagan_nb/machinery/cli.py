@@ -1,35 +1,31 @@
 "Serves chapter 16: the commands."
 import json
-import math
 import os
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from fastcore.script import Param
-from torch import Tensor
 
 from ..ablation import TABLES, measured_alike
-from ..attention_maps import LayerMaps, attention_maps, describe_attention, show_attention
-from ..config import NUMERICS, PRESETS, TYPES
-from ..core import Refused, atomic_write, from_uint8, save_fig, show_grid
+from ..attention_maps import LayerMaps, describe_attention, show_attention
+from ..config import NUMERICS
+from ..core import Refused, atomic_write, save_fig, show_grid
 from ..data import open_source
-from ..networks import RESOLUTIONS, Discriminator
-from ..report import beside_real, draw_z, walk_classes, walk_z
+from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
 from .checkpoints import disk_price
 from .door import Model, open_run
-from .evaluate import as_table, evaluate, one_line, save_records
-from .features import domain
+from .drawing import maps_of_run, neighbours_of, row_names, sample_rows
+from .evaluate import as_table, evaluate, save_records
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
-                      read_queries, rows_of, run_settings, steps_within)
+from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, folder_of,
+                      free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
 from .packs import pack, verify_pack
 from .power import power_text
 from .probe import with_probe
@@ -40,6 +36,7 @@ from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of,
 from .sources import describe
 from .summary import UNUSED
 from .tables import markdown
+from .terminal import show_markdown, wrap
 
 
 def summarise(
@@ -59,7 +56,7 @@ def summarise(
     except Refused as e:                         # the run is good, only its pictures are too few to learn from
         records = []
         print(f'not measured: {e}')
-    if records: print(f'\n{as_table(records)}\nOne seed: shows the machinery, decides nothing.\n')
+    if records: print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
     if cfg.scale != 'smoke': report(out, source=source, device=gan.device)
     written = (('report.html', 'all of it on one page'), ('samples.png', 'one row per class'),
                ('curves.png', 'logits, losses, attention, norms'),
@@ -67,22 +64,21 @@ def summarise(
                ('checkpoints', 'to go on from'))
     for name, what in written:
         if (out/name).exists(): print(f'  {out/name}   {what}')
-    todo = (('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
-            ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
-            ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
-    print('\nTry next:', *[f'  {command_path(*words)}' for words in todo], sep='\n')
+    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
+             ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
+             ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
     return records
 
 
 @command
 def sagan_train(
-    preset:Param(f'row of the paper (default: t1_attn_16): {", ".join(PRESETS)}', str, opt=False, nargs='?')=None,
+    preset:Param('row of the paper, of --list-presets (default: t1_attn_16)', str, opt=False, nargs='?')=None,
     data:str=None,            # toy, a class-per-folder directory or .zip, or a packed file (default: toy)
     scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
     out:str='runs/new',       # run folder to make, or to go on with
     seed:int=None,            # of weights, data order, z and labels (default: 0)
     steps:int=None,           # updates of G (default: as the scale says)
-    set:Param(f'other settings, as key=value key=value, of: {", ".join(TYPES)}', str, nargs='*')=None,
+    set:Param('other settings, as key=value key=value, of --list-settings', str, nargs='*', action='extend')=None,
     within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
     unlabelled:bool=False,    # train on a folder without classes
@@ -102,55 +98,12 @@ def sagan_train(
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg)
-    print(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, {cfg.precision} on {where}, '
-          f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)')
+    print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
+               f'{cfg.precision} on {where}, '
+               f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
     return summarise(gan, source, out)
-
-
-def sample_rows(
-    model:Model,              # from `open_run`
-    kind:str,                 # 'grid', or 'z', 'classes': walks
-    wanted:list,              # classes
-    n:int,                    # pictures in all, rounded up to whole rows
-    steps:int,                # pictures along a walk
-    how:dict,                 # seed, truncation
-)->Tensor:                    # (rows, columns, 3, res, res)
-    "Pictures in rows: a class each; or for a walk between classes, a z each."
-    G = model.G
-    if kind == 'classes': return walk_classes(G, wanted, steps, rows=math.ceil(n / steps), **how)
-    if kind == 'z': return walk_z(G, wanted, steps, rows=math.ceil(n / steps / len(wanted)), **how)
-    z = draw_z(math.ceil(n / len(wanted)), G.z_dim, **how)
-    y = torch.tensor(wanted).repeat_interleave(len(z))
-    return draw(G, z.repeat(len(wanted), 1), y).unflatten(0, (len(wanted), -1))
-
-
-def neighbours_of(
-    model:Model,              # from `open_run`
-    wanted:list,              # classes
-    n:int,                    # pictures in all, eight in a row
-    how:dict,                 # seed, truncation
-    data:str,                 # real pictures; None: those of the run
-)->tuple:                     # (rows, 8, 3, res, res), a sentence
-    "Generated pictures and the seven nearest real ones. Raises Refused without data, and where they do not fit."
-    if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
-    source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
-    y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
-    return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
-
-
-def row_names(
-    kind:str,                 # as in sagan_sample
-    n:int,                    # rows
-    names:list,               # of the classes that were asked for; empty without classes
-    classes:list,             # names of all classes
-)->list:                      # a name for each row; empty for a walk between classes, and without classes
-    "Name the rows of samples by their classes."
-    if kind == 'timelapse': return classes[:n]
-    if not names or kind == 'classes': return []
-    if kind == 'neighbours': return [names[i % len(names)] for i in range(n)]
-    return [name for name in names for _ in range(n // len(names))]
 
 
 @command
@@ -159,7 +112,7 @@ def sagan_sample(
     n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
-    out:str='samples.png',    # picture to write; .gif animates walks and timelapse
+    out:str=None,             # picture to write; .gif animates walks and timelapse (default: into the run folder)
     device:str='auto',        # auto, cpu or cuda
     kind:str='grid',          # grid; z or classes: walks; neighbours: nearest real ones; timelapse: of the training
     truncation:float=None,    # cut z at this value (default: the whole normal distribution, as trained)
@@ -167,6 +120,7 @@ def sagan_sample(
     data:str=None,            # real pictures for neighbours (default: those of the run)
 ):
     "Draw pictures from a trained model: one row per class, walks, nearest real pictures, or the training as a film."
+    out = out or free_path(folder_of(run)/('samples.png' if kind == 'grid' else f'{kind}.png'))
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
@@ -183,10 +137,12 @@ def sagan_sample(
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
+    was = replaces(out)
     path = save_fig(show_grid(x.flatten(0, 1), columns, rows=rows, title=title), out, dpi=150)
     count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
-    print(f'{count} in {path}' + (f'\n{words}' if words else ''))
-    if kind == 'timelapse': print('steps from left to right:', *at)
+    print(f'{count} in {path}{was}' + (f'\n{wrap(words)}' if words else ''))
+    if kind == 'timelapse': print(wrap(f'steps from left to right: {" ".join(map(str, at))}'))
+    say_next(('sagan_attention', run), ('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif'))
 
 
 def write_gif(
@@ -195,9 +151,10 @@ def write_gif(
     ms:int=100,               # milliseconds for each
 ):
     "Write an animation and say so."
+    was = replaces(out)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
-    print(f'{len(frames)} frames in {out}')
+    print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
 
 
 def has_class_names(
@@ -235,9 +192,7 @@ def sagan_eval(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
-    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
-    folder = folder.parent if folder.name == 'checkpoints' else folder
-    out = Path(out or folder/'metrics.json')
+    out = Path(out or folder_of(run)/'metrics.json')
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     model = open_run(run, pick_device(device))
     spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
@@ -252,7 +207,8 @@ def sagan_eval(
     records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
                        seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
     save_records(out, records)
-    print(f'\n{as_table(records)}{left_out(records)}\n\n{one_line(records)}\nwritten to {os.path.relpath(out)}')
+    print(wrap(f'\n{as_table(records)}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
+    say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 
 
@@ -263,19 +219,19 @@ def write_table(
     features:str,             # as of `Job`
     skipped:dict=None,        # row -> why it does not apply
     failed:dict=None,         # job name -> error
-)->str:                       # Markdown
+)->str:                       # the same for a terminal
     "Write TABLE.md and its figures from the results that are there and were made by these settings."
     out.mkdir(parents=True, exist_ok=True)
     results, others = asked_for(collect(out, TABLES[table].rows), found, features)
     for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
-    text = markdown(table, results, skipped, failed)
-    if others: text += f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n'
+    left = f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n' if others else ''
+    text = markdown(table, results, skipped, failed) + left
     with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
     same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
     if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
     if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
     if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
-    return text
+    return show_markdown(text)
 
 
 def warn_of_others(
@@ -302,7 +258,7 @@ def say_power(
 @with_probe
 @command
 def sagan_table(
-    table:Param(f'which: {", ".join(TABLES)}', str),
+    table:Param('which: table1, table2, fig3, reduction, best, twins', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, separated by commas
@@ -314,7 +270,7 @@ def sagan_table(
     print_commands:bool=False,# only print one command for each row and seed
     power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # domain, inception, or inception:PATH
-    set:Param('settings for all rows alike, as key=value', str, nargs='*')=None,
+    set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
@@ -342,7 +298,9 @@ def sagan_table(
         write_table(table, out, found, features, skipped, e.failed)
         raise
     text = write_table(table, out, found, features, skipped, failed)
-    print(f'\n{text}\nwritten to {out}')
+    print(f'\n{text}\nwritten to {out}: {table}.md, with figures beside it')
+    say_next('the same command with other --seeds: more runs join this table',
+             *[('sagan_report', out/'runs'/job.name) for job in jobs[:1] if (out/'runs'/job.name).is_dir()])
     if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed. {same} tries them again')
 
 
@@ -361,8 +319,8 @@ def sagan_pack(
         if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
         print(f'{sizes}: nothing trains on {res}')
     print(describe(pack(spec, res, out, unlabelled=unlabelled)))
-    words = shlex.join(['sagan_train', 'PRESET', '--data', str(out), '--set', f'res={res}'])
-    print(f'packed into {out}' + (f'; train with: {words}' if res in RESOLUTIONS else ''))
+    print(f'packed into {out}')
+    if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
 
 
 @command
@@ -372,47 +330,10 @@ def sagan_export(
     out:str=None,             # file to write (default: beside the run)
 ):
     "Publish a trained generator."
-    print(f'wrote {export(run, format, out)}')
-
-
-def real_pictures(
-    D:Discriminator,          # who will judge them
-    data:str,                 # where they are
-    n:int,                    # how many, spread over the classes
-    classes:str=None,         # names or numbers separated by commas
-    seed:int=0,               # of the choice
-)->tuple:                     # pictures (n, 3, res, res), labels (n,), class names
-    "Real pictures for D. Raises Refused without data, and where they do not fit."
-    if not data: raise Refused('the discriminator looks at real pictures: say where they are with --data')
-    K = 0 if D.head == 'none' else D.n_classes
-    source = open_source(data, res=D.res, unlabelled=not K, n_classes=K or None)
-    labels = source.labels
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
-    piles = [order[labels[order] == k] for k in pick_classes(classes, source.classes)]
-    rows = torch.cat([pile[i:i + 1] for i in range(n) for pile in piles])[:n]
-    x, y = source.batch(rows)
-    return from_uint8(x), y, list(source.classes)
-
-
-def maps_of_run(
-    run:str,                  # as in sagan_attention
-    part:str,                 # 'G' or 'D'
-    n:int,                    # pictures
-    classes:str,              # as in sagan_attention
-    data:str,                 # real pictures for D
-    seed:int,                 # of the pictures
-    device,                   # where to
-)->tuple:                     # AttentionMaps, a name for each picture
-    "Pictures of G, or real ones before D, and what attention did with them."
-    if part == 'D':
-        model = open_run(run, device, part='D')
-        x, y, names = real_pictures(model.D, data or model.cfg.data, n, classes, seed)
-        return attention_maps(model.D, x, y), [names[k] for k in y] if names else []
-    model = open_run(run, device)
-    wanted = pick_classes(classes, model.classes)
-    z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
-    y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
-    return attention_maps(model.G, z, y), [model.classes[k] for k in y] if model.classes else []
+    path = export(run, format, out)
+    print(f'wrote {path}')
+    if format == 'safetensors': say_next(('sagan_sample', path, '--out', 'published.png'))
+    else: say_next(f'open it with onnxruntime.InferenceSession({str(path)!r})')
 
 
 def say_use(
@@ -429,7 +350,7 @@ def say_use(
 @command
 def sagan_attention(
     run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
-    out:str='maps.png',       # picture to write; a name in .html makes a page to click
+    out:str=None,             # picture to write; a name in .html makes a page to click (default: maps.png of the run)
     queries:Param('auto (for contrast), grid, or pixels as ROW,COLUMN such as 12,40 20,8', str, nargs='*')=None,
     points:int=3,             # queries for each picture, where they are not named
     n:int=4,                  # pictures
@@ -443,6 +364,7 @@ def sagan_attention(
     "Draw what chosen pixels attend to (figures 1 and 5 of the paper)."
     if part not in ('G', 'D'): raise Refused(f'part is {part!r}; choose G or D')
     if not 1 <= n <= 64: raise Refused(f'n must lie in 1..64, got {n}')
+    out = out or free_path(folder_of(run)/'maps.png')
     if Path(out).suffix.lower() not in (*FIGURE_SUFFIXES, '.html'):
         raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".html"))}')
     asked = read_queries(queries)
@@ -450,7 +372,8 @@ def sagan_attention(
     chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(n)]
-    return write_attention(maps, names, points, chosen, largest, Path(out))
+    write_attention(maps, names, points, chosen, largest, Path(out))
+    say_next(('sagan_attention', run, '--out', 'maps.html'), ('sagan_report', run))
 
 
 def write_attention(
@@ -462,6 +385,7 @@ def write_attention(
     out:Path,                 # .html or a picture
 ):
     "Write the figure or the page, and say in words what is to be seen."
+    was = replaces(out)
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
         text = page('Attention maps', widget_html(maps, largest.name, names, points))
@@ -470,8 +394,8 @@ def write_attention(
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
         print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(say_use({name: o.use() for name, o in maps.layers.items()}))
-    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}')
+    print(wrap(say_use({name: o.use() for name, o in maps.layers.items()})))
+    print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}{was}')
 
 
 @command
@@ -485,7 +409,9 @@ def sagan_report(
     if out and (Path(out).suffix.lower() not in ('.html', '.htm') or Path(out).is_dir()):
         raise Refused(f'{out}: the page is written to a file whose name ends in .html')
     source = pictures_of(open_run(run).cfg, data) if data else None
-    print(f'wrote {report(run, out, source, device=pick_device(device))}')
+    was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
+    print(f'wrote {path}{was}')
+    say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
 
 
 @command
@@ -493,7 +419,7 @@ def sagan_bench(
     nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
     rounds:int=5,             # timed steps of each variant
     against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
-    out:str='bench.json',     # file to write
+    out:str=None,             # file to write (default: bench.json, or the next free name)
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels
     brief:bool=False,         # only plain and all changes together
@@ -507,7 +433,7 @@ def sagan_bench(
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
-    make_step, path = callable_from(against) if against else None, Path(out)
+    make_step, path = callable_from(against) if against else None, Path(out or free_path('bench.json'))
     if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
@@ -516,3 +442,4 @@ def sagan_bench(
         with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
     print(f'\nwritten to {path}')
+    say_next(('sagan_bench', '--nets', nets, '--rounds', 2*rounds), 'chapter 14 says what each change does')

@@ -54,7 +54,7 @@ class Table:
 
     def complete(self)->'Table':
         "Make missing shards, with a progress bar."
-        for i in progress(range(len(self)), leave=False):
+        for i in progress(range(len(self)), 'computing features'):
             if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
         return self
 
@@ -314,6 +314,12 @@ def collect_warnings(
     return [(name, value, dict(more, notes=notes) if notes else more) for name, value, more in found]
 
 
+SAY_FID = '. FID is the distance of Inception features: say --metrics distance --features inception'
+SAY_IS = '. IS is the score by Inception: say --metrics score --features inception'
+SAY_KID = '. KID is the kernel distance of Inception features: say --metrics kid --features inception'
+OTHER_NAMES = {'fid': SAY_FID, 'frechet': SAY_FID, 'is': SAY_IS, 'inception_score': SAY_IS, 'kid': SAY_KID}
+
+
 def check_task(
     G:nn.Module,              # generator
     source,                   # real pictures
@@ -324,7 +330,8 @@ def check_task(
     "Check the arguments of `evaluate`. Raises Refused for unknown metrics, images that do not fit, or too few."
     if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
     if unknown := [m for m in metrics if m not in METRICS]:
-        raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}')
+        hint = OTHER_NAMES.get(unknown[0].lower(), '')
+        raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}{hint}')
     if (G.res, G.n_classes) != (source.res, len(source.classes)):
         raise Refused(f'the generator draws {G.res} px and {G.n_classes} classes, but {source.spec} has '
                       f'{source.res} px and {len(source.classes)} classes')

@@ -189,7 +189,7 @@ def train_classifier(
         torch.manual_seed(seed)
         net = Classifier(source.res, K if K > 1 else 4).to(device).train()
     opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., steps or min(max(200, 2*n // 64), 5000)
-    for t in progress(range(steps)):
+    for t in progress(range(steps), 'training the classifier that measures, once'):
         x, y = task_of(source, rest[torch.randint(len(rest), (64,), generator=rng)], rng)
         logits, y = net(x.to(device))[1], y.to(device)
         opt.zero_grad()

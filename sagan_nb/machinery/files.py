@@ -61,8 +61,10 @@ def read_lines(
 
 
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
-    "Where classifiers and features are kept."
-    return Path(os.environ.get('SAGAN_NB_CACHE') or Path.home()/'.cache'/'sagan_nb')
+    "Where classifiers and features are kept. Raises Refused for a user without a home folder."
+    if named := os.environ.get('SAGAN_NB_CACHE'): return Path(named)
+    try: return Path.home()/'.cache'/'sagan_nb'
+    except RuntimeError: raise Refused('no home folder here: name one for the cache in SAGAN_NB_CACHE') from None
 
 
 def prune_cache(

@@ -1,7 +1,5 @@
 "Serves chapter 16: what the words of a command line mean."
-import inspect
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -12,14 +10,13 @@ from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
-from fastcore.script import anno_parser
-
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
 from ..core import Refused, choose, printable
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
+from .console import read_words
 from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
@@ -45,7 +42,7 @@ def command(f):               # a function with docments
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
-        given, how = read_words(f, sys.argv[1:])
+        given, how = read_words(f.__name__, sys.argv[1:])
         warnings.formatwarning = warn_in_a_line
         try:
             with reading_images(**how): f(**given)
@@ -56,30 +53,6 @@ def command(f):               # a function with docments
         print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
         sys.exit(code)
     return run
-
-
-def read_words(
-    f,                        # a command
-    words:list,               # what was typed after its name
-)->tuple[dict,dict]:          # arguments of f; arguments of `reading_images`
-    "Parse a command line. A command that opens images also takes `--bad` and `--truncated`; `~/` is the home folder."
-    words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in words]           # -1,3: a place, no option
-    words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]    # or hyphens
-    parser, takes = anno_parser(f), inspect.signature(f).parameters
-    if {'data', 'spec'} & {*takes}:
-        parser.add_argument('--bad', help='share of unreadable pictures that is tolerated (default: 1%%)')
-        parser.add_argument('--truncated', action='store_true', default=None,
-                            help='read truncated pictures as far as they go')
-    given = {k: expand_home(v) for k, v in vars(parser.parse_args(words)).items()}
-    how = {k: given[k] for k in ('bad', 'truncated') if k in given}
-    return {k: v for k, v in given.items() if k in takes}, how
-
-
-def expand_home(
-    value,                    # of an option
-):                            # the same, where it is not a path that begins with ~/
-    "Expand what a shell leaves alone in `--out=~/runs`."
-    return os.path.expanduser(value) if isinstance(value, str) and re.match('~(/|$)', value) else value
 
 
 def pick_classes(
@@ -106,6 +79,39 @@ def command_path(
     path = Path(sys.argv[0]).with_name(name)
     known = shutil.which(name) or not path.exists()
     return shlex.join([name if known else os.path.relpath(path), *map(str, words)])
+
+
+def say_next(
+    *lines,                   # (command, words...) each, or a sentence
+):
+    "Print what can be done next, in a form that a shell takes back."
+    print('\nTry next:')
+    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}')
+
+
+def folder_of(
+    run,                      # run folder, a checkpoint, or a file of weights
+)->Path:                      # the run folder, or the file's folder
+    "Where what is made of a run belongs."
+    folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
+    return folder.parent if folder.name == 'checkpoints' else folder
+
+
+def free_path(
+    path,                     # file to write
+)->Path:                      # the same, or with the first free number: maps.png, maps-2.png, ...
+    "A name at which nothing is overwritten."
+    path, i = Path(path), 2
+    stem = path.stem
+    while path.exists(): path, i = path.with_stem(f'{stem}-{i}'), i + 1
+    return path
+
+
+def replaces(
+    path,                     # file to write, as the user named it
+)->str:                       # for the end of a sentence
+    "Say that a file was there already; empty where it was not."
+    return ' (in place of the file that was there)' if Path(path).is_file() else ''
 
 
 def run_settings(

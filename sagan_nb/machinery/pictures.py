@@ -198,7 +198,7 @@ def read_chunks(
     how, total, first = how or READING, len(listing.names), {}
     if not (starts := range(done*CHUNK, total, CHUNK)): return
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for a in progress(starts, leave=False) if len(starts) > 4 else starts:
+        for a in progress(starts, 'reading pictures') if len(starts) > 4 else starts:
             own = slice(a, a + CHUNK)
             chunk = read_chunk(listing, listing.names[own], listing.labels[own], res, how, pool)
             bad, first = bad + len(chunk.bad), first | chunk.bad

@@ -155,7 +155,7 @@ def export_onnx(
     path,                         # .onnx file to write
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
-    if not importlib.util.find_spec('onnxruntime'):
+    if not all(map(importlib.util.find_spec, ('onnx', 'onnxruntime', 'onnxscript'))):
         raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]')
     net = divided_weights(G)
     for m in net.modules():

@@ -1,0 +1,107 @@
+"Serves chapter 00: what commands show, fitted to a terminal, a pipe or a file."
+import shutil
+import sys
+import textwrap
+import time
+from io import StringIO
+from itertools import groupby
+
+
+def screen_width()->int:      # columns; 100 where the output is no terminal
+    "How wide a line of text may be."
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 140)
+
+
+def wrap(
+    text:str,                 # lines
+)->str:                       # the same words; no line is wider than the screen unless a single word is
+    "Break long lines between words. What follows in a line is indented by two more than its beginning."
+    def fit(line):
+        indent = line[:len(line) - len(line.lstrip())]
+        return textwrap.fill(line.lstrip(), screen_width(), initial_indent=indent, subsequent_indent=indent + '  ',
+                             break_long_words=False, break_on_hyphens=False)
+    return '\n'.join(fit(line) if len(line) > screen_width() else line for line in text.split('\n'))
+
+
+def text_table(
+    head:list,                # names of the columns
+    rows:list,                # lists of cells; '' and '-' are empty
+    whole:int=1,              # so many columns from the left are never broken
+)->str:                       # aligned, and no wider than the screen
+    "Lay cells out in columns. Columns without a single value are left out."
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    used = [i for i, _ in enumerate(head) if any(row[i] not in ('', '-') for row in rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i in used: table.add_column(head[i], no_wrap=i < whole, overflow='fold')
+    for row in rows: table.add_row(*(row[i] for i in used))
+    page = StringIO()
+    Console(file=page, width=screen_width(), color_system=None, markup=False, highlight=False, emoji=False).print(table)
+    return '\n'.join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def show_markdown(
+    text:str,                 # headings, paragraphs and tables
+)->str:                       # the same for a terminal
+    "Lay out Markdown: tables as aligned columns, a long list of facts one a line, no marks."
+    parts = []
+    for is_table, lines in groupby(text.replace('**', '').replace('`', '').split('\n'), lambda o: o.startswith('|')):
+        if is_table:
+            rows = [[cell.strip() for cell in line.strip()[1:-1].split('|')] for line in lines]
+            parts.append(text_table(rows[0], rows[2:]))
+        else: parts += [break_facts(line.removeprefix('### ')) for line in lines]
+    return wrap('\n'.join(parts))
+
+
+def break_facts(
+    line:str,                 # a; b; c
+)->str:                       # a line each where the whole is too wide
+    "Put each fact of a long list on a line of its own."
+    return line.replace('; ', ';\n  ') if len(line) > screen_width() and line.count('; ') > 4 else line
+
+
+def duration(
+    seconds:float,
+)->str:                       # 0:07, 12:30, 3:05:00
+    "Write a time as a clock shows it."
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f'{hours}:{m:02}:{s:02}' if hours else f'{m}:{s:02}'
+
+
+def track_lines(
+    items,                    # anything with a length
+    label:str,                # what is being done
+    every:float=30.,          # seconds
+):                            # yields the items
+    "Pass items on; now and then, print a line with the time left to stderr."
+    began = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - said >= every:
+            left = duration((now - began) / done * (len(items) - done))
+            print(f'{label}: {done:,} of {len(items):,}, {left} left', file=sys.stderr, flush=True)
+            said = now
+        yield item
+
+
+def track_bar(
+    items,                    # anything with a length
+    label:str,                # what is being done
+):                            # yields the items
+    "Pass items on under a bar on stderr, with the time left. The bar is gone when they end."
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    columns = TextColumn('{task.description}', markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, TextColumn('left'), console=Console(stderr=True), transient=True, refresh_per_second=4,
+                  redirect_stdout=sys.stdout.isatty()) as bar:
+        yield from bar.track(items, description=label)
+
+
+def track(
+    items,                    # anything with a length
+    label:str,                # what is being done
+):                            # an iterable over the same items
+    "Show how far the work is: a bar on a terminal, a line every half minute elsewhere."
+    return (track_bar if sys.stderr.isatty() else track_lines)(items, label)

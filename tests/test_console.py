@@ -1,0 +1,212 @@
+"The commands on a terminal of 100 columns and through a pipe: width, labels, what is left behind."
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import start
+from commands import shell
+from sagan_nb.ablation import TABLES
+from sagan_nb.config import FIELDS, PRESETS
+from sagan_nb.machinery import cli, console, lists, options, terminal
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELL = 'import sys; from sagan_nb.machinery import console; del sys.argv[0]; getattr(console, sys.argv[0])()'
+PTY = '''
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if not pid: os.execvp(sys.argv[1], sys.argv[1:])
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', 30, 100, 0, 0))
+while True:
+    try: data = os.read(fd, 1 << 16)
+    except OSError: break
+    if not data: break
+    os.write(1, data)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+'''
+
+
+def words(*args):
+    return [sys.executable, '-c', SHELL, *map(str, args)]
+
+
+def environment(**more):
+    keep = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'COLUMNS', 'LINES')}
+    return keep | dict(PYTHONPATH=str(ROOT), TERM='xterm', **more)
+
+
+def piped(place, name, *args):
+    "Through a pipe: stdout, stderr."
+    done = subprocess.run(words(name, *args), capture_output=True, text=True, cwd=place, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def typed(place, name, *args):
+    "On a terminal of 100 columns: all that was written, and the lines that remain on the screen."
+    done = subprocess.run([sys.executable, '-c', PTY, *words(name, *args)], capture_output=True, cwd=place, env=environment())
+    raw = done.stdout.decode()
+    assert done.returncode == 0, raw
+    return raw, screen(raw)
+
+
+def screen(raw):
+    "The lines that stay, by the few control sequences that a bar uses; text is kept whole, however wide."
+    lines, at, column = [''], 0, 0
+    for part in re.findall(r'\x1b\[\??\d*(?:;\d+)*[A-Za-z]|\r|\n|[^\x1b\r\n]+', raw):
+        if part == '\n':
+            at, column = at + 1, 0
+            if at == len(lines): lines.append('')
+        elif part == '\r': column = 0
+        elif part.startswith('\x1b'):
+            n = int(re.sub(r'\D', '', part) or 1)
+            if part[-1] == 'A': at = max(0, at - n)
+            if part == '\x1b[2K': lines[at] = ''
+        else:
+            line = lines[at].ljust(column)
+            lines[at], column = line[:column] + part + line[column + len(part):], column + len(part)
+    return [line.rstrip() for line in lines]
+
+
+def fits(lines):
+    "No line is wider than 100 columns, but for a command to be pasted and a single long word."
+    wide = [o for o in lines if len(o) > 100 and not o.startswith('  sagan_') and len(o.split()) > 1]
+    assert not wide, wide
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "A run, trained on a terminal, whose folder has a name that a shell would change; and what was shown."
+    folder = tmp_path_factory.mktemp('console')
+    raw, left = typed(folder, 'sagan_train', 't1_attn_16', '--scale', 'smoke', '--data', 'toy', '--steps', 6, '--out', 'a $run')
+    return folder, raw, left
+
+
+def test_training_on_a_terminal(place):
+    folder, raw, left = place
+    assert re.search(r'training .*\d/6', raw) and 'training the classifier that measures' in raw and 'left' in raw
+    fits(left)
+    assert not [o for o in left if '━' in o or re.search(r'\d+/\d+ \d:', o)], left                     # no bar stays
+    tips = [o.strip() for o in left if 'sagan_sample' in o and '--n 64' in o]
+    assert [shlex.split(o)[1] for o in tips] == ['a $run'], left
+
+
+@pytest.mark.parametrize('args, expected', [
+    (('sagan_sample', 'a $run', '--n', 8), r'in a \$run/samples(-\d)?\.png'),
+    (('sagan_eval', 'a $run', '--metrics', 'distance,prdc', '--n_fake', 60, '--n_real', 300), r'written to'),
+    (('sagan_attention', 'a $run', '--n', 1), r'in a \$run/maps(-\d)?\.png'),
+    (('sagan_export', 'a $run'), r'wrote a \$run\.safetensors'),
+    (('sagan_table', 'table1', '--scale', 'smoke', '--only', 't1_none', '--out', 'table'), r'Not run: .*t1_attn_16')], ids=lambda o: o[0] if isinstance(o, tuple) else '')
+def test_on_a_terminal_and_through_a_pipe(place, args, expected):
+    folder = place[0]
+    raw, left = typed(folder, *args)
+    out, err = piped(folder, *args)
+    for lines in (left, out.splitlines(), err.splitlines()): fits(lines)
+    assert not [o for o in left if '━' in o], left
+    for text in ('\n'.join(left), out):
+        assert re.search(expected, text.replace('\n  ', ' ')) and 'Try next:' in text, text
+    assert '\r' not in out + err and '\x1b' not in out + err
+    if args[0] == 'sagan_table': assert '| ' not in out and out.index('Not applicable here') < out.index('features')
+
+
+def test_a_bar_in_a_file_is_a_line_now_and_then(place, capfd):
+    items = terminal.track_lines(range(5), 'counting', every=0.)
+    assert list(items) == [0, 1, 2, 3, 4]
+    err = capfd.readouterr().err.splitlines()
+    assert err == [f'counting: {i} of 5, 0:00 left' for i in (1, 2, 3, 4)]
+    assert list(terminal.track_lines(range(5), 'counting')) == [0, 1, 2, 3, 4] and capfd.readouterr().err == ''
+    assert [terminal.duration(s) for s in (7, 750, 11100)] == ['0:07', '12:30', '3:05:00']
+
+
+def test_nothing_is_overwritten_silently(place, tmp_path, capsys):
+    folder = place[0]
+    def say(**more):
+        cli.sagan_sample(str(folder/'a $run'), n=4, **more)
+        return capsys.readouterr().out.splitlines()[0]
+    said = [say(), say(), say(out=str(tmp_path/'y.png')), say(out=str(tmp_path/'y.png'))]
+    assert len({o.split(' in ')[1].split(' (')[0] for o in said}) == 3
+    assert ['in place of the file' in o for o in said] == [False, False, False, True]
+    (tmp_path/'maps.png').touch()
+    assert options.free_path(tmp_path/'maps.png').name == 'maps-2.png' and options.free_path(tmp_path/'x.png').name == 'x.png'
+
+
+def test_help_needs_no_torch():
+    "Of every command; with two examples that the parser takes. Mistakes in options, too, end before torch is imported."
+    code = ('import sys\nsys.argv = ["sagan_train", "--help"]\nfrom sagan_nb.machinery import console\n'
+            'for name in ("sagan", *(f"sagan_{o}" for o in console.COMMANDS)):\n'
+            '    for words in (["--help"], ["--version"]):\n'
+            '        sys.argv = [name, *words]\n        try: getattr(console, name)()\n        except SystemExit as e: assert not e.code\n'
+            'print([o for o in ("torch", "numpy", "matplotlib") if o in sys.modules])')
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment()).stdout
+    assert out.endswith('[]\n') and out.count('sagan_nb 0.') == 10
+    fits([o for o in out.splitlines() if not o.startswith('  sagan_')])
+    for name in console.COMMANDS:
+        lines = [o.strip() for o in console.EXAMPLES[name].splitlines() if o.strip()]
+        assert len(lines) == 2
+        for line in lines: console.read_words(shlex.split(line)[0], shlex.split(line)[1:])
+        assert all(line in out for line in lines)
+    assert 'default: no limit) (default' not in out
+
+
+def test_declared_is_what_cli_has():
+    from fastcore.docments import docments
+    for name in console.COMMANDS:
+        f, known = inspect.unwrap(getattr(cli, f'sagan_{name}')), console.declared(f'sagan_{name}')
+        assert known.__doc__ == f.__doc__ and dict(docments(known)) == dict(docments(f)) and known.__defaults__ == f.__defaults__
+    said = console.parser_of('sagan_table').format_help()
+    assert all(table in said for table in TABLES)
+
+
+def test_lists(capsys):
+    for name, known in (('presets', PRESETS), ('settings', FIELDS)):
+        with pytest.raises(SystemExit): console.read_words('sagan_train', [f'--list-{name}'])
+        said = capsys.readouterr().out
+        assert all(re.search(rf'^{o} ', said, re.M) for o in known) and 'source' in said
+        fits(said.splitlines())
+    assert 'paper, Table 1' in lists.presets()
+
+
+@pytest.mark.parametrize('name, says', [('fid', '--metrics distance --features inception'), ('is', '--metrics score --features inception')])
+def test_the_usual_names_say_what_to_type(place, name, says, monkeypatch, capsys):
+    code, _, err = shell(monkeypatch, capsys, 'sagan_eval', place[0]/'a $run', '--metrics', name)
+    assert code == 1 and says in err and err.count('\n') == 1
+
+
+def test_one_command_for_all(monkeypatch, capsys):
+    for args, code, words in ((['train', 't1_attn_61'], 1, 'sagan_train: '), (['trane'], 2, 'invalid choice'), (['eval', '--nonsense'], 2, 'unrecognized')):
+        monkeypatch.setattr(sys, 'argv', ['sagan', *args])
+        monkeypatch.setenv('MPLBACKEND', 'agg')
+        with pytest.raises(SystemExit) as e: console.sagan()
+        assert e.value.code == code and words in capsys.readouterr().err
+
+
+def test_completion(tmp_path):
+    if not shutil.which('bash'): pytest.skip('no bash on this machine')
+    script = tmp_path/'complete.sh'
+    script.write_text(console.completion('bash'))
+    def complete(*line):
+        ask = f'. {script}; COMP_WORDS=({shlex.join(line)}); COMP_CWORD={len(line) - 1}; _sagan; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        return subprocess.run(['bash', '-c', ask], capture_output=True, text=True, check=True).stdout.split()
+    assert complete('sagan', 'ev') == ['eval'] and complete('sagan', 'train', '--sca') == ['--scale'] == complete('sagan_train', '--sca')
+    assert complete('sagan_train', 't1_attn_1') == ['t1_attn_16'] and complete('sagan_train', '--scale', 'l') == ['laptop']
+    assert console.completion('zsh').splitlines()[1].startswith('autoload')
+
+
+def test_faults_of_the_surroundings(place):
+    "A backend of a notebook that is not installed here, and an output that cannot say é."
+    env = environment(MPLBACKEND='module://not_installed.backend', PYTHONIOENCODING='ascii')
+    done = subprocess.run(words('sagan_sample', 'a $run', '--n', 4, '--out', 'caf\u00e9.png'), capture_output=True, text=True, cwd=place[0], env=env)
+    assert done.returncode == 0 and 'in caf?.png' in done.stdout, done.stderr
+
+
+def test_the_installation_says_a_line_a_package():
+    said = ['Obtaining file:///x', 'Collecting torch>=2.6', '  Downloading torch-2.9.1-cp312-cp312-manylinux_2_28_x86_64.whl.metadata (30 kB)',
+            'Downloading torch-2.9.1-cp312-cp312-manylinux_2_28_x86_64.whl (899.7 MB)', '  Using cached numpy-2.3.5-cp312-cp312-manylinux_2_27_x86_64.whl (16.6 MB)',
+            'Downloading https://files.example/simple/rich-15.0.0-py3-none-any.whl (240 kB)', 'Successfully installed torch-2.9.1']
+    assert [o for o in map(start.package_of, said) if o] == ['torch 2.9.1 (899.7 MB)', 'numpy 2.3.5 (16.6 MB)', 'rich 15.0.0 (240 kB)']

@@ -1,6 +1,5 @@
 "What `NUMERICS` names: training gives the stored losses, on any processor and with any torch; see tools/golden.py."
 import json
-import sys
 
 import pytest
 import torch

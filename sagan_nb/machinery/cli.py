@@ -23,6 +23,7 @@ from .checkpoints import disk_price
 from .door import Model, open_run
 from .evaluate import as_table, evaluate, one_line, save_records
 from .features import domain
+from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
@@ -30,13 +31,15 @@ from .machine import pick_device
 from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, pick_classes,
                       read_queries, rows_of, run_settings, steps_within)
 from .packs import pack, verify_pack
+from .power import power_text
+from .probe import with_probe
 from .publish import export
 from .queries import find_queries
 from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
 from .sources import describe
 from .summary import UNUSED
-from .tables import markdown, show_rows, show_samples, show_training
+from .tables import markdown
 
 
 def summarise(
@@ -285,6 +288,18 @@ def warn_of_others(
         print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
 
 
+def say_power(
+    table:str,                # a key of TABLES
+    out:Path,                 # folder of results
+):
+    "Print what a table could have seen, from its result files alone. Raises Refused where there are none."
+    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
+    results = collect(out, TABLES[table].rows)
+    if not results: raise Refused(f'{out}: no results of {table} here; say with --out where they are')
+    print(power_text(table, results))
+
+
+@with_probe
 @command
 def sagan_table(
     table:Param(f'which: {", ".join(TABLES)}', str),
@@ -297,15 +312,18 @@ def sagan_table(
     adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
+    power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # domain, inception, or inception:PATH
     set:Param('settings for all rows alike, as key=value', str, nargs='*')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
-    "Train and measure what a table of the paper still lacks, and write the table."
+    "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    if power: return say_power(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
-    jobs = [Job(replace(found[row], seed=s), features) for row in rows if row in found for s in numbers]
+    there = [row for row in rows if row in found]
+    jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
     if print_commands:
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))

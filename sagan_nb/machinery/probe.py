@@ -1,6 +1,6 @@
 """Serves chapter 12: can D alone tell whether distant parts agree? A supervised probe, its files, and how long it took.
 
-    python -m sagan_nb.machinery.probe --data twins --rows t1_none,t1_attn_16 --seeds 10-29 --out results/probe
+    sagan_table probe --data twins --rows t1_none,t1_attn_16 --seeds 10-29 --out results/probe
 """
 import argparse
 import copy
@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from scipy import stats
 from torch.nn.utils import parametrize
 
-from ..ablation import TABLES
+from ..ablation import TABLES, holm
 from ..config import preset
 from ..core import Refused, atomic_write, from_uint8
 from ..data import open_source
@@ -213,17 +214,6 @@ def compare_rows(
     return out | dict(low=float(low), high=float(high), paired_p=float(test.pvalue))
 
 
-def holm(
-    ps: list,                 # p-values of the claims that were written down
-) -> list:                    # adjusted, in the same order
-    "Adjust p-values by Holm's step-down rule."
-    order, out, worst = np.argsort(ps, kind='stable'), [0.]*len(ps), 0.
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1., ps[i]*(len(ps) - rank)))
-        out[i] = worst
-    return out
-
-
 def claims_of(
     rows,                     # names of rows
     given: str = '',          # 'better>worse,...'; '': those of Table 1 that have both rows
@@ -313,7 +303,7 @@ def main(
     given = vars(probe_options().parse_args(argv))
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
-    wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # a seed through all rows, then the next
+    wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
     missing = run_missing(wanted, out, time.time() + 60*minutes)
     found = read_results(wanted, out)
     if found:
@@ -322,6 +312,18 @@ def main(
         with atomic_write(out/'report.json') as part: part.write_text(json.dumps(text, indent=1), encoding='utf-8')
     if missing: print(f'{len(missing)} of {len(wanted)} runs are missing still: the same command goes on')
     return 3 if missing else 0
+
+
+def with_probe(
+    f,                        # a command
+):                            # the same command; `probe ...` goes to `main`
+    "Add the probe to the tables that a command knows; it has options of its own."
+    @wraps(f)
+    def run(*args, **kwargs):
+        if args or kwargs or sys.argv[1:2] != ['probe']: return f(*args, **kwargs)
+        try: sys.exit(main(sys.argv[2:]))
+        except Refused as e: sys.exit(f'{f.__name__} probe: {e}')
+    return run
 
 
 if __name__ == '__main__':

@@ -1,143 +1,225 @@
-"Serves chapter 12: a table as text with its protocol, and its figures."
+"Serves chapter 12: a table as text: its verdicts with what they could have missed, its numbers, its protocol."
 import math
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
-from ..ablation import RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, verdict
-from ..config import NUMERICS, PUBLISHED, preset
+from ..ablation import (RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, shares,
+                        value_of, verdict)
+from ..config import COMPARABLE, NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
+from .power import could_have_seen, plain
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
+SHORT = dict(distance='distance', mi='bits')
+COLUMN_HEADS = dict(mi='bits shared', joint='joint bits', spread='spread')
+WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3_sn_gd_2e4='SN in both, rate doubled',
+             f3_sn_gd_ttur='SN in both, two rates', f3_sn_d_5to1='SN in D, 5 D steps', t2_acgan='AC-GAN',
+             t2_sngan_projection='SNGAN-projection', t2_sagan='SAGAN', best_known='best known',
+             rb_ema='averaged weights',
+             rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
+             rb_adam="torch's Adam", rb_flip='flipped images')
+BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
+
+
+def words_of(
+    row: str,                 # preset
+) -> str:
+    "Name a row in words."
+    if row in WORDS: return WORDS[row]
+    if row.startswith('t1_'): return '{} at {}'.format(BLOCK_WORDS[row.split('_')[1]], row.split('_')[2])
+    if row[0] == 'k' and row[1:].isdigit(): return f'k = {row[1:]}'
+    return row
 
 
 def mean_spread(
     values,                   # numbers
-    digits:int=4,             # significant
-)->str:                       # mean ± standard deviation
-    "A cloud in a cell."
+    digits: int = 4,          # significant
+) -> str:
+    "Return mean ± standard deviation as text."
     v = [x for x in values if math.isfinite(x)]
     if not v: return '-'
-    return f'{np.mean(v):.{digits}g}' + (f' ± {np.std(v, ddof=1):.2g}' if len(v) > 1 else '')
+    if len(v) == 1: return plain(v[0], digits)
+    return f'{plain(np.mean(v), digits)} ± {plain(np.std(v, ddof=1))}'
 
 
 def paper_number(
-    row:str,                  # preset
-    kind:str,                 # metric
-)->str:                       # a cell
-    "The paper's number, and whether it was checked."
+    row: str,                 # preset
+    kind: str,                # metric
+) -> str:                     # part of a cell
+    "Return the paper's number, and whether it was checked."
     found = PUBLISHED.get(row, {}).get(OFFICIAL.get(kind))
-    return f'{found[0]:g}' + ('' if found[1] else ' (unchecked)') if found else '-'
-
-
-def published_kinds(plan:Plan)->list:
-    "The metrics that the paper gives for a row of the table; FID and IS at least."
-    there = [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(r, {}) for r in plan.rows)]
-    return [k for k in OFFICIAL if k in ('distance', 'score', *there)]
-
-
-def notes_of(
-    row:str,                  # preset
-    own:list,                 # its runs
-    skipped:dict,             # row -> why it does not apply
-    failed:dict,              # job name -> error
-)->str:                       # a cell
-    "What else must be said of a row: signs of collapse, an early end, an error."
-    if row in skipped: return f'not applicable: {skipped[row]}'
-    errors = [e for name, e in failed.items() if name.startswith(f'{row}-s')]
-    if not own and not errors: return 'not run'
-    notes = {f'seed {o["seed"]}: {c["sign"]} at step {c["t"]}' for o in own for c in o['collapse']}
-    notes |= {f'seed {o["seed"]} {o["status"]}' for o in own if o['status'] != 'finished'}
-    notes |= {f'failed: {e}' for e in errors}
-    return ' '.join('; '.join(sorted(notes)).replace('|', '/').split())
+    if not found: return '-'
+    return f'{found[0]:g}' if found[1] else f'{found[0]:g} (unchecked)'
 
 
 def difference(
-    results:list,             # runs of the table
-    row:str,                  # preset
-    base:str,                 # the row it is compared with
-    kind:str,                 # metric
-)->str:                       # a cell
-    "Mean difference over pairs of equal seed, with its interval."
+    results: list,            # runs of the table
+    row: str,                 # preset
+    base: str,                # the row it is compared with
+    kind: str,                # metric
+) -> str:                     # a cell
+    "Return the mean difference over pairs of equal seed, with its interval, as text."
     if not measured_alike(results, (row, base), kind): return 'not comparable'
     d, low, high, n = paired_difference(results, row, base, kind)
     if row == base or not n: return '-'
     runs = min(sum(o['row'] == name for o in results) for name in (row, base))
-    return f'{d:+.3g}' + f' [{low:.3g}, {high:.3g}]'*math.isfinite(low) + f' ({n} of {runs} seeds)'*(n < runs)
+    ends = f' [{low:.3g}, {high:.3g}]' if math.isfinite(low) else ''
+    return f'{d:+.3g}{ends}{of_seeds(n, runs)}'
+
+
+def of_seeds(
+    n: int,                   # runs with a number
+    runs: int,                # runs
+) -> str:
+    "Say how many seeds have a number, where some have none."
+    return f' ({n} of {runs} seeds)' if 0 < n < runs else ''
 
 
 def mean_cell(
-    results:list,             # runs of the table
-    row:str,                  # preset
-    kind:str,                 # metric
-)->str:                       # a cell
-    "Mean and spread of a row; of how many runs, where some have no number."
+    results: list,            # runs of the table
+    row: str,                 # preset
+    kind: str,                # metric
+) -> str:                     # a cell
+    "Return mean and spread of a row as text."
     if not measured_alike(results, (row,), kind): return 'not comparable'
     values, runs = by_seed(results, row, kind).values(), sum(o['row'] == row for o in results)
-    return mean_spread(values) + f' ({len(values)} of {runs} seeds)'*(0 < len(values) < runs)
+    return mean_spread(values) + of_seeds(len(values), runs)
 
 
-def commit_of(
-    env:dict,                 # as of `environment`
-)->str:                       # seven digits
-    "The commit that a run was made with, and whether files were changed since."
-    return (env['commit'] or 'unknown')[:7] + ' (changed)'*bool(env.get('changed'))
+def real_spread(
+    result: dict,             # one run
+) -> float:                   # nan in a world without one
+    "Read the spread of the real images' patterns."
+    return next((o['real'] for o in result['records'] if o['metric'] == 'long_range_spread'), math.nan)
 
 
-def envs_of(
-    result:dict,              # one run
-)->list:                      # as of `environment`
-    "Every machine and commit that trained it."
-    return [result['env'], *result.get('went_on', [])]
+def has_collapsed(
+    result: dict,             # one run
+) -> bool:
+    "Tell whether a run shows a sign of collapse, or draws patterns with less than a quarter of the real spread."
+    return bool(result.get('collapse')) or value_of(result, 'spread') < .25*real_spread(result)
 
 
-def row_cells(
-    plan:Plan,                # which table
-    row:str,                  # preset
-    results:list,             # runs of the table
-    kinds:list,               # metrics
-)->list:                      # cells, without the notes
-    "The numbers of a row."
+def collapsed_cell(
+    results: list,            # runs of the table
+    row: str,                 # preset
+) -> str:                     # a cell
+    "Count the collapsed runs of a row."
     own = [o for o in results if o['row'] == row]
-    return [f'`{row}`', *[mean_cell(results, row, k) for k in kinds],
-            *[difference(results, row, plan.base, k) for k in kinds if k in ('distance', 'mi')],
-            *[paper_number(row, k) for k in published_kinds(plan)],
-            f'{sum(own[0]["parameters"].values()):,}' if own else '-',
-            mean_spread([o['seconds_per_step'] or math.nan for o in own], 3), str(len(own)),
-            ', '.join(sorted({commit_of(env) for o in own for env in envs_of(o)})) or '-']
+    return f'{sum(map(has_collapsed, own))} of {len(own)}'
+
+
+def columns(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> dict:                    # heading -> what makes its cell from a row
+    "Choose the columns of a table. One that stays empty is dropped by `table_lines`."
+    def mean(kind): return lambda row: mean_cell(results, row, kind)
+    def gap(kind): return lambda row: difference(results, row, plan.base, kind)
+    there = [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(row, {}) for row in plan.rows)]
+    shown = (*plan.kinds, 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, 'score', *there)
+    kinds = [k for k in RESULT_KINDS if k in shown and name_of(results, k)]
+
+    def paper(row):
+        numbers = [paper_number(row, k) for k in there]
+        return ' / '.join(numbers) if {*numbers} - {'-'} else '-'
+    cols = {'row': lambda row: f'`{row}` {words_of(row)}',
+            'seeds': lambda row: str(sum(o['row'] == row for o in results))}
+    for k in kinds:
+        cols[COLUMN_HEADS.get(k) or name_of(results, k)] = mean(k)
+        if k in plan.kinds: cols[f'{SHORT[k]} minus {words_of(plan.base)}, 95 %'] = gap(k)
+    if not plan.holm: cols[f'paper: {" / ".join(RESULT_KINDS[k][0] for k in there)}'] = paper
+    return cols | {'collapsed': lambda row: collapsed_cell(results, row)}
 
 
 def table_lines(
-    plan:Plan,                # which table
-    results:list,             # runs
-    skipped:dict,             # row -> why it does not apply
-    failed:dict,              # job name -> error
-)->list:                      # lines of Markdown
-    "One line for each row."
-    kinds = [k for k in ('distance', 'score', 'intra', 'mi') if name_of(results, k)]
-    head = ['row', *[name_of(results, k) for k in kinds],
-            *[f'{k} minus {plan.base}, 95 %' for k in kinds if k in ('distance', 'mi')],
-            *[f'paper: {RESULT_KINDS[k][0]}' for k in published_kinds(plan)],
-            'parameters', 's/step', 'seeds', 'commit', 'notes']
-    line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    own = lambda row: [o for o in results if o['row'] == row]
-    return [line(head), '|---' * len(head) + '|',
-            *[line([*row_cells(plan, r, results, kinds), notes_of(r, own(r), skipped, failed)]) for r in plan.rows]]
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> list:                    # lines of Markdown
+    "Write one line for each row that has runs, and only columns that say something."
+    rows = [row for row in plan.rows if any(o['row'] == row for o in results)]
+    cells = {head: [make(row) for row in rows] for head, make in columns(plan, results).items()}
+    cells = {head: own for head, own in cells.items() if any(o != '-' and not o.startswith('0 of') for o in own)}
+    def line(parts): return '| ' + ' | '.join(parts) + ' |'
+    return [line(cells), '|---'*len(cells) + '|', *map(line, zip(*cells.values()))] if rows else []
+
+
+def grouped(
+    pairs,                    # (row, text) pairs
+) -> list:                    # a text for each group of rows with equal texts
+    "Join the rows that have the same thing said of them."
+    groups = {}
+    for row, text in pairs: groups.setdefault(text, []).append(f'`{row}`')
+    return [f'{", ".join(rows)} ({text})' for text, rows in groups.items()]
+
+
+def one_text(
+    text: str,                # of any lines
+) -> str:                     # one line
+    "Put a text on one line of a table."
+    return ' '.join(str(text).replace('|', '/').split())
+
+
+def missing_lines(
+    plan: Plan,               # which table
+    results: list,            # runs
+    skipped: dict,            # row -> why it does not apply
+    failed: dict,             # job name -> error
+) -> list:                    # lines of Markdown
+    "Say in one line each which rows do not apply, were not run, or failed."
+    there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
+    rest = [f'`{row}`' for row in plan.rows if row not in there]
+    found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
+             'Not run': [', '.join(rest)] if rest else [],
+             'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items()]}
+    return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
+
+
+def run_notes(
+    results: list,            # runs
+) -> list:                    # lines of Markdown
+    "Say what happened in single runs, and what the rows weigh and cost."
+    who = [(f'{words_of(o["row"])}, seed {o["seed"]}', o) for o in results]
+    notes = [f'{name}: {c["sign"]} at step {c["t"]}' for name, o in who for c in o['collapse']]
+    notes += [f'{name}: {one_text(o["status"])}' for name, o in who if o['status'] != 'finished']
+    rows = list(dict.fromkeys(o['row'] for o in results))
+    of = {row: [o for o in results if o['row'] == row] for row in rows}
+    weights = [(row, f'{sum(of[row][0]["parameters"].values()):,}') for row in rows]
+    cost = [f'`{row}` {mean_spread([o["seconds_per_step"] or math.nan for o in of[row]], 3)}' for row in rows]
+    quiet = ['No run shows a sign of collapse.'] if results and not any(map(has_collapsed, results)) else []
+    out = [f'Signs: {"; ".join(notes)}.'] if notes else quiet
+    if rows: out += [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)}.']
+    return out
+
+
+def commit_of(
+    env: dict,                # as of `environment`
+) -> str:
+    "Return seven digits of the commit that a run was made with, and whether files were changed since."
+    return (env['commit'] or 'unknown')[:7] + (' (changed)' if env.get('changed') else '')
+
+
+def envs_of(
+    result: dict,             # one run
+) -> list:                    # as of `environment`
+    "List every machine and commit that trained it."
+    return [result['env'], *result.get('went_on', [])]
 
 
 def moved_attention(
-    results:list,             # runs
-)->set:                       # (maps here, maps in the preset) of the runs where they differ
-    "Where attention was put on another map than a row names, by `--set attn_at=...`."
+    results: list,            # runs
+) -> set:                     # (maps here, maps in the preset) of the runs where they differ
+    "Find where attention was put on another map than a row names, by `--set attn_at=...`."
     maps = {(tuple(r['config']['attn_at']), preset(r['row']).attn_at) for r in results}
     return {(here, there) for here, there in maps if here and here != there}
 
 
 def protocol(
-    results:list,             # runs
-)->str:                       # one paragraph
-    "How the numbers were made; where runs differ, all values are listed."
+    results: list,            # runs
+) -> str:                     # one paragraph
+    "Say how the numbers were made; where runs differ, list all values."
     if not results: return 'Nothing was run.'
     each = lambda values: ' / '.join(sorted({str(v) for v in values}))
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
@@ -149,7 +231,7 @@ def protocol(
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
              f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}',
              f'decay of averaged weights {cfg("ema")}',
-             f'pictures {of("data")} ({of("data_id")})',
+             f'images {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, processor {env("cpu")}, {env("threads")} threads, torch {env("torch")}']
@@ -158,42 +240,56 @@ def protocol(
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
     if versions != {NUMERICS}: parts.append(f'numbers of version {each(versions)}; today\'s is {NUMERICS}')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
-    return '; '.join(parts) + '.'
+    return '; '.join(parts) + f'.\n\nCommit: {each(commit_of(e) for r in results for e in envs_of(r))}.'
 
 
 def early_ends(
-    results:list,             # runs
+    results: list,            # runs
     rows,                     # the two rows of an ordering
-)->str:                       # for the end of a sentence
-    "How many of their runs ended early: such a run counts with its last checkpoint, or not at all."
+) -> str:                     # for the end of a sentence
+    "Say how many runs ended early (they are measured at their last checkpoint, if there is one)."
     ended = [(row, sum(o['row'] == row and o['status'] != 'finished' for o in results)) for row in rows]
-    return ''.join(f'; {n} run{"s"*(n > 1)} of {row} ended early' for row, n in ended if n)
+    return ''.join(f'; {n} {"run" if n == 1 else "runs"} of {row} ended early' for row, n in ended if n)
+
+
+def by_joint_bits(
+    plan: Plan,               # which table
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+) -> str:                     # for the end of a sentence; empty without joint bits
+    "Say what an ordering is by the bits of all numbers of a pattern together."
+    if not name_of(results, 'joint'): return ''
+    among = shares(results, replace(plan, kinds=('joint',)))
+    return f'; by joint bits: {verdict(results, better, worse, "joint", among[better, worse, "joint"])}'
 
 
 def sentences(
-    plan:Plan,                # which table
-    results:list,             # runs
-)->list:                      # lines of Markdown
-    "What the paper orders, and what is found here: computed, not written. Without claims, each row against the base."
-    rows = [(row, plan.base, f'{row} is better than {plan.base}') for row in plan.rows if row != plan.base]
-    out, asked = [], 'orderings of the paper' if plan.claims else 'orderings (ours: the paper claims none)'
-    pairs = [(a, b, k) for k in ('distance', 'mi') if name_of(results, k) for a, b, _ in plan.claims or rows]
-    among = sum(paired_difference(results, *o)[3] > 1 for o in pairs) or 1
-    for kind in ('distance', 'mi'):
-        name = name_of(results, kind)
-        said = [(words, verdict(results, a, b, kind, among), early_ends(results, (a, b)))
-                for a, b, words in plan.claims or rows]
-        run = [o for o in said if o[1] != 'not run']
-        if name and run: out += [f'By {name}, of {len(run)} {asked} that could be run here:', '',
-                                 *[f'- {words}: **{v}**{ended}' for words, v, ended in run], '']
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> list:                    # lines of Markdown
+    "Write the verdict on each ordering, with the smallest difference that could have been seen."
+    out, among = [], shares(results, plan)
+    asked = 'orderings of the paper' if plan.claims else 'orderings (ours: the paper claims none)'
+    for kind in plan.kinds:
+        said = [(*o, verdict(results, *o[:2], kind, among.get((*o[:2], kind), 1))) for o in plan.orderings]
+        run = [o for o in said if o[3] != 'not run']
+        if not name_of(results, kind) or not run: continue
+        by = name_of(results, kind) + (' (bits shared)' if kind == 'mi' else '')
+        out += [f'By {by}, of {len(run)} {asked} that could be run here:', '']
+        for a, b, words, found in run:
+            ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
+            if plan.holm: ends += by_joint_bits(plan, results, a, b)
+            out.append(f'- {words}: **{found}**{ends}')
+        out.append('')
     return out
 
 
 def not_applicable(
-    plan:Plan,                # which table
-    results:list,             # runs
-)->dict:                      # row -> why
-    "The rows that cannot be at the picture size of these results."
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> dict:                    # row -> why
+    "Find the rows that cannot be at the image size of these results."
     if not results: return {}
     cfg = results[0]['config']
     source = SimpleNamespace(res=cfg['res'], classes=range(cfg['n_classes']), spec='', fingerprint='')
@@ -203,113 +299,39 @@ def not_applicable(
 
 
 def markdown(
-    name:str,                 # a key of TABLES
-    results:list,             # runs
-    skipped:dict=None,        # row -> why it does not apply
-    failed:dict=None,         # job name -> error
-)->str:                       # the whole table
-    "A table as text: numbers, protocol, and the paper's orderings."
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    skipped: dict = None,     # row -> why it does not apply
+    failed: dict = None,      # job name -> error
+) -> str:                     # the whole table
+    "Write a table as text: verdicts first, then the numbers, what is missing, and how all of it was made."
     plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
     if skipped is None: skipped = not_applicable(plan, own)
-    lines = table_lines(plan, own, skipped, failed or {})
-    return '\n'.join([f'### {plan.title}', '', *lines, '', protocol(own), '', *sentences(plan, own)])
-
-
-def show_rows(
-    name:str,                 # a key of TABLES
-    results:list,             # runs
-    kind:str='distance',      # metric
-):                            # figure
-    "Every seed of every row as a dot, the mean as a bar."
-    import matplotlib.pyplot as plt
-    rows = [r for r in TABLES[name].rows if by_seed(results, r, kind)]
-    fig, ax = plt.subplots(figsize=(6.5, .6 + .34*max(len(rows), 2)), layout='constrained')
-    for i, row in enumerate(rows):
-        values = list(by_seed(results, row, kind).values())
-        ax.plot(values, [i]*len(values), 'o', color='#0072B2', ms=5, alpha=.8)
-        ax.plot([np.mean(values)]*2, [i - .3, i + .3], color='#D55E00', lw=2)
-    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=name_of(results, kind), ylim=(len(rows) - .5, -.5))
-    ax.grid(axis='x', alpha=.3)
-    return fig
-
-
-def show_training(
-    name:str,                 # a key of TABLES
-    results:list,             # runs
-    kind:str='distance',      # 'distance', 'mi' or 'diversity', as of `Curve`
-    pace:dict=None,           # row -> seconds of an update, timed in turns; None: each run's own
-):                            # figure
-    "A number against steps and against seconds (Figure 3); a cross where a sign of collapse came first."
-    import matplotlib.pyplot as plt
-    results = [o for o in results if o['curve']]
-    if pace: results = [dict(o, curve=[dict(p, seconds=p['t']*pace[o['row']]) for p in o['curve']]) for o in results]
-    rows = [r for r in TABLES[name].rows if r in {o['row'] for o in results}]
-    fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True, layout='constrained')
-    colours = 'k', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7'
-    lines = [dict(color=c, ls=s) for s in ('-', ':', '--') for c in colours]
-    for ax, key in zip(axes, ('t', 'seconds')):
-        for row, line in zip(rows, lines):
-            for j, o in enumerate(r for r in results if r['row'] == row):
-                x, y = ([p[k] for p in o['curve']] for k in (key, kind))
-                ax.plot(x, y, **line, lw=1.3, label=row if not j else None)
-                if not o['collapse']: continue
-                at = [np.interp(o['collapse'][0]['t'], [p['t'] for p in o['curve']], v) for v in (x, y)]
-                ax.plot(*at, 'x', color=line['color'], ms=9)
-        ax.set(xlabel=dict(t='updates of G', seconds='seconds of training')[key])
-        if kind == 'distance': ax.set(yscale='log')
-        ax.grid(alpha=.3)
-    drawn = {o['curve'][0].get(dict(distance='n_fake').get(kind, f'n_{kind}')) for o in results} - {None}
-    number = f'\n({" / ".join(map(str, sorted(drawn)))} images)' if drawn else ''         # older results do not say
-    axes[0].set_ylabel(name_of(results, kind) + number)
-    axes[1].legend(fontsize=7)
-    return fig
-
-
-def show_samples(
-    name:str,                 # a key of TABLES
-    results:list,             # runs
-    out,                      # folder where `run_job` put their pictures
-):                            # figure, or None where there is no picture
-    "Samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
-    import matplotlib.pyplot as plt
-    first = {r: next((o for o in results if o['row'] == r), None) for r in TABLES[name].rows}
-    found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
-    found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
-    if not found: return None
-    fig, axes = plt.subplots(len(found), 1, figsize=(5.4, 1.6*len(found)), dpi=64, squeeze=False, layout='constrained')
-    for ax, (row, picture) in zip(axes.flat, found.items()):
-        ax.imshow(picture, interpolation='nearest')
-        when = f'steps {", ".join(map(str, at))}' if (at := first[row].get('samples_at')) else 'later to the right'
-        ax.set(xticks=[], yticks=[], title=f'{row}, seed {first[row]["seed"]}: {when}')
-        ax.title.set_fontsize(9)
-    return fig
+    missing = missing_lines(plan, own, skipped, failed or {})
+    notes = [line for note in (*missing, *run_notes(own), protocol(own)) for line in ('', note)]
+    return '\n'.join([f'### {plan.title}', '', *sentences(plan, own), *table_lines(plan, own), *notes])
 
 
 def table1(
-    results:list,             # runs, from `collect`
-)->str:                       # Markdown
-    "Table 1: attention against nothing and against its controls."
+    results: list,            # runs, from `collect`
+) -> str:                     # Markdown
+    "Write Table 1: attention against nothing and against its controls."
     return markdown('table1', results)
 
 
 def table2(
-    results:list,             # runs, from `collect`
-)->str:                       # Markdown
-    "Table 2: AC-GAN, SNGAN-projection, SAGAN."
+    results: list,            # runs, from `collect`
+) -> str:                     # Markdown
+    "Write Table 2: AC-GAN, SNGAN-projection, SAGAN."
     return markdown('table2', results)
 
 
-def fig3(
-    results:list,             # runs, from `collect`
-    pace:dict=None,           # as of `show_training`
-):                            # figure
-    "Figure 3: the metric against steps and against seconds."
-    return show_training('fig3', results, pace=pace)
-
-
-def fig4(
-    results:list,             # runs, from `collect`
-    out,                      # their folder
-):                            # figure
-    "Figure 4: samples of the runs of Figure 3 at several steps."
-    return show_samples('fig3', results, out)
+def anchors() -> str:         # Markdown
+    "List the public results that tried to reach the paper's number, each with its state."
+    lines = ['| who | FID | IS | read where | comparable with the paper? |', '|---|---|---|---|---|']
+    for name, words in COMPARABLE.items():
+        fid, score = (PUBLISHED[name].get(k) for k in ('fid', 'inception_score'))
+        state = (fid or score)[2] if (fid or score)[1] else f'{(fid or score)[2]} (not checked)'
+        cells = [f'{o[0]:g}' if o else '-' for o in (fid, score)]
+        lines.append(f'| {name} | {" | ".join(cells)} | {state} | {words} |')
+    return '\n'.join(lines)

@@ -1,0 +1,232 @@
+"Serves chapter 12: the figures of a table: dots, pairs, curves in small panels, samples."
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ..ablation import TABLES, by_seed, name_of, paired_difference, seed_differences, shares
+from .tables import has_collapsed, words_of
+
+BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-blind readers
+FONTS = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
+         'legend.fontsize': 9}
+AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', diversity='diversity')
+
+
+def axis_name(
+    results: list,            # runs
+    kind: str,                # metric
+) -> str:
+    "Name a measure on an axis, and from how many images a curve takes it, where the runs say so."
+    key = dict(distance='n_fake').get(kind, f'n_{kind}')
+    drawn = sorted({o['curve'][0][key] for o in results if o.get('curve') and key in o['curve'][0]})
+    words = AXES.get(kind, name_of(results, kind))
+    return f'{words} ({" / ".join(map(str, drawn))} images)' if drawn else words
+
+
+def rows_with(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    kind: str,                # metric
+) -> list:
+    "List the rows that have a number."
+    return [r for r in TABLES[name].rows if by_seed(results, r, kind)]
+
+
+def draw_rows(
+    ax,                       # where
+    rows: list,               # presets, from top to bottom
+    results: list,            # runs
+    kind: str,                # metric
+):
+    "Draw every seed of every row as a dot, crossed out if it collapsed; join seeds in grey; the mean is a bar."
+    values = [by_seed(results, row, kind) for row in rows]
+    for seed in sorted(set().union(*values)):
+        there = [(v[seed], i) for i, v in enumerate(values) if seed in v]
+        ax.plot(*zip(*there), '-', color=GREY, lw=.6, alpha=.6, zorder=1)
+    for i, v in enumerate(values):
+        ax.plot(list(v.values()), [i]*len(v), 'o', color=BLUE, ms=5, alpha=.8)
+        lost = [v[o['seed']] for o in results if o['row'] == rows[i] and o['seed'] in v and has_collapsed(o)]
+        ax.plot(lost, [i]*len(lost), 'x', color='k', ms=8)
+        ax.plot([np.mean(list(v.values()))]*2, [i - .3, i + .3], color=ORANGE, lw=2.5)
+    ax.set(yticks=range(len(rows)), yticklabels=map(words_of, rows), ylim=(max(len(rows), 1) - .5, -.5))
+    ax.grid(axis='x', alpha=.3)
+
+
+def show_rows(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    kind: str = 'distance',   # metric
+):                            # figure
+    "Draw every seed of every row as a dot, the mean as a bar."
+    import matplotlib.pyplot as plt
+    rows = rows_with(name, results, kind)
+    with plt.rc_context(FONTS):
+        fig, ax = plt.subplots(figsize=(6.5, .8 + .32*max(len(rows), 2)), layout='constrained')
+        draw_rows(ax, rows, results, kind)
+        ax.set_xlabel(AXES.get(kind, name_of(results, kind)))
+    return fig
+
+
+def draw_claims(
+    ax,                       # where
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    kind: str,                # metric
+):
+    "Draw the paired differences of each claim: seeds as dots, the 95 % interval thick, that of the verdict thin."
+    among, drawn = shares(results, TABLES[name]), []
+    for a, b, words in TABLES[name].orderings:
+        d = seed_differences(results, a, b, kind)
+        if not len(d): continue
+        i = len(drawn)
+        drawn.append(f'{words_of(a)}\nminus {words_of(b)}')
+        ax.plot(d, [i]*len(d), 'o', color=BLUE, ms=5, alpha=.8)
+        ax.plot([d.mean()]*2, [i - .3, i + .3], color=ORANGE, lw=2.5)
+        for level, width in ((.95, 3), (1 - .05/among[a, b, kind], 1)):
+            low, high = paired_difference(results, a, b, kind, level)[1:3]
+            ax.plot([low, high], [i + .2]*2, color=ORANGE, lw=width, solid_capstyle='butt')
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set(yticks=range(len(drawn)), yticklabels=drawn, ylim=(max(len(drawn), 1) - .5, -.5))
+    ax.grid(axis='x', alpha=.3)
+
+
+def show_pairs(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    kind: str = 'mi',         # metric
+):                            # figure
+    "Draw the rows of a table at the left, and the paired differences of its claims at the right."
+    import matplotlib.pyplot as plt
+    rows = rows_with(name, results, kind)
+    with plt.rc_context(FONTS):
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 1.1 + .36*max(len(rows), 3)), layout='constrained')
+        draw_rows(left, rows, results, kind)
+        draw_claims(right, name, results, kind)
+        left.set_xlabel(AXES[kind])
+        right.set_xlabel('difference, seed by seed')
+        if not rows:
+            for ax in (left, right): ax.text(.5, .5, 'no run is complete yet', ha='center', transform=ax.transAxes)
+    return fig
+
+
+def mean_curve(
+    own: list,                # runs of a row
+    kind: str,                # as in a curve
+) -> tuple:                   # steps that all of them have; means
+    "Average the curves of a row."
+    steps = sorted(set.intersection(*({p['t'] for p in o['curve']} for o in own)))
+    at = [{p['t']: p[kind] for p in o['curve']} for o in own]
+    return steps, [np.mean([v[t] for v in at]) for t in steps]
+
+
+def draw_row_curves(
+    ax,                       # where
+    own: list,                # runs of a row
+    kind: str,                # as in a curve
+):
+    "Draw seeds thin and grey, their mean bold, and a cross where a sign of collapse came first."
+    for o in own:
+        t, y = ([p[k] for p in o['curve']] for k in ('t', kind))
+        ax.plot(t, y, color=GREY, lw=1)
+        if not o['collapse']: continue
+        at = o['collapse'][0]['t']
+        ax.plot(at, np.interp(at, t, y), 'x', color=ORANGE, ms=8)
+    ax.plot(*mean_curve(own, kind), color=BLUE, lw=2.5)
+
+
+def draw_cost(
+    ax,                       # where
+    of: dict,                 # row -> runs
+    kind: str,                # as in a curve
+    pace: dict,               # row -> seconds of an update; None: each run's own
+):
+    "Draw the mean of each row against seconds, its name at the end of its line."
+    colours, ends = ('#000000', BLUE, '#E69F00', '#009E73', ORANGE), []
+    for (row, own), colour in zip(of.items(), colours):
+        t, y = mean_curve(own, kind)
+        each = pace[row] if pace else np.median([p['seconds']/p['t'] for o in own for p in o['curve']])
+        ax.plot(np.multiply(t, each), y, color=colour, lw=1.8)
+        ends.append((y[-1], t[-1]*each, row, colour))
+    for i, (y, x, row, colour) in enumerate(sorted(ends)):
+        ax.annotate(words_of(row), (x, y), (1.04, (i + .5)/len(ends)), textcoords='axes fraction', fontsize=9,
+                    va='center', color=colour, annotation_clip=False,
+                    arrowprops=dict(arrowstyle='-', color=colour, lw=.6))
+    ax.set(title='means against cost', xlabel='seconds of training')
+
+
+def panels_of(
+    n: int,                   # rows
+    cost: bool,               # also one wide panel below
+):                            # figure, a list of axes
+    "Make a small panel for each row, three in a line."
+    import matplotlib.pyplot as plt
+    high = math.ceil(n / 3) + cost
+    fig = plt.figure(figsize=(8, .5 + 1.7*high), layout='constrained')
+    grid = fig.add_gridspec(high, min(n, 3))
+    axes = []
+    for i in range(n): axes.append(fig.add_subplot(grid[i // 3, i % 3], sharey=axes[0] if axes else None))
+    if cost: axes.append(fig.add_subplot(grid[-1, :], sharey=axes[0]))
+    return fig, axes
+
+
+def show_training(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    kind: str = 'distance',   # 'distance', 'mi' or 'diversity', as of `Curve`
+    pace: dict = None,        # row -> seconds of an update, timed in turns; None: each run's own
+):                            # figure
+    "Draw a number against steps, a panel for each row; with two to five rows also the means against seconds."
+    import matplotlib.pyplot as plt
+    results = [o for o in results if o['curve']]
+    of = {r: own for r in TABLES[name].rows if (own := [o for o in results if o['row'] == r])}
+    cost = 2 <= len(of) <= 5
+    with plt.rc_context(FONTS):
+        fig, axes = panels_of(len(of), cost)
+        for i, (ax, (row, own)) in enumerate(zip(axes, of.items())):
+            draw_row_curves(ax, own, kind)
+            ax.set_title(words_of(row))
+            if i + 3 >= len(of): ax.set_xlabel('updates of G')
+        if cost: draw_cost(axes[-1], of, kind, pace)
+        for ax in axes:
+            if kind == 'distance': ax.set(yscale='log')
+            ax.grid(alpha=.3)
+        fig.supylabel(axis_name(results, kind), fontsize=10)
+    return fig
+
+
+def show_samples(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    out,                      # folder where `run_job` put their images
+):                            # figure, or None where there is no image
+    "Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
+    import matplotlib.pyplot as plt
+    first = {r: next((o for o in results if o['row'] == r), None) for r in TABLES[name].rows}
+    found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
+    found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
+    if not found: return None
+    fig, axes = plt.subplots(len(found), 1, figsize=(8, 2.4*len(found)), dpi=66, squeeze=False, layout='constrained')
+    for ax, (row, image) in zip(axes.flat, found.items()):
+        ax.imshow(image, interpolation='nearest')
+        at = first[row].get('samples_at')
+        when = f'steps {", ".join(map(str, at))}' if at else 'later to the right'
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f'{words_of(row)}, seed {first[row]["seed"]}: {when}', fontsize=11)
+    return fig
+
+
+def fig3(
+    results: list,            # runs, from `collect`
+    pace: dict = None,        # as of `show_training`
+):                            # figure
+    "Draw Figure 3: the metric against steps and against seconds."
+    return show_training('fig3', results, pace=pace)
+
+
+def fig4(
+    results: list,            # runs, from `collect`
+    out,                      # their folder
+):                            # figure
+    "Draw Figure 4: samples of the runs of Figure 3 at several steps."
+    return show_samples('fig3', results, out)

@@ -1,0 +1,129 @@
+"Serves chapter 12: what a table could have seen, and how many seeds a difference needs."
+import math
+
+import numpy as np
+
+from ..ablation import (LOWER, TABLES, Plan, by_seed, detectable, measured_alike, name_of, paired_difference,
+                        seed_differences, seeds_needed, shares, verdict)
+from ..config import PUBLISHED
+
+SAME = 'the runs are equal'
+
+
+def plain(
+    x: float,                 # a number
+    digits: int = 2,          # significant
+) -> str:
+    "Return a number as text, without an exponent where it would be short."
+    text = f'{x:.{digits}g}'
+    return f'{float(text):,.0f}' if 'e+' in text and x < 1e9 else text
+
+
+def spread_of(
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+    kind: str,                # metric
+) -> float:                   # nan with fewer than two pairs, or between other measures
+    "Compute the standard deviation of the paired differences."
+    d = seed_differences(results, better, worse, kind)
+    if len(d) < 2 or not measured_alike(results, (better, worse), kind): return math.nan
+    return float(d.std(ddof=1))
+
+
+def could_have_seen(
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+    kind: str,                # metric
+    among: int,               # as of `verdict`
+) -> str:                     # for the end of a sentence; empty where the ordering is decided, or nothing can be said
+    "Say which true difference an undecided ordering would most likely have shown."
+    spread = spread_of(results, better, worse, kind)
+    if not spread > 0 or not verdict(results, better, worse, kind, among).startswith('not resolved'): return ''
+    n = len(seed_differences(results, better, worse, kind))
+    return f'; could have seen {plain(detectable(spread, n, among))}'
+
+
+def stated_difference(
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+    kind: str,                # metric
+) -> tuple:                   # size, and where it is from
+    "Name a difference worth seeing: the published one as a share of the worse row, or a tenth of the real bits."
+    mean = float(np.mean(list(by_seed(results, worse, kind).values())))
+    a, b = (PUBLISHED.get(row, {}).get('fid') for row in (better, worse))
+    if kind == 'distance' and a and b: return (a[0]/b[0] - 1)*mean, f'published: {a[0]/b[0] - 1:+.0%}'
+    if kind in LOWER: return -mean/4, 'a quarter of the worse row'
+    real = [o['real'] for r in results for o in r['records'] if o['metric'] == name_of(results, kind) and 'real' in o]
+    return (real[0] if real else mean)/10, 'a tenth of the real images' if real else 'a tenth of the worse row'
+
+
+def power_rows(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> list:                    # dicts: words, kind, n, among, mean, low, high, verdict, spread, seen, wanted, why, seeds
+    "Say for each ordering what was seen, what could have been seen, and the seeds that a stated difference needs."
+    out = []
+    for (a, b, kind), among in shares(results, plan).items():
+        mean, low, high, n = paired_difference(results, a, b, kind)
+        spread = spread_of(results, a, b, kind)
+        if not n or math.isnan(spread): continue
+        words = next(words for x, y, words in plan.orderings if (x, y) == (a, b))
+        wanted, why = stated_difference(results, a, b, kind)
+        own = dict(words=words, kind=kind, n=n, among=among, mean=mean, low=low, high=high, spread=spread,
+                   wanted=wanted, why=why, verdict=verdict(results, a, b, kind, among),
+                   seen=detectable(spread, n, among), seeds=None)
+        if spread and wanted: own['seeds'] = seeds_needed(wanted, spread, among)
+        out.append(own)
+    return out
+
+
+def power_cells(
+    row: dict,                # from `power_rows`
+    name: str,                # of the measure
+) -> list:                    # texts
+    "Write one ordering as cells."
+    if not row['spread']: return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g}', SAME, '-', '-']
+    seeds = f'{row["seeds"] or 0:,}' if (row['seeds'] or 0) < 10_000 else 'over 10,000'
+    return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g} [{row["low"]:.3g}, {row["high"]:.3g}]',
+            f'{plain(row["seen"])} (of {row["among"]})', f'{row["wanted"]:+.2g} ({row["why"]})', seeds]
+
+
+POWER_HEAD = ['ordering', 'by', 'seeds', 'seen, 95 %', 'could have seen', 'stated difference', 'seeds it needs']
+
+
+def power_table(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+) -> list:                    # rows of texts, the heading first
+    "Make the table of power from results alone."
+    plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
+    short = dict(distance='distance', mi='bits')
+    return [POWER_HEAD, *[power_cells(row, short[row['kind']]) for row in power_rows(plan, own)]]
+
+
+def power_markdown(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+) -> str:                     # Markdown
+    "Write the table of power for a page."
+    head, *rows = power_table(name, results)
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (head, ['---']*len(head), *rows))
+
+
+def power_text(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+) -> str:                     # lines
+    "Write the table of power for a terminal: one ordering a paragraph."
+    head, *rows = power_table(name, results)
+    if not rows: return 'no ordering has two pairs of runs yet'
+    out = ['could have seen: the smallest true difference that so many seeds show in four cases of five,',
+           'at the level of one among those judged with it (how many: in brackets). The spread of a few',
+           'seeds is itself a rough number.']
+    for cells in rows:
+        out += ['', f'{cells[0]}, by {cells[1]}, {cells[2]} seeds']
+        out += [f'    {h:18} {c}' for h, c in zip(head[3:], cells[3:])]
+    return '\n'.join(out)

@@ -10,6 +10,7 @@ __all__ = ['FOLDS', 'BLOCKS', 'ConditionalBatchNorm2d', 'standing_statistics', '
 # %% ../nbs/03_blocks.ipynb #d74c6c2c
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import Refused, choose
@@ -39,35 +40,39 @@ class ConditionalBatchNorm2d(nn.Module):
         self.register_buffer('var', torch.ones(channels))
         self.standing = None          # (sum of means, sum of variances, batches) while standing statistics are taken
 
-    def forward(self, x:Tensor, y:Tensor=None)->Tensor: # x (B, C, H, W), y (B,) -> (B, C, H, W)
-        "Normalise, then scale and shift by class."
-        if self.training: x = self.normalise(x)
-        else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
-        if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
-        gain, offset = (F.embedding(y, t).to(x.dtype)[:, :, None, None] for t in (self.gain, self.offset))
-        return x*gain + offset
+# %% ../nbs/03_blocks.ipynb #d99e22b9
+@patch
+def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (B, C, H, W), y (B,) -> (B, C, H, W)
+    "Normalise, then scale and shift by class."
+    if self.training: x = self.normalise(x)
+    else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
+    if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+    elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
+    gain, offset = (F.embedding(y, t).to(x.dtype)[:, :, None, None] for t in (self.gain, self.offset))
+    return x*gain + offset
 
-    def normalise(self, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)
-        "By the statistics of each chunk; moves the moving statistics."
-        B, chunk = len(x), self.ghost or len(x)
-        if B % chunk: raise Refused(f'ghost batch norm: a batch of {B} does not split into chunks of {chunk}')
-        out, stats = [], []
-        for part in x.split(chunk):
-            mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
-            out.append(F.batch_norm(part, mean, var, training=True, momentum=1., eps=self.eps))     # fills mean and var
-            n = part.numel() / part.shape[1]
-            stats.append((mean, var if self.unbiased else var*((n - 1)/n)))
-        self.update(stats)
-        return out[0] if len(out) == 1 else torch.cat(out)
+@patch
+def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)
+    "By the statistics of each chunk; moves the moving statistics."
+    B, chunk = len(x), self.ghost or len(x)
+    if B % chunk: raise Refused(f'ghost batch norm: a batch of {B} does not split into chunks of {chunk}')
+    out, stats = [], []
+    for part in x.split(chunk):
+        mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
+        out.append(F.batch_norm(part, mean, var, training=True, momentum=1., eps=self.eps))     # fills mean and var
+        n = part.numel() / part.shape[1]
+        stats.append((mean, var if self.unbiased else var*((n - 1)/n)))
+    self.update(stats)
+    return out[0] if len(out) == 1 else torch.cat(out)
 
-    @torch.no_grad()
-    def update(self, stats:list):                       # (mean, var) of each chunk, (C) each
-        "Move the moving statistics."
-        if self.ghost_update == 'mean': stats = [tuple(torch.stack(s).mean(0) for s in zip(*stats))]
-        for mean, var in stats:
-            if self.standing is not None: self.standing = tuple(a + b for a, b in zip(self.standing, (mean, var, 1)))
-            else: self.mean.lerp_(mean, self.momentum), self.var.lerp_(var, self.momentum)
+@patch
+@torch.no_grad()
+def update(self:ConditionalBatchNorm2d, stats:list):                       # (mean, var) of each chunk, (C) each
+    "Move the moving statistics."
+    if self.ghost_update == 'mean': stats = [tuple(torch.stack(s).mean(0) for s in zip(*stats))]
+    for mean, var in stats:
+        if self.standing is not None: self.standing = tuple(a + b for a, b in zip(self.standing, (mean, var, 1)))
+        else: self.mean.lerp_(mean, self.momentum), self.var.lerp_(var, self.momentum)
 
 # %% ../nbs/03_blocks.ipynb #068ca562
 @torch.no_grad()
@@ -118,6 +123,7 @@ def conv_then_pool(
     if fold == 'kernel': return F.conv2d(x, box(w, 1), b, stride=2, padding=1)
     return F.conv2d(box(x, 1), w, b, stride=2)
 
+# %% ../nbs/03_blocks.ipynb #f3cf5544
 def up_then_conv(
     x:Tensor,                 # map, (B, C, H, W)
     w:Tensor,                 # kernel, (C', C, 3, 3) or (C', C, 1, 1)
@@ -210,6 +216,7 @@ def conv(
     "A convolution, initialised and normalised by `make_layer`."
     return make_layer(Conv2d(c_in, c_out, size, bias, **resampling), sn)
 
+# %% ../nbs/03_blocks.ipynb #7fdd526d
 class UpBlock(nn.Module):
     "Residual block of G: doubles the map (released code)."
     def __init__(self,
@@ -232,6 +239,7 @@ class UpBlock(nn.Module):
         h = self.conv2(F.relu(self.bn2(h, y)))
         return self.short(x) + h
 
+# %% ../nbs/03_blocks.ipynb #3e5b563b
 class DownBlock(nn.Module):
     "Residual block of D: halves the map unless told not to (released code)."
     def __init__(self,
@@ -289,6 +297,7 @@ class ResidualControl(nn.Module):
 
 BLOCKS = ('attention', 'residual', 'residual3x3', 'none')
 
+# %% ../nbs/03_blocks.ipynb #3c5e7d98
 def known_block(
     block:str,                # asked for
     form:str,                 # asked for

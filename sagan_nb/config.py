@@ -35,6 +35,7 @@ RANGES = {                # what a number may be -> how a refusal says it, what 
 # %% ../nbs/07_config.ipynb #77bd952c
 NUMERICS = 2              # version of what training and measuring compute; tests/golden holds it to that
 
+# %% ../nbs/07_config.ipynb #2b162ec9
 @dataclass(frozen=True, repr=False)
 class Config:
     "All that decides a run. Frozen: copy with `replace` or `override`. Raises Refused for values that make no sense."
@@ -193,6 +194,7 @@ def to_json(cfg:Config)->str:
     "A Config as JSON, one field a line."
     return json.dumps(dataclasses.asdict(cfg), indent=1)
 
+# %% ../nbs/07_config.ipynb #11141784
 def from_json(
     text:str,             # what `to_json` wrote
 )->Config:                # the same value

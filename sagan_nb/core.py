@@ -154,6 +154,7 @@ def show_grid(
     ax.set_title(printable(title), fontsize=10, parse_math=False)
     return fig
 
+# %% ../nbs/00_core.ipynb #a67f40b8
 def save_fig(
     fig,                  # matplotlib Figure
     path,                 # file to write; its ending names the format; folders are made

@@ -9,6 +9,7 @@ __all__ = ['RESOLUTIONS', 'g_widths', 'd_widths', 'check_places', 'Generator', '
 import math
 
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, map_block
@@ -54,6 +55,7 @@ def check_places(
         raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {choice}')
     return places
 
+# %% ../nbs/04_networks.ipynb #f3c79b75
 class Generator(nn.Module):
     "z, y -> picture (released code, `generator_test`). Raises Refused for sizes and places that do not exist."
     def __init__(self,
@@ -87,22 +89,20 @@ class Generator(nn.Module):
         self.bn = ConditionalBatchNorm2d(widths[-1], **{'momentum': 1e-4, 'unbiased': True, **(bn_last or {})})
         self.conv = conv(widths[-1], 3, 3, sn)
 
-    @classmethod
-    def from_pretrained(cls,
-        path,                     # a run, a checkpoint, a published file, anybody's weights
-    ):                            # ready to draw
-        "Open a trained generator by `open_run` of chapter 13. Raises Refused where there is none."
-        import sagan_nb
-        return sagan_nb.open_run(path).G
+# %% ../nbs/04_networks.ipynb #e41f4d01
+@patch
+def forward(self:Generator,
+    z:Tensor,                 # (B, Z), standard normal
+    y:Tensor=None,            # classes, int64, (B,)
+)->Tensor:                    # pictures in [-1, 1], (B, 3, res, res)
+    "Draw pictures."
+    x = self.linear(z).unflatten(1, (-1, 4, 4))
+    for m, up in self.blocks.items():                   # m: the map's size after the block
+        x = up(x, y)
+        if m in self.extra: x = self.extra[m](x)
+    return self.conv(F.relu(self.bn(x, y))).tanh()
 
-    def forward(self, z:Tensor, y:Tensor=None)->Tensor: # z (B, Z) normal, y (B,) int64 -> (B, 3, res, res) in [-1, 1]
-        "Draw pictures."
-        x = self.linear(z).unflatten(1, (-1, 4, 4))
-        for m, up in self.blocks.items():                   # m: the map's size after the block
-            x = up(x, y)
-            if m in self.extra: x = self.extra[m](x)
-        return self.conv(F.relu(self.bn(x, y))).tanh()
-
+# %% ../nbs/04_networks.ipynb #b655c886
 class Discriminator(nn.Module):
     "picture, y -> logit, real = high (released code, `discriminator_test`). Raises Refused for what does not exist."
     def __init__(self,
@@ -140,27 +140,42 @@ class Discriminator(nn.Module):
         if head == 'projection': self.embed = make_layer(nn.Embedding(n_classes, widths[-1]), sn)
         if head == 'acgan': self.classify = make_layer(nn.Linear(widths[-1], n_classes), sn)
 
-    @classmethod
-    def from_pretrained(cls,
-        path,                     # a run, a checkpoint, a published file, anybody's weights
-    ):                            # in evaluation mode
-        "Open a trained discriminator by `open_run` of chapter 13. Raises Refused where there is none."
-        import sagan_nb
-        return sagan_nb.open_run(path, part='D').D
+# %% ../nbs/04_networks.ipynb #823606de
+@patch
+def features(self:Discriminator, x:Tensor)->Tensor:     # (B, 3, res, res) -> (B, 16w)
+    "h: the rectified sum over the positions of the last map. Raises Refused for pictures of another size."
+    if x.shape[2:] != (self.res, self.res):
+        raise Refused(f'D judges {self.res}x{self.res}, got {tuple(x.shape[2:])}')
+    for i, block in enumerate(self.blocks):
+        x = block(x)
+        if self.places.get(i) in self.extra: x = self.extra[self.places[i]](x)
+    return F.relu(x).sum((2, 3))
 
-    def features(self, x:Tensor)->Tensor:               # (B, 3, res, res) -> (B, 16w)
-        "h: the rectified sum over the positions of the last map. Raises Refused for pictures of another size."
-        if x.shape[2:] != (self.res, self.res):
-            raise Refused(f'D judges {self.res}x{self.res}, got {tuple(x.shape[2:])}')
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if self.places.get(i) in self.extra: x = self.extra[self.places[i]](x)
-        return F.relu(x).sum((2, 3))
+@patch
+def forward(self:Discriminator,
+    x:Tensor,                 # pictures in [-1, 1], (B, 3, res, res)
+    y:Tensor=None,            # classes, int64, (B,)
+):                            # logits, (B,); with head 'acgan' also class logits, (B, K)
+    "Judge pictures."
+    h = self.features(x)
+    logit = self.linear(h)[:, 0]
+    if self.head == 'projection' and y is None: raise Refused("head 'projection' needs labels")
+    if self.head == 'projection': logit = logit + (self.embed(y)*h).sum(1)
+    return (logit, self.classify(h)) if self.head == 'acgan' else logit
 
-    def forward(self, x:Tensor, y:Tensor=None):         # (B, 3, res, res), (B,) -> (B,), with head 'acgan' and (B, K)
-        "Judge pictures."
-        h = self.features(x)
-        logit = self.linear(h)[:, 0]
-        if self.head == 'projection' and y is None: raise Refused("head 'projection' needs labels")
-        if self.head == 'projection': logit = logit + (self.embed(y)*h).sum(1)
-        return (logit, self.classify(h)) if self.head == 'acgan' else logit
+# %% ../nbs/04_networks.ipynb #5cbd9bba
+@patch(cls_method=True)
+def from_pretrained(cls:Generator,
+    path,                     # a run, a checkpoint, a published file, anybody's weights
+):                            # ready to draw
+    "Open a trained generator. Raises Refused where there is none."
+    import sagan_nb
+    return sagan_nb.open_run(path).G
+
+@patch(cls_method=True)
+def from_pretrained(cls:Discriminator,
+    path,                     # a run, a checkpoint, a published file, anybody's weights
+):                            # in evaluation mode
+    "Open a trained discriminator. Raises Refused where there is none."
+    import sagan_nb
+    return sagan_nb.open_run(path, part='D').D

@@ -34,6 +34,7 @@ def attention_widths(
                       f'this map has {channels}')
     return narrow, value
 
+# %% ../nbs/02_self_attention.ipynb #875908a6
 class SelfAttention(nn.Module):
     "x + gamma * attention(x) (paper, eq. 1 to 3); the softmax runs over the keys i."
     def __init__(self,

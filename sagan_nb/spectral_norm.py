@@ -10,6 +10,7 @@ __all__ = ['unit', 'full_precision', 'power_step', 'power_steps', 'power_steps_o
 from contextlib import contextmanager, nullcontext
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -54,6 +55,7 @@ def power_steps_op(W:Tensor, u:Tensor, steps:int, eps:float, eps_rule:str)->tupl
     "`power_steps` as one operator that `torch.compile` does not look into; u as it was is a copy. No gradient."
     return power_steps(W, u.clone(), steps, eps=eps, eps_rule=eps_rule)
 
+# %% ../nbs/01_spectral_norm.ipynb #82e24f5a
 @power_steps_op.register_fake
 def _power_steps_shapes(W, u, steps, eps, eps_rule):
     "What `power_steps_op` returns, for the compiler: tensors of its shapes, without values."
@@ -111,63 +113,74 @@ class SpectralNorm(nn.Module):
         self.register_buffer('v', unit(W.t() @ u))
         self.register_buffer('u_start', None if detach else u.clone(), persistent=False)
 
-    def matrix(self, weight:Tensor)->Tensor:    # (rows, columns)
-        "The weight as a matrix: axis `dim` against all others."
-        return weight.movedim(self.dim, 0).flatten(1)
+# %% ../nbs/01_spectral_norm.ipynb #d728c0b9
+@patch
+def matrix(self:SpectralNorm, weight:Tensor)->Tensor:    # (rows, columns)
+    "The weight as a matrix: axis `dim` against all others."
+    return weight.movedim(self.dim, 0).flatten(1)
 
-    def order(self, weight:Tensor)->list:       # axes: `dim`, then the others, slowest first
-        "The order of axes in which the matrix is a view of the weight, so that nothing is copied."
-        return sorted(range(weight.ndim), key=lambda i: (i != self.dim, -weight.stride(i)))
+@patch
+def order(self:SpectralNorm, weight:Tensor)->list:       # axes: `dim`, then the others, slowest first
+    "The order of axes in which the matrix is a view of the weight, so that nothing is copied."
+    return sorted(range(weight.ndim), key=lambda i: (i != self.dim, -weight.stride(i)))
 
-    def reorder(self, v:Tensor, weight:Tensor, back:bool=False)->Tensor:    # (columns)
-        "v with its entries in the order of memory, or back in that of `matrix`."
-        rest, order = [i for i in range(weight.ndim) if i != self.dim], self.order(weight)[1:]
-        old, new = (order, rest) if back else (rest, order)
-        return v.view([weight.shape[i] for i in old]).permute([old.index(i) for i in new]).flatten()
+@patch
+def reorder(self:SpectralNorm, v:Tensor, weight:Tensor, back:bool=False)->Tensor:    # (columns)
+    "v with its entries in the order of memory, or back in that of `matrix`."
+    rest, order = [i for i in range(weight.ndim) if i != self.dim], self.order(weight)[1:]
+    old, new = (order, rest) if back else (rest, order)
+    return v.view([weight.shape[i] for i in old]).permute([old.index(i) for i in new]).flatten()
 
-    def moves(self)->bool:
-        "Does a forward, now, move u?"
-        return self.update == 'always' or (self.training and (self.update == 'forward' or self.real))
+@patch
+def moves(self:SpectralNorm)->bool:
+    "Does a forward, now, move u?"
+    return self.update == 'always' or (self.training and (self.update == 'forward' or self.real))
 
-    def step(self, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:    # u as it was, u (rows), v (columns)
-        "`steps` power steps from `u`; under `torch.compile`, where no gradient is asked for, as one operator."
-        hidden = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
-        return (power_steps_op if hidden else power_steps)(W, u, self.steps, **self.eps)
+@patch
+def step(self:SpectralNorm, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:    # u as it was, u (rows), v (columns)
+    "`steps` power steps from `u`; under `torch.compile`, where no gradient is asked for, as one operator."
+    hidden = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
+    return (power_steps_op if hidden else power_steps)(W, u, self.steps, **self.eps)
 
-    @torch.no_grad()
-    def advance(self, weight:Tensor):
-        "Move u and v by one update. Called before a forward that `moves`."
-        with full_precision(weight.device):
-            W = weight.permute(self.order(weight)).flatten(1)
-            start, u, v = self.step(W, self.u)
-            if not self.detach: self.u_start.copy_(start)
-            self.u.copy_(u)
-            self.v.copy_(self.reorder(v, weight, back=True))
+@patch
+@torch.no_grad()
+def advance(self:SpectralNorm, weight:Tensor):
+    "Move u and v by one update. Called before a forward that `moves`."
+    with full_precision(weight.device):
+        W = weight.permute(self.order(weight)).flatten(1)
+        start, u, v = self.step(W, self.u)
+        if not self.detach: self.u_start.copy_(start)
+        self.u.copy_(u)
+        self.v.copy_(self.reorder(v, weight, back=True))
 
-    def vectors(self, W:Tensor, weight:Tensor)->tuple[Tensor,Tensor]:       # u (rows), v (columns, as in W)
-        "The u and v that a forward would use, now; W is the matrix in the order of memory. Changes nothing."
-        moved = self.moves()
-        if moved and not self.detach: return self.step(W, self.u_start.clone())[1:]  # `advance`'s, with gradient
-        if moved or (not self.training and self.eval_sigma == 'stored'):
-            return self.u.clone(), self.reorder(self.v, weight).clone()
-        return self.step(W.detach() if self.detach else W, self.u.clone())[1:]
+# %% ../nbs/01_spectral_norm.ipynb #5ce36004
+@patch
+def vectors(self:SpectralNorm, W:Tensor, weight:Tensor)->tuple[Tensor,Tensor]:       # u (rows), v (columns, as in W)
+    "The u and v that a forward would use, now; W is the matrix in the order of memory. Changes nothing."
+    moved = self.moves()
+    if moved and not self.detach: return self.step(W, self.u_start.clone())[1:]  # `advance`'s, with gradient
+    if moved or (not self.training and self.eval_sigma == 'stored'):
+        return self.u.clone(), self.reorder(self.v, weight).clone()
+    return self.step(W.detach() if self.detach else W, self.u.clone())[1:]
 
-    def sigma(self, weight:Tensor)->Tensor:     # a scalar with gradient to the weight
-        "The estimate that a forward would divide by, now. Changes nothing."
-        with full_precision(weight.device):
-            W = weight.permute(self.order(weight)).flatten(1)
-            u, v = self.vectors(W, weight)
-            return u @ (W @ v)
+@patch
+def sigma(self:SpectralNorm, weight:Tensor)->Tensor:     # a scalar with gradient to the weight
+    "The estimate that a forward would divide by, now. Changes nothing."
+    with full_precision(weight.device):
+        W = weight.permute(self.order(weight)).flatten(1)
+        u, v = self.vectors(W, weight)
+        return u @ (W @ v)
 
-    def forward(self, weight:Tensor)->Tensor:   # weight / sigma, same shape, always in the weight's own precision
-        "The normalised weight."
-        if not self.detach or torch.jit.is_tracing(): return weight / self.sigma(weight)   # what a trace can store
-        order = self.order(weight)
-        by_rows = weight.permute(order)
-        with full_precision(weight.device):
-            W = by_rows.flatten(1)
-            out = Divided.apply(W, *self.vectors(W, weight))[0]
-        return out.view(by_rows.shape).permute([order.index(i) for i in range(len(order))])
+@patch
+def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same shape, in the weight's own precision
+    "The normalised weight."
+    if not self.detach or torch.jit.is_tracing(): return weight / self.sigma(weight)   # what a trace can store
+    order = self.order(weight)
+    by_rows = weight.permute(order)
+    with full_precision(weight.device):
+        W = by_rows.flatten(1)
+        out = Divided.apply(W, *self.vectors(W, weight))[0]
+    return out.view(by_rows.shape).permute([order.index(i) for i in range(len(order))])
 
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61
 def computed_again()->bool:
@@ -205,6 +218,7 @@ def normalised(
         if parametrize.is_parametrized(m, 'weight') and isinstance(sn := m.parametrizations.weight[0], SpectralNorm):
             yield name, sn, m.parametrizations.weight.original
 
+# %% ../nbs/01_spectral_norm.ipynb #597cefa2
 @contextmanager
 def real_pass(
     net:nn.Module,            # a network whose layers may have `update='real'`

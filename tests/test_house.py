@@ -148,7 +148,7 @@ def test_no_circle():
     assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c', 'b'] and circle({'a': {'b', 'c'}, 'b': {'c'}}) is None
 
 
-NOT_YET = dict(share={0, 3, 7, 11, 15}, cells={0, 1, 2, 3, 4, 7, 11, 12, 15})     # chapters still over a limit: only ever shorten this
+NOT_YET = dict(share={0, 3, 7}, cells={7})     # chapters still over a limit: only ever shorten this. 7: one flat Config, a line a field
 
 
 def over_limits(nb):

@@ -1,6 +1,7 @@
 "Attention maps, the page to click, samples and the report: what needs a browser, a process, or a shell."
 import contextlib
 import io
+import errno
 import json
 import re
 import shutil
@@ -337,7 +338,7 @@ def test_a_report_is_replaced_whole(strange, monkeypatch):
     write = Path.write_text
     def full(self, text, **how):
         write(self, text[:1000], **how)
-        raise OSError('no space left on device')
+        raise OSError(errno.ENOSPC, 'no space left on device')
     monkeypatch.setattr(Path, 'write_text', full)
     with pytest.raises(OSError, match='no space'): report(strange)
     assert (strange/'report.html').read_bytes() == old and [*strange.glob('*.part')] == []

@@ -103,5 +103,8 @@ def track(
     items,                    # anything with a length
     label:str,                # what is being done
 ):                            # an iterable over the same items
-    "Show how far the work is: a bar on a terminal, a line every half minute elsewhere."
+    "Show how far the work is: a bar in a notebook and on a terminal, a line every half minute elsewhere."
+    if 'ipykernel' in sys.modules:
+        from fastprogress.fastprogress import progress_bar
+        return progress_bar(items, leave=False)
     return (track_bar if sys.stderr.isatty() else track_lines)(items, label)

@@ -179,7 +179,7 @@ def test_the_usual_names_say_what_to_type(place, name, says, monkeypatch, capsys
 
 
 def test_one_command_for_all(monkeypatch, capsys):
-    for args, code, words in ((['train', 't1_attn_61'], 1, 'sagan_train: '), (['trane'], 2, 'invalid choice'), (['eval', '--nonsense'], 2, 'unrecognized')):
+    for args, code, words in ((['train', 't1_attn_61'], 1, 'sagan_train: '), (['trane'], 2, 'invalid choice'), (['eval', 'run', '--nonsense'], 2, 'unrecognized')):
         monkeypatch.setattr(sys, 'argv', ['sagan', *args])
         monkeypatch.setenv('MPLBACKEND', 'agg')
         with pytest.raises(SystemExit) as e: console.sagan()

@@ -49,7 +49,7 @@ VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
     "Help as wide as the screen, examples as they are typed."
-    def __init__(self, prog): super().__init__(prog, max_help_position=26, width=screen_width())
+    def __init__(self, prog:str): super().__init__(prog, max_help_position=26, width=screen_width())
 
 
 class ListAction(argparse.Action):

@@ -3,7 +3,9 @@ from ..config import FIELDS, PRESETS, PUBLISHED, differences, meaning
 from .terminal import text_table, wrap
 
 
-def typed_text(value)->str:
+def typed_text(
+    value,                    # of a setting
+)->str:
     "A value as it is typed behind `--set`."
     if isinstance(value, tuple): return ','.join(map(str, value)) or 'none'
     return str(value).lower() if isinstance(value, bool) else str(value)

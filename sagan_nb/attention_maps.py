@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import Refused, to_uint8
@@ -80,16 +81,19 @@ class LayerMaps:
         j = self.location(query)
         return self.beta(i, slice(j, j + 1)).reshape(self.shape[0] // self.cell, self.shape[1] // self.cell)
 
-    def reach(self)->tuple:                   # entropy in bits (B, N), mean distance in pixels of the picture (B, N)
-        "How widely and how far every location looks."
-        bits, far = attention_reach(self.q, self.k, self.shape, self.cell)
-        return bits, far*self.res/self.shape[0]
+# %% ../nbs/11_attention_maps.ipynb #c6980d8a
+@patch
+def reach(self:LayerMaps)->tuple:         # entropy in bits (B, N), mean distance in pixels of the picture (B, N)
+    "How widely and how far every location looks."
+    bits, far = attention_reach(self.q, self.k, self.shape, self.cell)
+    return bits, far*self.res/self.shape[0]
 
-    def use(self)->dict:                      # gamma, ratio, entropy (bits), distance (px), and the last two `_even`
-        "The numbers of `attention_use` (chapter 02), and entropy and distance of maps with equal weights."
-        even = replace(self, q=self.q[:1], k=torch.zeros_like(self.k[:1])).reach()
-        found = use_of(torch.tensor(self.gamma), self.ratio, self.q, self.k, self.shape, self.cell, self.res)
-        return found | dict(entropy_even=even[0].mean().item(), distance_even=even[1].mean().item())
+@patch
+def use(self:LayerMaps)->dict:            # gamma, ratio, entropy (bits), distance (px), and the last two `_even`
+    "The numbers of `attention_use` (chapter 02), and entropy and distance of maps with equal weights."
+    even = replace(self, q=self.q[:1], k=torch.zeros_like(self.k[:1])).reach()
+    found = use_of(torch.tensor(self.gamma), self.ratio, self.q, self.k, self.shape, self.cell, self.res)
+    return found | dict(entropy_even=even[0].mean().item(), distance_even=even[1].mean().item())
 
 # %% ../nbs/11_attention_maps.ipynb #5e283d5f
 @dataclass

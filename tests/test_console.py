@@ -84,6 +84,7 @@ def fits(lines):
 def place(tmp_path_factory):
     "A run, trained on a terminal, whose folder has a name that a shell would change; and what was shown."
     folder = tmp_path_factory.mktemp('console')
+    os.environ['SAGAN_NB_CACHE'] = str(folder/'cache')               # the classifier is trained here, whatever ran before
     raw, left = typed(folder, 'sagan_train', 't1_attn_16', '--scale', 'smoke', '--data', 'toy', '--steps', 6, '--out', 'a $run')
     return folder, raw, left
 

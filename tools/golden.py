@@ -18,7 +18,6 @@ from sagan_nb.data import Stream, Toy
 from sagan_nb.train import average, d_step, draw, fit, fixed_noise, g_step, make_gan, sampler
 from sagan_nb.machinery.checkpoints import load_checkpoint, save_checkpoint
 
-os.environ.setdefault('IN_TEST', '1')          # no progress bars
 FILE = Path(__file__).parents[1]/'tests'/'golden'/f'numerics_{NUMERICS}.json'
 STEPS = 20
 SMOKE = dict(n_classes=4, steps=STEPS, standing=0)
@@ -81,6 +80,7 @@ def first_losses(precision):
 
 
 def main():
+    os.environ['IN_TEST'] = '1'                          # no progress bars
     out = dict(numerics=NUMERICS, traces={name: trace(name) for name in ROWS},
                first={p: first_losses(p) for p in ('fp32', 'bf16')})
     FILE.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')

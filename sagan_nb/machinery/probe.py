@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from scipy import stats
 from torch.nn.utils import parametrize
 
 from ..ablation import TABLES, holm
@@ -69,6 +68,7 @@ def auc(
     dealt,                    # scores, (m,)
 ) -> float:                   # 0.5: chance
     "Compute the share of pairs in which the intact image scores higher; a tie counts half."
+    from scipy import stats
     return float(stats.mannwhitneyu(intact, dealt).statistic / (len(intact)*len(dealt)))
 
 
@@ -178,8 +178,9 @@ def take_off(
 
 def censored(
     times: list,              # pairs from `take_off`
-) -> stats.CensoredData:
+) -> 'stats.CensoredData':
     "Make times for scipy: runs that never took off are right-censored at their end."
+    from scipy import stats
     return stats.CensoredData([t for t, seen in times if seen], right=[t for t, seen in times if not seen])
 
 
@@ -187,6 +188,7 @@ def takeoff_summary(
     times: list,              # pairs from `take_off`, all of runs of one length
 ) -> dict:                    # n; share that took off and its interval; restricted mean; median, inf if not reached
     "Describe when the runs of a row took off. The restricted mean counts a censored run with its whole length."
+    from scipy import stats
     ends = {t for t, seen in times if not seen}
     if len(ends) > 1: raise Refused('these runs were of different lengths: a restricted mean needs one horizon')
     took = sum(seen for _, seen in times)
@@ -203,6 +205,7 @@ def compare_rows(
     b: dict,                  # the same of the other row
 ) -> dict:                    # p of the log-rank test, two-sided; pairs; difference of times, its interval and p
     "Compare two rows: log-rank over all runs, and the mean difference of restricted times over the seeds of both."
+    from scipy import stats
     data = [censored(list(o.values())) for o in (a, b)]
     events = any(seen for o in (a, b) for _, seen in o.values())
     p = float(stats.logrank(*data).pvalue) if events else 1.         # nothing took off, so nothing differs

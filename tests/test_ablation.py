@@ -189,7 +189,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     assert run_rows([Job(cfg)], toy, tmp_path/'r', tmp_path/'runs', say=lambda *a, **k: None) == {}
     o, = collect(tmp_path/'r')
     assert o['status'].startswith('diverged: at step 5') and all(r['step'] == 4 for r in o['records'] if 'step' in r)
-    assert 'seed 0 diverged' in markdown('table1', [o])
+    assert 'seed 0: diverged' in markdown('table1', [o])
 
 
 def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatch):

@@ -178,7 +178,7 @@ def take_off(
 
 def censored(
     times: list,              # pairs from `take_off`
-) -> 'stats.CensoredData':
+):                            # scipy.stats.CensoredData
     "Make times for scipy: runs that never took off are right-censored at their end."
     from scipy import stats
     return stats.CensoredData([t for t, seen in times if seen], right=[t for t, seen in times if not seen])

@@ -15,7 +15,7 @@ from ..core import Refused, atomic_write, from_uint8, progress, to_uint8
 from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .features import Features, open_features, weights_hash
-from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
+from .files import cache_folder, content_hash, prune_cache, read_cache, sweep, write_cache
 from .sources import uneven
 
 
@@ -404,6 +404,7 @@ def save_records(
     identity = lambda o: tuple(o.get(k) for k in same)
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
+        sweep(path.parent, path.name + '.*')
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
         with atomic_write(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
     return out

@@ -38,13 +38,15 @@ def append_line(
     path,                     # a file of JSON lines
     value:dict,               # JSON values
 ):
-    "Add a line, in one write. Half a line that a crash left before it is closed off."
+    "Add a line, in one write, and wait for the disk. Half a line that a crash left before it is closed off."
     try:
         with open(path, 'ab+') as f:
             end = f.seek(0, os.SEEK_END)
             f.seek(max(end - 1, 0))
             whole = not end or f.read(1) == b'\n'
             f.write((b'' if whole else b'\n') + json.dumps(value).encode() + b'\n')
+            f.flush()
+            os.fsync(f.fileno())                     # a checkpoint may follow: its log must not be the one that is lost
     except OSError as e:
         e.filename = e.filename or str(path)
         raise
@@ -60,6 +62,19 @@ def read_lines(
     return [o for o in found if isinstance(o, dict)]
 
 
+STALE = 3600              # seconds after which nobody is still writing a file
+
+
+def sweep(
+    folder:Path,              # where files were about to be written
+    what:str='*',             # which files
+):
+    "Remove what killed processes had half written: parts that are older than STALE."
+    for left in folder.glob(f'{what}.part'):
+        with suppress(OSError):                      # another process was first
+            if left.is_file() and left.stat().st_mtime <= time.time() - STALE: left.unlink()
+
+
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
     "Where classifiers and features are kept. Raises Refused for a user without a home folder."
     if named := os.environ.get('SAGAN_NB_CACHE'): return Path(named)
@@ -72,6 +87,7 @@ def prune_cache(
     days:float=14,            # since a table was last written to
 ):
     "Remove features of generated pictures that nobody has added to for a while: a checkpoint is seldom measured twice."
+    for made in folder.glob('*-*/'): sweep(made)
     for old in folder.glob('fake-*'):
         try:
             if old.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(old)
@@ -92,18 +108,30 @@ class CacheWarning(UserWarning):
     "Something about a kept file, not about a number."
 
 
+def safetensors_bytes(
+    tensors:dict,             # name -> tensor
+    about:dict,               # name -> text
+)->bytes:                     # a safetensors file
+    "Write tensors; equal ones make equal bytes: the header is put in order, as safetensors itself does not."
+    from safetensors.torch import save
+    content = save(tensors, about)
+    n = int.from_bytes(content[:8], 'little')
+    header = json.dumps(json.loads(content[8:8 + n]), sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)              # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, 'little') + header + content[8 + n:]
+
+
 def write_cache(
     path:Path,                # file to write; replaced only when the new one is complete
     tensors:dict,             # name -> tensor, on the CPU
     facts:dict=None,          # anything JSON can hold
 )->bool:                      # is it there now?
     "Keep tensors in a file. Where that fails (a full disk), warn, and leave what was there."
-    from safetensors.torch import save
     facts = facts or {}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = save(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
+        kept = safetensors_bytes(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
         with atomic_write(path) as part: part.write_bytes(kept)
         return True
     except OSError as e:

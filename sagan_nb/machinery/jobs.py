@@ -23,7 +23,7 @@ from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_newes
 from .door import open_run
 from .evaluate import evaluate, fake_table, real_table
 from .features import Features, open_features
-from .files import append_line
+from .files import append_line, sweep
 from .runs import NoteMachine, Stopped, machines, read_log, run_lock, train
 
 SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
@@ -282,6 +282,7 @@ def write_result(
     "Write what a table needs of a run: one picture, one JSON."
     run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out, f'{job.name}.*')
     if any((run/'samples').glob('step_*.png')):
         picture, result['samples_at'] = sample_strip(run)
         with atomic_write(out/f'{job.name}.png') as part: picture.save(part, format='PNG', optimize=True)

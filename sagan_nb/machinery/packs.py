@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core import Refused, atomic_write, sync_folder
 from ..data import is_toy, open_world
+from .files import sweep
 from .listing import Listing, list_pictures, locate
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
 from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
@@ -69,6 +70,7 @@ def pack(
     if not is_toy(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
     how = how_to_read(max_bad, truncated, stretch)
     with packing_alone(out):
+        sweep(out.parent, f'{out.name}.part.log.*')
         listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_pictures(spec, unlabelled)
         part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
         records = write_chunks(listing, res, how, part, log)

@@ -198,8 +198,8 @@ def train(
     with start_run(cfg, source, out, resume, device) as (gan, stream):
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
-        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.checkpoint_every, keep),
-               (cfg.sample_every, Sampler(out, sample))]
+        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),
+               (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:
             try: return fit(gan, stream, [*own, *hooks])
             except Stopped:

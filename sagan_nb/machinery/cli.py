@@ -292,7 +292,7 @@ def sagan_table(
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
-    if minutes: hooks.append((1, stop_at(time.time() + 60*minutes, f'{same} goes on.')))
+    if minutes: hooks.append((1, stop_at(time.monotonic() + 60*minutes, f'{same} goes on.')))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
     except Stopped as e:
         write_table(table, out, found, features, skipped, e.failed)

@@ -125,10 +125,10 @@ def run_probe(
         torch.manual_seed(own.seed)
         D = Discriminator(own.res, own.width, 1, row.attn_at, row.block, row.form, own.reduction, head='none')
     D.to(memory_format=torch.channels_last)
-    began, cpu = time.time(), time.process_time()
+    began, cpu = time.monotonic(), time.process_time()
     curve = probe(D, intact, dealt, own.updates, own.every, own.seed, own.batch, own.rate)
     gamma = {m: block.gamma.item() for m, block in D.extra.items()}
-    took = dict(seconds=round(time.time() - began, 1), cpu_seconds=round(time.process_time() - cpu, 1))
+    took = dict(seconds=round(time.monotonic() - began, 1), cpu_seconds=round(time.process_time() - cpu, 1))
     return dict(settings=asdict(own), data_id=intact.fingerprint, curve=curve, gamma=gamma, **took,
                 weights=sum(p.numel() for p in D.parameters()), env=environment('cpu'))
 
@@ -136,7 +136,7 @@ def run_probe(
 def run_missing(
     wanted: list,             # Settings
     out,                      # folder of results
-    end: float = math.inf,    # time.time() after which nothing new is begun
+    end: float = math.inf,    # time.monotonic() after which nothing new is begun
     say=print,                # where progress goes
 ) -> list:                    # Settings that have no result yet
     "Run every probe that has no file. Several processes may share a folder: each takes what no other is at."
@@ -144,7 +144,7 @@ def run_missing(
     (out/'locks').mkdir(parents=True, exist_ok=True)
     for own in wanted:
         path = out/f'{own.name}.json'
-        if path.exists() or time.time() > end: continue
+        if path.exists() or time.monotonic() > end: continue
         try:
             with FileLock(out/'locks'/f'{own.name}.lock', timeout=0):
                 if path.exists(): continue
@@ -307,7 +307,7 @@ def main(
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
     wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
-    missing = run_missing(wanted, out, time.time() + 60*minutes)
+    missing = run_missing(wanted, out, time.monotonic() + 60*minutes)
     found = read_results(wanted, out)
     if found:
         text = judge_claims(found, claims, level)

@@ -16,7 +16,7 @@ from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
 from .files import append_line, file_sha256, read_lines
-from .machine import environment
+from .machine import environment, out_of_memory, short_of_memory
 
 
 class Log:
@@ -207,6 +207,9 @@ def train(
                 raise
         except Diverged as e: raise Diverged(f'{e}; {keep.last_good()}') from None
         except OSError as e: raise OSError(e.errno, f'{e.strerror or e}; {keep.last_good()}', e.filename) from e
+        except (MemoryError, RuntimeError) as e:
+            if not out_of_memory(e): raise
+            raise MemoryError(f'{short_of_memory(e)}; {keep.last_good()}') from e
 
 
 class Stopped(Exception):
@@ -250,13 +253,13 @@ class NoteMachine:
 
 
 def stop_at(
-    end:float,                # time.time() at which to stop
+    end:float,                # time.monotonic() at which to stop: a clock that is set back changes nothing
     then_say:str='',          # what else to say then
 ):                            # a hook
     "End a slice of a long table between two steps."
     words = f'the time of this slice is over; all is saved. {then_say}'.rstrip()
     def check(gan:GAN, log:dict):
-        if time.time() > end and gan.t < gan.cfg.steps: raise Stopped(words)
+        if time.monotonic() > end and gan.t < gan.cfg.steps: raise Stopped(words)
     return check
 
 

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 
 from ..ablation import Plan, collapse
-from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, from_json, override, preset, to_json
+from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, override, preset, to_json
 from ..core import Refused, atomic_write, from_uint8
 from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, networks, sampler
 from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_newest, restore
 from .door import open_run
-from .evaluate import evaluate, fake_table, real_table
+from .evaluate import evaluate, fake_table, real_table, run_scores
 from .features import Features, open_features
-from .files import append_line, sweep
-from .runs import NoteMachine, Stopped, machines, read_log, run_lock, train
+from .files import append_line, read_json, sweep, write_json
+from .runs import NoteMachine, Stopped, kept_samples, machines, read_log, run_lock, settings_of, train
 
 SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
 
@@ -202,10 +202,10 @@ def sample_strip(
 )->tuple:                     # a PIL image; the steps of its grids
     "Samples at several steps, side by side (Figure 4), from the same noise."
     from PIL import Image
-    files = {int(f.stem.split('_')[1]): f for f in (Path(run)/'samples').glob('step_*.png')}
-    wanted = np.linspace(0, max(files), times + 1)[1:]
-    steps = sorted({min(files, key=lambda t: abs(t - w)) for w in wanted})
-    grids = [np.asarray(Image.open(files[t])) for t in steps]
+    kept = kept_samples(run)
+    wanted = np.linspace(0, max(kept), times + 1)[1:]
+    steps = sorted({min(kept, key=lambda t: abs(t - w)) for w in wanted})
+    grids = [kept[t].permute(1, 2, 0).numpy() for t in steps]
     cut = [g[:, :g.shape[1]*columns // 12] for g in grids]
     gap = np.full((cut[0].shape[0], 6, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([p for c in cut for p in (c, gap)][:-1], 1)), steps
@@ -286,7 +286,7 @@ def write_result(
     if any((run/'samples').glob('step_*.png')):
         picture, result['samples_at'] = sample_strip(run)
         with atomic_write(out/f'{job.name}.png') as part: picture.save(part, format='PNG', optimize=True)
-    with atomic_write(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+    write_json(out/f'{job.name}.json', result)
     for path in (out/'replaced').glob(f'{job.stem}-*'): path.unlink()
     return result
 
@@ -301,7 +301,7 @@ def adopt(
     "Take a finished run for one of the jobs, and measure it as one. Raises Refused for a run that is none of them."
     run = Path(run)
     if not (run/'metrics.json').exists(): raise Refused(f'{run}: no finished run with its metrics here')
-    cfg, there = from_json((run/'config.json').read_text()), json.loads((run/'metrics.json').read_text())
+    cfg, there = settings_of(run), run_scores(run)
     job = next((j for j in jobs if j.stem == Job(cfg, j.features).stem), None)
     if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
     if not any(o.get('step') == cfg.steps and o.get('numerics') == NUMERICS for o in there):
@@ -380,6 +380,21 @@ def stem_of(result:dict)->str:
     return result['name'].rsplit('-', 1)[0]
 
 
+RESULT = dict(row=str, seed=int, scale=str, name=str, status=str, numerics=int, env=dict, config=dict, parameters=dict,
+              records=list, curve=list, collapse=list)                       # what must be there
+
+
+def read_result(
+    path:Path,                # a result file
+)->dict:                      # as of `result_of`
+    "Read a result. Raises Refused where it is damaged, or lacks what a table needs."
+    remedy = 'delete it, and it is made anew'
+    found = read_json(path, remedy)
+    if lacks := [k for k, kind in RESULT.items() if not isinstance(found.get(k), kind)]:
+        raise Refused(f'{path} is damaged or no result ({lacks[0]} is not there): {remedy}')
+    return found
+
+
 def collect(
     out,                      # folder of results
     rows=None,                # presets; None: all
@@ -388,8 +403,7 @@ def collect(
     "Read the results that are there, of one version of the numbers."
     found = []
     for path in sorted(Path(out).glob('*-s*-*-v*.json')):
-        try: found.append(json.loads(path.read_text(encoding='utf-8')))
-        except ValueError: raise Refused(f'{path} is damaged: delete it, and it is made anew') from None
+        found.append(read_result(path))
     wanted = numerics or max((o['numerics'] for o in found), default=0)
     same = [o for o in found if o['numerics'] == wanted and (rows is None or o['row'] in rows)]
     return sorted(same, key=lambda o: (o['row'], o['seed']))

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 
 from ..ablation import TABLES
-from ..config import Config, at_scale, from_json, override, preset
+from ..config import Config, at_scale, override, preset
 from ..core import Refused, choose, printable
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
@@ -23,7 +23,7 @@ from .files import CacheWarning
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16, out_of_memory, short_of_memory
 from .pictures import reading_images, reading_options
-from .runs import Stopped, stop_at
+from .runs import Stopped, settings_of, stop_at
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -150,9 +150,7 @@ def run_settings(
         cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16(device))
         without = dict(n_classes=0, head='none') if unlabelled else {}
         return override(replace(cfg, data='toy' if data is None else data, **without), pairs)
-    saved = Path(out)/'config.json'
-    if not saved.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
-    cfg = from_json(saved.read_text(encoding='utf-8'))
+    cfg = settings_of(Path(out))
     cfg = replace(cfg, preset=preset_name or cfg.preset, scale=scale or cfg.scale,
                   data=cfg.data if data is None else data)
     return override(cfg, pairs)

@@ -1,6 +1,5 @@
 "Serves chapter 06: a pack: images and labels as .npy files that any NumPy maps, and a JSON that says what they are."
 import hashlib
-import json
 import random
 from itertools import accumulate
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused, printable, progress
+from .files import parse_json
 from .pictures import CHUNK, Pictures, fingerprint_of
 
 FORMAT, VERSION = 'sagan_nb pack', 2
@@ -62,7 +62,7 @@ def read_about(
 )->dict:
     "Read what a pack says of itself. Raises ValueError where it is not that, or longer than LONGEST."
     if path.stat().st_size > LONGEST: raise ValueError('pack.json is too long')
-    about = json.loads(path.read_text(encoding='utf-8'))
+    about = parse_json(path.read_bytes())
     if about['format'] != FORMAT or about['version'] != VERSION:
         raise ValueError(f'its format is {about["format"]!r}, version {about["version"]!r}')
     n, res, classes, chunks = (about[k] for k in ('n', 'res', 'classes', 'chunks'))

@@ -364,6 +364,8 @@ def tensors(
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None
+        if t.numel()*t.element_size() > t.untyped_storage().nbytes():
+            raise Refused(f'{name} claims {t.numel():,} numbers, more than the file holds')
         if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():      # the sum is fast
             raise Refused(f'{name} holds numbers that are not finite')
     return out
@@ -379,14 +381,16 @@ def convert(
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
-    if source == 'sagan_nb': recipe, state, report = convert_ours(arrays, kind)
-    else:
-        c = Conversion(arrays, source, kind)
-        try: recipe = (convert_g if kind == 'Generator' else convert_d)(c)
-        except (RuntimeError, IndexError, ValueError) as e:
-            if isinstance(e, Refused): raise
-            raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
-        state, report = c.state, c.report
+    try:
+        if source == 'sagan_nb': recipe, state, report = convert_ours(arrays, kind)
+        else:
+            c = Conversion(arrays, source, kind)
+            recipe = (convert_g if kind == 'Generator' else convert_d)(c)
+            state, report = c.state, c.report
+    except (RuntimeError, IndexError, KeyError, ValueError) as e:
+        if isinstance(e, Refused): raise
+        raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
+    if source != 'sagan_nb':
         over = [name for name in arrays if name not in report.used]
         more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
         if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')

@@ -24,6 +24,7 @@ from ..core import Refused, atomic_write, from_uint8
 from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
+from .files import read_json, write_json
 from .machine import environment
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out
@@ -149,7 +150,7 @@ def run_missing(
             with FileLock(out/'locks'/f'{own.name}.lock', timeout=0):
                 if path.exists(): continue
                 result = run_probe(own)
-                with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+                write_json(path, result)
         except Timeout: continue
         seen = ' '.join(f'{o["auc"]:.2f}' for o in result['curve'])
         say(f'{own.row} seed {own.seed}, {result["seconds"]:.0f} s: {seen}', flush=True)
@@ -164,7 +165,7 @@ def read_results(
     found = {}
     for own in wanted:
         path = Path(out)/f'{own.name}.json'
-        if path.exists(): found.setdefault(own.row, {})[own.seed] = json.loads(path.read_text(encoding='utf-8'))
+        if path.exists(): found.setdefault(own.row, {})[own.seed] = read_json(path, 'delete it, and it is made anew')
     return found
 
 

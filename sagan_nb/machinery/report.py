@@ -15,13 +15,13 @@ from ..report import beside_real, draw_z, walk_classes, walk_z
 from ..train import draw, fixed_noise
 from .charts import chart, in_words, series
 from .door import open_run
-from .evaluate import evaluate
+from .evaluate import evaluate, run_scores
 from .features import Features, domain
 from .film import film, gif, there_and_back, timelapse
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .queries import find_queries
-from .runs import kept_samples, pictures_of, read_log
-from .summary import run_scores, summary_html
+from .runs import kept_samples, machines, pictures_of, read_log
+from .summary import summary_html
 
 
 def config_html(
@@ -198,8 +198,7 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    try: records = run_scores(run)
-    except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
+    records = run_scores(run)
     if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
@@ -218,7 +217,6 @@ def sections(
     features,                 # whose distances say what is near, or None
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
-    read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
     log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
@@ -238,7 +236,7 @@ def sections(
         used = '' if features is None else silenced_numbers(G, source, features)
         out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
     return out | {'Training': curves_html(log, TRAINING), 'Singular values': curves_html(log, NORMS),
-                  'Metrics': metrics_html(run), 'Configuration': config_html(cfg, read('env.json'))}
+                  'Metrics': metrics_html(run), 'Configuration': config_html(cfg, machines(run)[0])}
 
 
 def report(

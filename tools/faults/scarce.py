@@ -6,12 +6,14 @@ the size of files and memory are limits of the real system; and the clock is set
 import errno
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from fastcore.script import call_parse
@@ -142,6 +144,18 @@ def lift():
     for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS): resource.setrlimit(what, (resource.getrlimit(what)[1],)*2)
 
 
+HOW = 'injected at an operation chosen by chance', 'limit of the system'
+
+
+def note_row(rows, show, name, fault, how, line, wrong):
+    "Add one try to the row of its fault, and print what went wrong."
+    row = rows.setdefault(fault, dict(fault=fault, how=how, tries=0, wrong=[], said=[]))
+    row['tries'], row['wrong'] = row['tries'] + 1, row['wrong'] + [f'{name}: {o}' for o in wrong]
+    if line and len(row['said']) < 3: row['said'].append(f'{name}: {re.sub(r"/tmp[^ ]*?/tmp[^/]*", "...", line)}')
+    if show and line: print(f'{fault}, {name}: {line}')
+    for o in wrong: print(f'{fault}, {name}: {o}', flush=True)
+
+
 @call_parse
 def main(
     tries:int=24,             # about so many
@@ -152,19 +166,13 @@ def main(
 ):
     "Take away, check, go on, compare. Ends with 1 where anything was lost."
     names, rows, began = [only] if only else [*WORKS], {}, time.time()
-    def note(name, fault, how, line, wrong):
-        row = rows.setdefault(fault, dict(fault=fault, how=how, tries=0, wrong=[], said=[]))
-        row['tries'], row['wrong'] = row['tries'] + 1, row['wrong'] + [f'{name}: {o}' for o in wrong]
-        if line and len(row['said']) < 3: row['said'].append(f'{name}: {line}'.replace(d, '...'))
-        if show and line: print(f'{fault}, {name}: {line}')
-        for o in wrong: print(f'{fault}, {name}: {o}', flush=True)
+    note = partial(note_row, rows, show)
     with tempfile.TemporaryDirectory() as d:
         harness, rng = Scarcity(d, seed), random.Random(seed)
         pairs = [(fault, name) for fault in (*INJECTED, *LIMITS) for name in names]
         rng.shuffle(pairs)
-        for i in range(tries):
-            fault, name = pairs[i % len(pairs)]
-            note(name, fault, 'limit of the system' if fault in LIMITS else 'injected at an operation chosen by chance', *harness.trial(name, fault))
+        for fault, name in (pairs[i % len(pairs)] for i in range(tries)):
+            note(name, fault, HOW[fault in LIMITS], *harness.trial(name, fault))
         try:
             for name in names[:max(1, tries // 8)]: note(name, 'a small disk', 'a file system that holds half of what is written, then is read-only', *harness.small_disk(name, .5))
         except PermissionError as e: print(f'not tried: a small disk ({e})')

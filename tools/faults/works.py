@@ -23,7 +23,7 @@ from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate, save_records
 from sagan_nb.machinery.features import Classifier, Features
-from sagan_nb.machinery.files import CacheWarning, read_cache, read_safetensors
+from sagan_nb.machinery.files import CacheWarning, read_cache, read_lines, read_safetensors
 from sagan_nb.machinery.jobs import Job, run_rows
 from sagan_nb.machinery.packed import open_packed
 from sagan_nb.machinery.publish import save_pretrained
@@ -122,7 +122,7 @@ def small(place):
 
 # what is there afterwards
 
-CLOCK = 'images_per_s', 'seconds_per_step', 'wait_share', 'seconds', 'evaluation_seconds', 'env', 'went_on', 'version', 'trained_commit', 'checkpoint_sha256', 'device'
+CLOCK = 'images_per_s', 'seconds_per_step', 'wait_share', 'seconds', 'evaluation_seconds', 'env', 'went_on', 'version', 'trained_commit', 'checkpoint_sha256', 'device', 'seal'
 
 
 def timeless(value):
@@ -155,17 +155,20 @@ def outcome(folder):
     return found
 
 
+def is_true(value):
+    if not value: raise ValueError('it is not whole')
+
+
+CHECKS = {'.pt': read_checkpoint, 'config.json': lambda p: from_json(p.read_text()), 'pack.json': lambda p: open_packed(p.parent, whole=True),
+          '.json': lambda p: json.loads(p.read_text()), '.png': lambda p: Image.open(p).load(), '.jsonl': read_lines,
+          '.safetensors': lambda p: is_true(read_cache(p) if 'cache' in p.parts else 'sagan_nb_sha256' in read_safetensors(p)[1]),
+          'README.md': lambda p: is_true(p.read_text().startswith('# '))}                   # name or ending -> raises where a file is not whole
+
+
 def check_file(path):
     "Raise where a file under a final name is not whole."
-    if path.suffix == '.pt': read_checkpoint(path)
-    elif path.name == 'config.json': from_json(path.read_text())
-    elif path.name == 'pack.json': open_packed(path.parent, whole=True)
-    elif path.suffix == '.json': json.loads(path.read_text())
-    elif path.suffix == '.png': Image.open(path).load()
-    elif path.suffix == '.safetensors' and 'cache' in path.parts: assert read_cache(path)
-    elif path.suffix == '.safetensors': assert 'sagan_nb_sha256' in read_safetensors(path)[1]
-    elif path.suffix == '.jsonl': assert all(isinstance(json.loads(o), dict) for o in path.read_text().split('\n')[:-1] if o.endswith('}')), 'a line in the middle is broken'
-    elif path.name == 'README.md': assert path.read_text().startswith('# ')
+    check = CHECKS.get(path.name) or CHECKS.get(path.suffix)
+    if check: check(path)
 
 
 def check_whole(folder):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, map_block
 from .core import Refused, choose
-from .machinery.calls import check_labels
+from .machinery.calls import check_classes
 from .machinery.outline import documented, outline
 from .spectral_norm import make_layer
 
@@ -100,7 +100,7 @@ def forward(self:Generator,
 )->Tensor:                    # pictures in [-1, 1], (B, 3, res, res)
     "Draw pictures. Raises Refused for noise or labels that do not fit."
     if z.shape[1:] != (self.z_dim,): raise Refused(f'z has the shape (B, {self.z_dim}), got {tuple(z.shape)}')
-    if self.n_classes: check_labels(y, len(z), self.n_classes)
+    if self.n_classes: check_classes(y, z, self.n_classes)
     x = self.linear(z).unflatten(1, (-1, 4, 4))
     for m, up in self.blocks.items():                   # m: the map's size after the block
         x = up(x, y)
@@ -166,7 +166,7 @@ def forward(self:Discriminator,
     h = self.features(x)
     logit = self.linear(h)[:, 0]
     if self.head == 'projection':
-        check_labels(y, len(x), self.n_classes)
+        check_classes(y, x, self.n_classes)
         logit = logit + (self.embed(y)*h).sum(1)
     return (logit, self.classify(h)) if self.head == 'acgan' else logit
 

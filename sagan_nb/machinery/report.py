@@ -18,6 +18,7 @@ from .door import open_run
 from .evaluate import evaluate, run_scores
 from .features import Features, domain
 from .film import film, gif, there_and_back, timelapse
+from .guard import incidents
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .queries import find_queries
 from .runs import kept_samples, machines, pictures_of, read_log
@@ -135,6 +136,23 @@ def film_html(
             + figure_html(beside_names(moving, names, 14/pitch), 'As a film. After a collapse, columns are alike.'))
 
 
+def incidents_html(
+    run:Path,                 # run folder
+)->dict:                      # title -> HTML; empty where nothing happened
+    "What went wrong on the way, when, what was done about it, and the last samples before it."
+    happened = incidents(run)
+    if not happened: return {}
+    done = dict(go='it went on', stop='it was stopped', back='it went back to the last good checkpoint')
+    rows = [(o['t'], o['words'], 'none' if o['good'] is None else o['good'], done[o['action']]) for o in happened]
+    table = table_html(['step', 'what was seen', 'last good checkpoint', 'what was done'], rows)
+    try: grids = {t: x for t, x in kept_samples(run).items() if t <= (happened[0]['good'] or 0)}
+    except Refused: grids = {}
+    if not grids: return {'Incidents': table + '<p>No samples were drawn before it.</p>'}
+    at, x = max(grids.items())
+    tag = image_tag(gif([x], 400), 'gif', f'Samples at step {at}', 2*x.shape[2], x.shape[2])
+    return {'Incidents': table + figure_html(tag, f'The last samples before it, at step {at}: one row per class.')}
+
+
 def maps_html(
     net:nn.Module,            # generator or discriminator
     x:Tensor,                 # noise, or pictures
@@ -220,6 +238,7 @@ def sections(
     log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
+    out |= incidents_html(run)
     out |= {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     attention = maps_html(G, z, y, names, 'Generator')
     if features is not None:

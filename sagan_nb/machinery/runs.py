@@ -15,7 +15,8 @@ from ..core import Refused, atomic_write, grid_image, printable
 from ..data import Stream, open_source
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
-from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
+from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore,
+                          say_not_finite)
 from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
 from .machine import environment, out_of_memory, short_of_memory
 
@@ -36,7 +37,7 @@ class Log:
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
         means, now = {k: (v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
         bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number')
+        if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
         seconds, per_step = now - self.steps_t, gan.cfg.batch*gan.cfg.d_per_g
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
                     seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds,
@@ -211,6 +212,16 @@ def start_run(
         yield gan, stream
 
 
+def finite(
+    stream:Stream,            # batches
+    gan:GAN,                  # at which step
+):                            # yields the same
+    "Pass batches on. Raises Diverged for pictures that hold NaN or infinity, by the step that was to see them."
+    for x, y in stream:
+        if not x.sum().isfinite(): raise Diverged(f'at step {gan.t + 1} a picture holds a number that is not finite')
+        yield x, y
+
+
 def train(
     cfg:Config,               # settings; data_id and n_classes as the source has them
     source,                   # the pictures
@@ -226,7 +237,7 @@ def train(
         own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),
                (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:
-            try: return fit(gan, stream, [*own, *hooks])
+            try: return fit(gan, finite(stream, gan), [*own, *hooks])
             except Stopped:
                 keep(gan)
                 raise

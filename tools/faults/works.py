@@ -18,7 +18,7 @@ from PIL import Image
 
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.data import open_source
-from sagan_nb.machinery import files, jobs, packs, pictures
+from sagan_nb.machinery import curve, files, jobs, packs, pictures
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate, save_records
@@ -109,7 +109,7 @@ WORKS = dict(training=Work(train_run, 'run'), resuming=Work(resume_run, 'run', '
 @contextlib.contextmanager
 def small(place):
     "Chunks, samples and sizes as small as the works."
-    own = (pictures, 'CHUNK', CHUNK), (jobs, 'SIZES', dict(smoke=(40, 40))), (jobs, 'features_of', lambda *args: place.features), (jobs.Curve, 'points', 2), (files, 'STALE', 0)
+    own = (pictures, 'CHUNK', CHUNK), (jobs, 'SIZES', dict(smoke=(40, 40))), (curve, 'SIZES', dict(smoke=(40, 40))), (jobs, 'features_of', lambda *args: place.features), (jobs.Curve, 'points', 2), (files, 'STALE', 0)
     before = [(o, name, getattr(o, name)) for o, name, _ in own]
     for o, name, value in own: setattr(o, name, value)
     try:

@@ -8,6 +8,11 @@ from sagan_nb.machinery.machine import environment
 KEPT = 'commit', 'changed', 'python', 'torch', 'cpu'
 
 
+def read_rows(path):
+    "Rows that were written before; none where there is no file."
+    return json.loads(Path(path).read_text(encoding='utf-8'))['rows'] if Path(path).exists() else []
+
+
 def write_rows(path, rows, seconds):
     "Rows (fault, how, tries, wrong), and where and when they were made."
     env = {k: v for k, v in environment('cpu').items() if k in KEPT}

@@ -19,7 +19,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 from .layer import Layer
-from .results import write_rows
+from .results import add_rows, tries_so_far
 from .works import WORKS, Place, check_whole, outcome, small
 
 WAYS = 'kill', 'power', 'delay'
@@ -113,12 +113,13 @@ class Harness:
 @call_parse
 def main(
     kills:int=20,             # at least so many, shared by all works
-    seed:int=0,               # of the points
-    out:str=None,             # folder for crash.json; nothing is written without
+    seed:int=None,               # of the points (default: as many as were tried before)
+    out:str=None,             # folder for crash.json, to which is added; nothing is written without
     only:str=None,            # one work
 ):
     "Kill, check, go on, compare. Ends with 1 where anything was lost."
     names, rows, began = [only] if only else [*WORKS], {}, time.time()
+    if seed is None: seed = tries_so_far(Path(out)/'crash.json') if out else 0
     with tempfile.TemporaryDirectory() as d:
         harness, turn = Harness(d, seed), 0
         while sum(o['tries'] for o in rows.values()) < kills:
@@ -128,7 +129,7 @@ def main(
             row['tries'], row['wrong'], turn = row['tries'] + n, row['wrong'] + wrong, turn + 1
             for o in wrong: print(f'{name}: {o}', flush=True)
     print(f'{sum(o["tries"] for o in rows.values())} kills of {", ".join(names)} in {time.time() - began:.0f} s')
-    if out: write_rows(Path(out)/'crash.json', [*rows.values()], time.time() - began)
+    if out: add_rows(Path(out)/'crash.json', [*rows.values()], time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows.values()))
 
 

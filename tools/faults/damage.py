@@ -35,7 +35,7 @@ from sagan_nb.machinery.packs import pack
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.runs import class_names, kept_samples, machines, read_log, settings_of
 
-from .results import write_rows
+from .results import add_rows, tries_so_far
 from .works import Place, pack_pictures, settings, small, timeless
 
 OUTCOMES = 'refused', 'named', 'same', 'other'
@@ -185,12 +185,13 @@ def kinds(folder):
 @call_parse
 def main(
     flips:int=60,             # of each kind
-    seed:int=0,               # of the bits
-    out:str=None,             # folder for damage.json; nothing is written without
+    seed:int=None,               # of the bits (default: as many as were tried before)
+    out:str=None,             # folder for damage.json, to which is added; nothing is written without
     only:str=None,            # kinds whose name begins so
 ):
     "Damage, read, restore. Ends with 1 where damage went unnoticed, or ended in a traceback."
-    rows, began, rng = [], time.time(), random.Random(seed)
+    rows, began = [], time.time()
+    rng = random.Random(tries_so_far(Path(out)/'damage.json') if out and seed is None else seed)
     with tempfile.TemporaryDirectory() as d:
         for name, kind in kinds(Path(d)).items():
             if only and not name.startswith(only): continue
@@ -198,7 +199,7 @@ def main(
             for o in own: print(f'{o["fault"]}: {o["tries"]} tries, {o["outcomes"]}' + ''.join(f'\n  {re.sub(d, "...", w)[:300]}' for w in o['wrong'][:5]), flush=True)
             rows += own
     print(f'{sum(o["tries"] for o in rows)} damaged files in {time.time() - began:.0f} s')
-    if out: write_rows(Path(out)/'damage.json', rows, time.time() - began)
+    if out: add_rows(Path(out)/'damage.json', rows, time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows))
 
 

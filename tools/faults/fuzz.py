@@ -38,7 +38,7 @@ from sagan_nb.machinery.sources import toy_classes, twins_options, world_of
 from sagan_nb.metrics import frechet_distance, inception_score, intra_fid, kernel_distance, prdc
 from sagan_nb.ablation import TABLES
 
-from .results import read_rows, write_rows
+from .results import add_rows, read_results
 
 HARD = [b'', b'0', b'-1', b'1e999', b'NaN', b'-Infinity', b'9'*400, b'9'*5000, b'['*3000, b'{"a":'*3000, b'null', b'true', b'""', b'"\\ud800"', b'\xff\xfe', b'\0', b'\r\n', b'\x1b[2J',
         b'../', b'\\', b':', b',', b'%', b'=', b'$', b'__class__', b'{}', b'%s', b'seal', b'sha256:', b'PK\3\4', b'PK\5\6', (2**31).to_bytes(8, 'little'), b'\xff'*8]
@@ -189,22 +189,18 @@ def main(
     "Feed, and count. Ends with 1 where anything crashed."
     names = [n for n in TARGETS if not only or n.startswith(only)]
     share = executions / sum(.05 if n in SLOW else 1 for n in names)
-    path, began = Path(out or '.')/'fuzz.json', time.time()
-    rows = {o['fault']: o for o in (read_rows(path) if out else [])}
+    path, began, rows = Path(out or '.')/'fuzz.json', time.time(), []
+    before = {o['fault']: o['tries'] for o in read_results(path)['rows']} if out else {}
     with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as d:
         for name in names:
-            row = rows.setdefault(name, dict(fault=name, how='good inputs, mutated', tries=0, seconds=0, found=[]))
-            row['wrong'] = []                                        # of this slice; `found` holds those of all
-            n, since = max(1, round(share*(.05 if name in SLOW else 1))), time.process_time()
-            for words, data in campaign(name, n, row['tries'], Path(d)).values():
-                print(f'{name}: {words}\n  {data[:400]}', flush=True)
-                row['wrong'].append(words)
-                row['found'] = sorted({*row['found'], words.split(': ')[0]})
-            row['tries'], row['seconds'] = row['tries'] + n, round(row['seconds'] + time.process_time() - since, 1)
-            print(f'{name}: {n:,} more, {row["tries"]:,} in all, {row["seconds"]} s', flush=True)
-            if out: write_rows(path, [*rows.values()], sum(o['seconds'] for o in rows.values()))
-    print(f'{sum(rows[n]["tries"] for n in names):,} executions in all; {time.time() - began:.0f} s for these')
-    raise SystemExit(any(rows[n]['wrong'] for n in names))
+            n = max(1, round(share*(.05 if name in SLOW else 1)))
+            crashes = campaign(name, n, before.get(name, 0), Path(d))
+            for words, data in crashes.values(): print(f'{name}: {words}\n  {data[:400]}', flush=True)
+            rows.append(dict(fault=name, how='good inputs, mutated', tries=n, wrong=[words for words, _ in crashes.values()], found=[*crashes]))
+            print(f'{name}: {n:,} more, {n + before.get(name, 0):,} in all', flush=True)
+    if out: add_rows(path, rows, time.time() - began)
+    print(f'{sum(o["tries"] for o in rows):,} executions in {time.time() - began:.0f} s')
+    raise SystemExit(any(o['wrong'] for o in rows))
 
 
 if __name__ == '__main__': main()

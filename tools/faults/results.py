@@ -1,22 +1,42 @@
-"What the suite found, as data: one JSON for each part, a row for each fault; the page of the book is made from them."
+"What the suite found, as data: one JSON for each part, a row for each fault, a line for each slice of the campaign; the page of the book is made from them."
 import datetime
 import json
+from collections import Counter
 from pathlib import Path
 
+from sagan_nb.core import atomic_write
 from sagan_nb.machinery.machine import environment
 
 KEPT = 'commit', 'changed', 'python', 'torch', 'cpu'
 
 
-def read_rows(path):
-    "Rows that were written before; none where there is no file."
-    return json.loads(Path(path).read_text(encoding='utf-8'))['rows'] if Path(path).exists() else []
+def read_results(path):
+    "What is there: slices and rows."
+    return json.loads(Path(path).read_text(encoding='utf-8')) if Path(path).exists() else dict(slices=[], rows=[])
 
 
-def write_rows(path, rows, seconds):
-    "Rows (fault, how, tries, wrong), and where and when they were made."
-    env = {k: v for k, v in environment('cpu').items() if k in KEPT}
-    path = Path(path)
+def joined(old, new):
+    "Two rows of one fault as one: numbers add up, what went wrong is the newest slice's, three examples of what was said are enough."
+    both = {**old, **new, 'tries': old['tries'] + new['tries']}
+    if 'outcomes' in new: both['outcomes'] = dict(Counter(old['outcomes']) + Counter(new['outcomes']))
+    if 'said' in new: both['said'] = (old['said'] + new['said'])[:3]
+    if 'found' in new: both['found'] = sorted({*old['found'], *new['found']})
+    return both
+
+
+def add_rows(path, rows, seconds):
+    "Add a slice to what is there: rows (fault, how, tries, wrong, ...), and when and with which code they were made."
+    path, about = Path(path), read_results(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(date=datetime.date.today().isoformat(), seconds=round(seconds), env=env, rows=rows)
-    path.write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
+    there = {(o['fault'], o['how']): o for o in about['rows']}
+    for o in rows:
+        key = o['fault'], o['how']
+        there[key] = joined(there[key], o) if key in there else o
+    env = {k: v for k, v in environment('cpu').items() if k in KEPT}
+    one = dict(date=datetime.date.today().isoformat(), seconds=round(seconds), tries=sum(o['tries'] for o in rows), wrong=sum(len(o['wrong']) for o in rows), **env)
+    with atomic_write(path) as part: part.write_text(json.dumps(dict(slices=[*about['slices'], one], rows=[*there.values()]), indent=1) + '\n', encoding='utf-8')
+
+
+def tries_so_far(path):
+    "The seed with which a slice begins, so that it is another one than those before."
+    return sum(o['tries'] for o in read_results(path)['rows'])

@@ -22,7 +22,7 @@ from sagan_nb.machinery.options import fault_line
 
 from .crash import Harness, differences, forked
 from .layer import Layer
-from .results import write_rows
+from .results import add_rows, tries_so_far
 from .works import WORKS, check_whole, outcome, small
 
 INJECTED = {'the disk is full': errno.ENOSPC, 'the quota is used up': errno.EDQUOT, 'the folder is read-only': errno.EROFS, 'the disk fails': errno.EIO}
@@ -159,14 +159,15 @@ def note_row(rows, show, name, fault, how, line, wrong):
 @call_parse
 def main(
     tries:int=24,             # about so many
-    seed:int=0,               # of the points
-    out:str=None,             # folder for scarce.json; nothing is written without
+    seed:int=None,               # of the points (default: as many as were tried before)
+    out:str=None,             # folder for scarce.json, to which is added; nothing is written without
     only:str=None,            # one work
     show:bool=False,          # print every line that was said
 ):
     "Take away, check, go on, compare. Ends with 1 where anything was lost."
     names, rows, began = [only] if only else [*WORKS], {}, time.time()
     note = partial(note_row, rows, show)
+    if seed is None: seed = tries_so_far(Path(out)/'scarce.json') if out else 0
     with tempfile.TemporaryDirectory() as d:
         harness, rng = Scarcity(d, seed), random.Random(seed)
         pairs = [(fault, name) for fault in (*INJECTED, *LIMITS) for name in names]
@@ -177,7 +178,7 @@ def main(
             for name in names[:max(1, tries // 8)]: note(name, 'a small disk', 'a file system that holds half of what is written, then is read-only', *harness.small_disk(name, .5))
         except PermissionError as e: print(f'not tried: a small disk ({e})')
     print(f'{sum(o["tries"] for o in rows.values())} times something was taken from {", ".join(names)} in {time.time() - began:.0f} s')
-    if out: write_rows(Path(out)/'scarce.json', [*rows.values()], time.time() - began)
+    if out: add_rows(Path(out)/'scarce.json', [*rows.values()], time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows.values()))
 
 

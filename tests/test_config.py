@@ -70,11 +70,11 @@ def test_config_is_flat_and_frozen():
 
 
 def test_stored_results_still_have_their_names():
-    "A result file is named after its settings: reading these back and naming the job again gives the name it has."
+    "A result file is named after its settings: reading these back and naming the job again gives the same hash."
     checked = 0
-    for path in sorted(RESULTS.rglob('*-v2.json')):
+    for path in sorted(RESULTS.rglob('*-v[12].json')):
         found = json.loads(path.read_text(encoding='utf-8'))
         if not isinstance(found, dict) or 'config' not in found: continue
-        assert Job(from_json(json.dumps(found['config'])), features='domain').name == path.stem
+        assert Job(from_json(json.dumps(found['config'])), features='domain').stem == path.stem[:-len('-v2')]
         checked += 1
-    assert checked >= 4
+    assert checked > 150

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ..attention_maps import attention_layers, attention_maps, describe_attention, show_attention, silenced
 from ..config import FIELDS, PRESETS, Config
-from ..core import Refused, atomic_write, from_uint8
+from ..core import Refused, from_uint8
 from ..networks import Generator
 from ..report import beside_real, draw_z, walk_classes, walk_z
 from ..train import draw, fixed_noise
+from .atomic import atomic_write
 from .charts import chart, in_words, series
 from .door import open_run
 from .evaluate import evaluate

@@ -82,6 +82,8 @@ class Stats:
         self.n, self.mean, self.scatter = join_moments(self, other)
         return self
 
+    def __repr__(self)->str: return f'Stats of {self.n:,} rows, {len(self.mean)} features'
+
     @property
     def covariance(self)->Tensor:                        # (d, d)
         "Sample covariance, divided by n - 1. Raises Refused for fewer than two rows."

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import Refused
@@ -82,13 +83,17 @@ class Stats:
         self.n, self.mean, self.scatter = join_moments(self, other)
         return self
 
-    def __repr__(self)->str: return f'Stats of {self.n:,} rows, {len(self.mean)} features'
-
     @property
     def covariance(self)->Tensor:                        # (d, d)
         "Sample covariance, divided by n - 1. Raises Refused for fewer than two rows."
         if self.n < 2: raise Refused(f'a covariance needs at least 2 pictures, got {self.n}')
         return self.scatter / (self.n - 1)
+
+# %% ../nbs/10_metrics.ipynb #3c2a5856
+@patch
+def __repr__(self:Stats)->str:
+    "One line."
+    return f'Stats of {self.n:,} rows, {len(self.mean)} features'
 
 # %% ../nbs/10_metrics.ipynb #38fc6f8e
 def covariance_root(

@@ -73,7 +73,7 @@ def summarise(
 @command
 def sagan_train(
     preset:Param('row of the paper, of --list-presets (default: t1_attn_16)', str, opt=False, nargs='?')=None,
-    data:str=None,            # toy, a class-per-folder directory or .zip, or a packed file (default: toy)
+    data:str=None,            # toy, cifar10 (and others), a class-per-folder directory or .zip, or a pack (default: toy)
     scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
     out:str='runs/new',       # run folder to make, or to go on with
     seed:int=None,            # of weights, data order, z and labels (default: 0)

@@ -24,6 +24,7 @@ from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
+from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, folder_of,
                       free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
 from .packs import pack, verify_pack
@@ -109,10 +110,10 @@ def sagan_train(
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
-    n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
+    n:int=64,                 # pictures in all, rounded up to whole rows, or any number of single ones
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
-    out:str=None,             # picture to write; .gif animates walks and timelapse (default: into the run folder)
+    out:str=None,             # picture to write; .gif animates, DIR/ and .npz take single ones (default: into the run)
     device:str='auto',        # auto, cpu or cuda
     kind:str='grid',          # grid; z or classes: walks; neighbours: nearest real ones; timelapse: of the training
     truncation:float=None,    # cut z at this value (default: the whole normal distribution, as trained)
@@ -126,6 +127,9 @@ def sagan_sample(
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
     model = open_run(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
+    if goes_to_many(out):
+        print(write_many(model, wanted, n, out, **how))
+        return say_next(('sagan_eval', '--help'))
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)

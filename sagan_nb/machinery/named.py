@@ -12,7 +12,7 @@ NAMED = dict(              # name -> class in torchvision.datasets; what may fol
     svhn=('SVHN', dict(SPLIT, extra=dict(split='extra'))),
     stl10=('STL10', dict(SPLIT, unlabeled=dict(split='unlabeled'))),
     celeba=('CelebA', dict(train=dict(split='train'))))
-GREY = 'mnist', 'fashion'
+ONE_CHANNEL = 'mnist', 'fashion'
 CELEBA = 'https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html'
 
 
@@ -84,7 +84,7 @@ def list_torchvision(
     split = next(iter(splits)) if attribute or not option else choose(option, splits, f'part of {name}')
     found = open_torchvision(name, splits[split])
     names = [f'{i:06}' for i in range(len(found))]
-    if name in GREY: print(f'{spec}: one channel of grey, repeated to three')
+    if name in ONE_CHANNEL: print(f'{spec}: one channel of grey, repeated to three')
     read = lambda k: found[int(k)][0]
     if unlabelled: return Listing(spec, names, [0] * len(names), [], read)
     if split == 'unlabeled': raise Refused(f'{spec} has no classes: add --unlabelled')

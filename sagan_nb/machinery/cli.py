@@ -10,14 +10,13 @@ from fastcore.script import Param
 
 from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, describe_attention, show_attention
-from ..config import NUMERICS
 from ..core import Refused, atomic_write, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
 from .checkpoints import disk_price
-from .door import Model, open_run
-from .drawing import maps_of_run, neighbours_of, row_names, sample_rows
+from .door import open_run
+from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
 from .evaluate import as_table, evaluate, save_records
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
@@ -25,11 +24,12 @@ from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
 from .many import goes_to_many, write_many
-from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, folder_of,
+from .options import (FIGURE_SUFFIXES, asked_rows, check_eval_options, check_sample_options, command, command_path, commands, folder_of,
                       free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
 from .packs import pack, verify_pack
 from .power import power_text
 from .probe import with_probe
+from .protocols import by_protocol_table, by_protocols, compare, open_pair
 from .publish import export
 from .queries import find_queries
 from .report import report
@@ -161,13 +161,6 @@ def write_gif(
     print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
 
 
-def has_class_names(
-    model:Model,              # from `open_run`
-)->bool:                      # False: classes are known by their numbers only
-    "Does the model know the names of its classes?"
-    return list(model.classes) != [str(k) for k in range(len(model.classes))]
-
-
 def left_out(
     records:list,             # from `evaluate`
 )->str:                       # a line for each record that lacks classes; the first ten are named
@@ -182,37 +175,39 @@ def left_out(
 
 @command
 def sagan_eval(
-    run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights
+    run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights; before FAKE: the real pictures
+    fake:Param('generated pictures: folder, zip, pack or .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
-    features:str='domain',    # domain (a classifier trained on the data), inception, or inception:PATH
-    n_fake:int=10_000,        # generated pictures (the released protocol: 50000)
+    features:str='domain',    # domain (a classifier trained on the data), inception, clip, inception:PATH or clip:PATH
+    protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure (chapter 10)
+    n_fake:int=None,          # generated pictures (default: 10000; the released protocol: 50000)
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
     seed:int=0,               # of noise, labels and the choice of real pictures
     labels:str='uniform',     # of generated pictures: uniform, or data: as often as in the data
     floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
+    res:int=None,             # pixels per side of two sets of pictures (default: of the first generated one)
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
 ):
-    "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
-    out = Path(out or folder_of(run)/'metrics.json')
+    "Measure a generator, or pictures of any generator, against real pictures. Interrupted, it goes on where it stopped."
+    out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    model = open_run(run, pick_device(device))
-    spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
-    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
-    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if not spec: raise Refused(f'{run} does not say on what it was trained: say --data')
-    K = model.cfg.n_classes
-    source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
-    print(describe(source))
-    if has_class_names(model) and list(source.classes) != list(model.classes):
-        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
-    records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
+    asked = [m.strip() for m in metrics.split(',')]
+    check_eval_options(asked, labels, seed, per_class, protocol)
+    paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
+    if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
+    else: made, source, about = open_measured(run, data, pick_device(device))
+    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed, about)
+    elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
+    else:
+        records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
+                           seed=seed, rounding=not floats, labels=labels, about=about)
     save_records(out, records)
-    print(wrap(f'\n{as_table(records)}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
-    say_next(('sagan_attention', run), ('sagan_report', run))
+    text = by_protocol_table(records) if protocol else as_table(records)
+    print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
+    if not fake: say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 
 

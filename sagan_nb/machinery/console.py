@@ -24,7 +24,9 @@ EXAMPLES = dict(
         sagan_sample runs/first --kind classes --out walk.gif''',
     eval='''
         sagan_eval runs/first --metrics kid,prdc
-        sagan_eval runs/first --data PICTURES --features inception --n_fake 50000''',
+        sagan_eval runs/first --data PICTURES --features inception --n_fake 50000
+        sagan_eval runs/first --protocol all
+        sagan_eval REAL FAKE --metrics distance,prdc''',
     attention='''
         sagan_attention runs/first --n 4 --points 3
         sagan_attention runs/first --queries 12,20 20,8 --out maps.html''',
@@ -43,7 +45,8 @@ EXAMPLES = dict(
     bench='''
         sagan_bench --nets 32 --rounds 5
         sagan_bench --nets small --brief --out small.json''')
-VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception', part='G D',
+VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception clip',
+              protocol='tf2018 biggan studiogan mmgen clean all', part='G D',
               format='safetensors onnx', kind='grid z classes neighbours timelapse')      # what completion offers
 
 

@@ -71,7 +71,7 @@ class PictureFolder:
 
 
 class ArrayFile:
-    "An .npz with arr_0, uint8 (n, res, res, 3), and arr_1, the labels; until it is complete, a folder with .part at its end."
+    "An .npz with arr_0, uint8 (n, res, res, 3), and arr_1, the labels; until it is whole, a folder named .npz.part."
     def __init__(self,
         out:Path,                 # .npz
         n:int,                    # pictures in all

@@ -7,7 +7,7 @@ from .listing import Listing
 
 TRAIN = dict(train=dict(train=True), test=dict(train=False))
 SPLIT = dict(train=dict(split='train'), test=dict(split='test'))
-NAMED = dict(              # name -> class in torchvision.datasets; what may follow a colon -> its keywords, the first by default
+NAMED = dict(              # name -> class in torchvision.datasets; what may follow a colon -> keywords, first the default
     cifar10=('CIFAR10', TRAIN), cifar100=('CIFAR100', TRAIN), mnist=('MNIST', TRAIN), fashion=('FashionMNIST', TRAIN),
     svhn=('SVHN', dict(SPLIT, extra=dict(split='extra'))),
     stl10=('STL10', dict(SPLIT, unlabeled=dict(split='unlabeled'))),
@@ -68,7 +68,7 @@ def attribute_labels(
     "Split faces by an attribute. Raises Refused for an unknown one, and where none is named."
     names = [n for n in found.attr_names if n]
     if not attribute:
-        raise Refused('celeba has attributes and no classes: add --unlabelled, or name one, for instance celeba:Smiling')
+        raise Refused('celeba has attributes and no classes: add --unlabelled, or name one, such as celeba:Smiling')
     column = names.index(choose(attribute, names, 'attribute of celeba'))
     return found.attr[:, column].tolist(), [f'not {attribute}', attribute]
 
@@ -99,7 +99,7 @@ def list_hub(
     spec:str,             # hf:NAME or hf:NAME:SPLIT
     unlabelled:bool,      # without labels
 )->Listing:
-    "List a data set of the Hugging Face hub by its first columns of images and of classes. Raises Refused without them."
+    "List a data set of the Hugging Face hub by its first columns of images and classes. Raises Refused without them."
     try: from datasets import load_dataset
     except ImportError: raise Refused(f'{spec} needs another package: pip install datasets') from None
     name, _, split = spec.removeprefix('hf:').partition(':')

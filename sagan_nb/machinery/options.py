@@ -22,6 +22,7 @@ from .jobs import row_configs, setting_name
 from .machine import fast_bf16
 from .many import goes_to_many
 from .pictures import reading_images, reading_options
+from .protocols import PROTOCOLS
 from .runs import Stopped, stop_at
 
 
@@ -194,6 +195,19 @@ def check_sample_options(
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
     if ending not in (*FIGURE_SUFFIXES, '.gif'):
         raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".gif", ".npz"))}, or in / for a folder')
+
+
+def check_eval_options(
+    metrics:list,             # names
+    labels:str,               # as in sagan_eval
+    seed:int,                 # as in sagan_eval
+    per_class:int,            # as in sagan_eval
+    protocol:str,             # as in sagan_eval
+):
+    "Check the options of sagan_eval before anything is opened. Raises Refused for what it cannot do."
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
+    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
+    if protocol is not None: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
 def slice_of(

@@ -1,5 +1,8 @@
 "Serves chapter 06: names of data sets, images on a disk, and what a source holds, in words."
+from pathlib import Path
+
 from ..core import Refused
+from .arrays import list_array
 from .listing import Listing, list_pictures, locate
 from .named import is_named, list_named
 from .packed import is_pack, open_packed
@@ -35,11 +38,13 @@ def twins_options(
 
 
 def list_images(
-    spec:str,             # folder, zip, file.zip:folder, or the name of a public data set
+    spec:str,             # folder, zip, file.zip:folder, .npz, or the name of a public data set
     unlabelled:bool=False,# without labels
 )->Listing:               # what there is to read
     "List images before any is read. Raises Refused where there are none."
-    return (list_named if is_named(spec) else list_pictures)(spec, unlabelled)
+    if is_named(spec): return list_named(spec, unlabelled)
+    array = spec.lower().endswith('.npz') and Path(spec).expanduser().is_file()
+    return (list_array if array else list_pictures)(spec, unlabelled)
 
 
 def check_res(

@@ -14,6 +14,7 @@ from ..core import Refused, atomic_write, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .certificate import certificate, certify, deviations, find_object, guess_kind
 from .checkpoints import disk_price
 from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
@@ -24,8 +25,9 @@ from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
 from .many import goes_to_many, write_many
-from .options import (FIGURE_SUFFIXES, asked_rows, check_eval_options, check_sample_options, command, command_path, commands, folder_of,
-                      free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
+from .options import (FIGURE_SUFFIXES, asked_rows, check_eval_options, check_sample_options, command, command_path,
+                      commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of, run_settings,
+                      say_next, steps_within)
 from .packs import pack, verify_pack
 from .power import power_text
 from .probe import with_probe
@@ -74,7 +76,7 @@ def summarise(
 @command
 def sagan_train(
     preset:Param('row of the paper, of --list-presets (default: t1_attn_16)', str, opt=False, nargs='?')=None,
-    data:str=None,            # toy, cifar10 (and others), a class-per-folder directory or .zip, or a pack (default: toy)
+    data:str=None,            # toy, cifar10 (or other names), a class-per-folder directory, .zip or pack (default: toy)
     scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
     out:str='runs/new',       # run folder to make, or to go on with
     seed:int=None,            # of weights, data order, z and labels (default: 0)
@@ -176,7 +178,7 @@ def left_out(
 @command
 def sagan_eval(
     run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights; before FAKE: the real pictures
-    fake:Param('generated pictures: folder, zip, pack or .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
+    fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
     features:str='domain',    # domain (a classifier trained on the data), inception, clip, inception:PATH or clip:PATH
@@ -191,7 +193,7 @@ def sagan_eval(
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
 ):
-    "Measure a generator, or pictures of any generator, against real pictures. Interrupted, it goes on where it stopped."
+    "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     asked = [m.strip() for m in metrics.split(',')]
@@ -411,6 +413,25 @@ def sagan_report(
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
     say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
+
+
+@command
+def sagan_check(
+    spec:str,                 # MODULE:NAME or FILE.py:NAME, of yours: its code is run
+    what:str=None,            # attention, norm, loss, generator or discriminator (default: guessed by its name)
+    args:str=None,            # to build it, such as "64, 'relu'" (default: guessed by its parameters)
+    channels:int=64,          # of the map for an attention block
+    z_dim:int=128,            # numbers in z, for a generator
+    n_classes:int=10,         # classes, for a generator or discriminator
+    res:int=32,               # pixels per side, for a discriminator
+    strict:bool=False,        # end with exit code 1 where something deviates
+):
+    "Certify a port: what in somebody's block, norm, loss or network deviates from the paper and its code?"
+    thing = find_object(spec)
+    kind = what or guess_kind(thing, spec.rpartition(':')[2])
+    found = certify(thing, kind, args, dict(channels=channels, z_dim=z_dim, n_classes=n_classes, res=res))
+    print(wrap(certificate(spec, kind, found)))
+    if strict and (n := deviations(found)): raise Refused(f'{n} of {len(found)} properties deviate')
 
 
 @command

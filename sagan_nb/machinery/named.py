@@ -7,7 +7,7 @@ from .listing import Listing
 
 TRAIN = dict(train=dict(train=True), test=dict(train=False))
 SPLIT = dict(train=dict(split='train'), test=dict(split='test'))
-NAMED = dict(              # name -> class in torchvision.datasets; what may follow a colon -> keywords, first the default
+NAMED = dict(              # name -> class in torchvision.datasets; what may follow a colon -> keywords
     cifar10=('CIFAR10', TRAIN), cifar100=('CIFAR100', TRAIN), mnist=('MNIST', TRAIN), fashion=('FashionMNIST', TRAIN),
     svhn=('SVHN', dict(SPLIT, extra=dict(split='extra'))),
     stl10=('STL10', dict(SPLIT, unlabeled=dict(split='unlabeled'))),

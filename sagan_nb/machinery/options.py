@@ -187,14 +187,16 @@ def check_sample_options(
     choose(kind, SAMPLE_KINDS, 'kind')
     many = goes_to_many(out)
     if many and kind != 'grid': raise Refused(f'{kind} makes one picture: write a .png')
-    if not 1 <= n <= (10**9 if many else 10_000): raise Refused(f'n must lie in 1..10000, got {n}: say --out DIR/ for more')
+    if not 1 <= n <= (10**9 if many else 10_000):
+        raise Refused(f'n must lie in 1..10000, got {n}: --out DIR/ takes more')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
     if many: return
     ending = Path(out).suffix.lower()
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
     if ending not in (*FIGURE_SUFFIXES, '.gif'):
-        raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".gif", ".npz"))}, or in / for a folder')
+        names = ', '.join((*FIGURE_SUFFIXES, '.gif', '.npz'))
+        raise Refused(f'{out}: the name must end in one of {names}, or in / for a folder')
 
 
 def check_eval_options(

@@ -1,4 +1,4 @@
-"Serves chapter 10: the protocols by which others measure, named, and two sets of pictures measured without a generator."
+"Serves chapter 10: other people's protocols by name, and two sets of pictures measured without a generator."
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,13 +118,15 @@ MOVING = 'moving averages'
 PROTOCOLS = dict(
     tf2018=Protocol(InceptionNet, 1, 'training set, 50,000 at random', 50_000, False, MOVING,
                     'the released code of the paper'),
-    biggan=Protocol(TorchvisionInception, 10, 'training set, all', None, False, 'moving averages or standing statistics',
+    biggan=Protocol(TorchvisionInception, 10, 'training set, all', None, False,
+                    'moving averages or standing statistics',
                     'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score'),
     studiogan=Protocol(TorchInception, 1, 'validation set, all', None, True, MOVING,
                        'StudioGAN: InceptionV3_tf, resizer legacy'),
     mmgen=Protocol(InceptionNet, 10, 'training set, all', None, True, MOVING,
                    'mmgeneration: inception style StyleGAN, PIL resize for the score', ByteInception),
-    clean=Protocol(CleanInception, 0, 'training set, all', None, True, MOVING, 'clean-fid, mode clean: FID and KID alone'))
+    clean=Protocol(CleanInception, 0, 'training set, all', None, True, MOVING,
+                   'clean-fid, mode clean: FID and KID alone'))
 
 
 def features_by(
@@ -286,4 +288,5 @@ def size_of(
     if is_pack(locate(spec)[0]): return open_source(spec).res
     listing = list_pictures(spec, unlabelled=True)
     try: return min(Image.open(BytesIO(listing.read(listing.names[0]))).size)
-    except (OSError, ValueError) as e: raise Refused(f'{spec}: {listing.names[0]} cannot be read ({e}): say --res') from None
+    except (OSError, ValueError) as e:
+        raise Refused(f'{spec}: {listing.names[0]} cannot be read ({e}): say --res') from None

@@ -1,5 +1,6 @@
 "Certificates of ports: ours pass, and each fault that tools/mutate.py plants is named in words."
 import sys
+import tempfile
 import types
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,13 @@ def planted(what, monkeypatch, *more):
         if out is None:
             assert text.count(old) == 1, what
             text = text.replace(old, new)
+        text = text.replace("'sagan_nb::power_steps'", f"'sagan_planted::n{abs(hash(what))}'")       # an operator has one name
+        path = Path(tempfile.mkdtemp())/f'{name}.py'                                            # a class is read off its file
+        path.write_text(text, encoding='utf-8')
         module = types.ModuleType(f'sagan_nb.{name}')
-        module.__package__ = 'sagan_nb'
+        module.__package__, module.__file__ = 'sagan_nb', str(path)
         monkeypatch.setitem(sys.modules, f'sagan_nb.{name}', module)
-        exec(compile(text.replace("'sagan_nb::power_steps'", f"'sagan_planted::{what.replace(' ', '_').replace(chr(39), '')}'"), name, 'exec'), module.__dict__)
+        exec(compile(text, path, 'exec'), module.__dict__)
         out = module
     return out
 

@@ -32,6 +32,7 @@ from .packs import pack, verify_pack
 from .power import power_text
 from .probe import with_probe
 from .protocols import by_protocol_table, by_protocols, compare, open_pair
+from .public import public_table
 from .publish import export
 from .queries import find_queries
 from .report import report
@@ -259,7 +260,7 @@ def say_power(
 @with_probe
 @command
 def sagan_table(
-    table:Param('which: table1, table2, fig3, reduction, best, twins', str),
+    table:Param('which: table1, table2, fig3, reduction, best, twins; public: the weights of others', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, separated by commas
@@ -275,6 +276,7 @@ def sagan_table(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    if table == 'public': return print(public_table())
     if power: return say_power(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')

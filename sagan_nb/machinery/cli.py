@@ -21,6 +21,7 @@ from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sampl
 from .evaluate import as_table, evaluate, save_records
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
+from .finetune import tuning_of
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
@@ -85,6 +86,8 @@ def sagan_train(
     set:Param('other settings, as key=value key=value, of --list-settings', str, nargs='*', action='extend')=None,
     within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
+    init:str=None,            # weights to begin with: a run, anybody's file, or a public name such as mmgen:imagenet
+    freeze:str=None,          # d:N holds the first N blocks of D
     unlabelled:bool=False,    # train on a folder without classes
     device:str='auto',        # auto, cpu or cuda
 ):
@@ -92,7 +95,9 @@ def sagan_train(
     if within is not None and (resume or not within > 0):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
+    tuning = tuning_of(init, freeze, out, resume)
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
+    if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
@@ -106,7 +111,7 @@ def sagan_train(
                f'{cfg.precision} on {where}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
-    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
+    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)], tuning)
     return summarise(gan, source, out)
 
 

@@ -242,6 +242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'sagan_nb.metrics.PerClass': ('metrics.html#perclass', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Stats': ('metrics.html#stats', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Stats.__init__': ('metrics.html#stats.__init__', 'sagan_nb/metrics.py'),
+                                  'sagan_nb.metrics.Stats.__repr__': ('metrics.html#stats.__repr__', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Stats.add': ('metrics.html#stats.add', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Stats.covariance': ('metrics.html#stats.covariance', 'sagan_nb/metrics.py'),
                                   'sagan_nb.metrics.Stats.from_moments': ('metrics.html#stats.from_moments', 'sagan_nb/metrics.py'),

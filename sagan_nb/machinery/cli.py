@@ -14,6 +14,7 @@ from ..core import Refused, atomic_write, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .board import Board
 from .certificate import certificate, certify, deviations, find_object, guess_kind
 from .checkpoints import disk_price
 from .door import open_run
@@ -35,6 +36,7 @@ from .probe import with_probe
 from .protocols import by_protocol_table, by_protocols, compare, open_pair
 from .public import public_table
 from .publish import export
+from .pushing import push as push_to_hub
 from .queries import find_queries
 from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
@@ -88,6 +90,7 @@ def sagan_train(
     resume:bool=False,        # go on from the newest checkpoint in --out
     init:str=None,            # weights to begin with: a run, anybody's file, or a public name such as mmgen:imagenet
     freeze:str=None,          # d:N holds the first N blocks of D
+    tensorboard:bool=False,   # hand the log and the samples on to TensorBoard, in RUN/tensorboard
     unlabelled:bool=False,    # train on a folder without classes
     device:str='auto',        # auto, cpu or cuda
 ):
@@ -110,8 +113,9 @@ def sagan_train(
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
                f'{cfg.precision} on {where}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
+    board = [(100, Board(out))] if tensorboard else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
-    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)], tuning)
+    gan = train(cfg, source, out, resume, where, [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)], tuning)
     return summarise(gan, source, out)
 
 
@@ -336,8 +340,13 @@ def sagan_export(
     run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
     format:str='safetensors', # safetensors or onnx
     out:str=None,             # file to write (default: beside the run)
+    push:str=None,            # USER/REPO on the Hugging Face hub, in place of a file; log in there first
+    licence:str='',           # for the card of --push, such as cc-by-4.0
 ):
     "Publish a trained generator."
+    if push:
+        print(f'published: {push_to_hub(run, push, licence)}')
+        return say_next(('sagan_sample', f'hf:{push}', '--out', 'published.png'))
     path = export(run, format, out)
     print(f'wrote {path}')
     if format == 'safetensors': say_next(('sagan_sample', path, '--out', 'published.png'))

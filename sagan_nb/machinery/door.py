@@ -15,6 +15,7 @@ from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
 from .catalogue import CATALOGUE, is_weights_name, weights_of
 from .files import CacheWarning, file_sha256
+from .hub import from_hub, is_repo
 from .peers import Report
 from .recipe import NoDraws
 
@@ -117,6 +118,7 @@ def open_run(
 )->Model:                     # with G ready to draw; D is built when it is asked for
     "Open what was trained, here or elsewhere. Raises Refused for a folder without a run and for files of another kind."
     bgr = str(path) in CATALOGUE and CATALOGUE[str(path)].bgr
+    if is_repo(path): path = from_hub(path)
     path = Path(weights_of(path) if is_weights_name(path) else path)
     if part not in ('G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
     index = path.with_name(path.name + '.index')                 # TensorFlow's: the name is that of several files

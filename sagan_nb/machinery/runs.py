@@ -195,9 +195,11 @@ def train(
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
     hooks=(),                 # more hooks, such as an evaluation
+    prepare=None,             # called with the GAN before the first step, such as `FineTune`
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
     with start_run(cfg, source, out, resume, device) as (gan, stream):
+        if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
         own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.checkpoint_every, keep),

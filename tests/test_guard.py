@@ -7,7 +7,7 @@ import torch
 from sagan_nb.core import Refused
 from sagan_nb.machinery import guard
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, read_checkpoint, step_of
-from sagan_nb.machinery.ending import PARTS, summarise
+from sagan_nb.machinery.ending import ENDINGS, summarise
 from sagan_nb.machinery.report import incidents_html
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from tools.faults.works import Place, settings, small
@@ -127,15 +127,15 @@ def test_a_layer_that_is_not_finite_is_named(place, tmp_path, part, words):
 
 # the end of a run
 
-@pytest.mark.parametrize('part', PARTS)
+@pytest.mark.parametrize('part', ENDINGS)
 def test_a_part_that_fails_costs_no_other(place, tmp_path, part, monkeypatch, capsys):
     "Names, locale, backend, disk: whatever it is. One line says what is not made, and how to make up for it; the rest is there."
-    out, made = tmp_path/'run', {name: (lambda gan, source, out, name=name: (out/name).write_text('made')) for name in PARTS}
+    out, made = tmp_path/'run', {name: (lambda gan, source, out, name=name: (out/name).write_text('made')) for name in ENDINGS}
     gan = train(replace(cfg_of(place), steps=2), place.source, out)
     def fails(*args): raise RuntimeError('no such font')
-    monkeypatch.setattr('sagan_nb.machinery.ending.PARTS', made | {part: fails})
+    monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made | {part: fails})
     with pytest.raises(Refused, match=rf'trained and saved, but not made are: {part} \(RuntimeError: no such font\)\. To make up for it: .*sagan_train --resume --out'): summarise(gan, place.source, out)
-    assert {p.name for p in out.iterdir()} >= {*PARTS} - {part} and part not in capsys.readouterr().out
-    monkeypatch.setattr('sagan_nb.machinery.ending.PARTS', made)
+    assert {p.name for p in out.iterdir()} >= {*ENDINGS} - {part} and part not in capsys.readouterr().out
+    monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made)
     summarise(gan, place.source, out)
     assert (out/part).exists()

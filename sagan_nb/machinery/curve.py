@@ -9,10 +9,11 @@ import torch
 
 from ..ablation import collapse
 from ..config import Config
-from ..core import Refused, atomic_write, from_uint8
+from ..core import Refused, from_uint8
 from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, sampler
+from .atomic import atomic_write
 from .checkpoints import checkpoints_of, newest_checkpoint, read_newest, restore
 from .evaluate import fake_table, real_table
 from .features import Features, open_features

@@ -18,20 +18,32 @@ WRITTEN = {'report.html': 'all of it on one page', 'samples.png': 'one row per c
            'checkpoints': 'to go on from'}
 
 
-def write_samples(gan:GAN, source, out:Path):
+def write_samples(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
     "Write samples.png, one row per class."
     names, cfg, (z, y) = list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
     grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
     save_fig(grid, out/'samples.png', dpi=150)
 
 
-def write_curves(gan:GAN, source, out:Path):
+def write_curves(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
     "Write curves.png."
     title = f'{gan.cfg.preset}, {gan.cfg.scale} scale, seed {gan.cfg.seed}'
     save_fig(show_curves(read_log(out/'log.jsonl'), title), out/'curves.png')
 
 
-def write_metrics(gan:GAN, source, out:Path):
+def write_metrics(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
     "Measure, write metrics.json, and print the numbers."
     try: records = measure(out, source, gan.device)
     except Refused as e: return print(f'not measured: {e}')      # the run is good, its pictures are too few to learn from
@@ -39,12 +51,16 @@ def write_metrics(gan:GAN, source, out:Path):
     print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
 
 
-def write_report(gan:GAN, source, out:Path):
+def write_report(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
     "Write report.html, but at smoke scale."
     if gan.cfg.scale != 'smoke': report(out, source=source, device=gan.device)
 
 
-PARTS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics, 'report.html': write_report}
+ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics, 'report.html': write_report}
 
 
 def summarise(
@@ -55,7 +71,7 @@ def summarise(
     """Write pictures, curves, scores and page into the run folder, and say where they are and what to try next. A part
     that fails costs no other. Raises Refused, naming those that failed, and the command that makes up for them."""
     out, failed = Path(out), {}
-    for name, write in PARTS.items():
+    for name, write in ENDINGS.items():
         try: write(gan, source, out)
         except Exception as e: failed[name] = fault_line(e) or f'{type(e).__name__}: {e}'
     for name, what in WRITTEN.items():

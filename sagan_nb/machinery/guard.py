@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..core import Refused, atomic_write, choose
+from ..core import Refused, choose
 from ..data import seed_of
 from ..train import GAN
+from .atomic import atomic_write
 from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, sealed, step_of
 from .curve import Curve, give_name
 from .files import append_line, read_lines
@@ -96,7 +97,7 @@ def step_back(
     return state['t']
 
 
-def watched(
+def check_watch(
     cfg:Config,               # of the run
     every:int,                # steps between two looks; 0: none
     keep:str,                 # as of `kept_best`
@@ -112,26 +113,27 @@ def watched(
 
 
 def train_guarded(
-    cfg:Config,               # as of `train`, and the next three
-    source,
-    out,
-    resume:bool=False,
+    cfg:Config,               # this and the next six: as of `train`
+    source,                   # the pictures
+    out,                      # run folder
+    resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
     hooks=(),                 # more hooks
+    prepare=None,             # called with the GAN before the first step
     every:int=0,              # steps between two looks; 0: none
     keep:str=None,            # as of `kept_best`
     action:str='go',          # one of ACTIONS
     features='domain',        # what the distance is measured with
 )->GAN:                       # at the last step
     "Train, look on the way, and act on a collapse. Raises Stopped where it ends the run, with what to do next."
-    best = watched(cfg, every, keep, action)
-    if not every: return train(cfg, source, out, resume, device, hooks)
+    best = check_watch(cfg, every, keep, action)
+    if not every: return train(cfg, source, out, resume, device, hooks, prepare)
     curve = Curve(out, source, cfg, device, features)
     if resume: curve.catch_up()
     guard = Guard(curve, best, action)
     if resume and action == 'back' and 'collapse' in (read_log(curve.path) or [{}])[-1]: go_back(out, 'it had collapsed')
     while True:
-        try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)])
+        try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:
             if isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
             if action != 'back' or not go_back(out, str(e)): raise

@@ -14,8 +14,9 @@ import torch
 
 from ..ablation import Plan, collapse
 from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, override, preset, to_json
-from ..core import Refused, atomic_write
+from ..core import Refused
 from ..train import networks
+from .atomic import atomic_write
 from .checkpoints import Diverged
 from .curve import SIZES, Curve
 from .door import open_run

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, printable, progress
-from .files import parse_json
+from ..core import Refused
+from .files import LONGEST, parse_json
 from .pictures import CHUNK, Pictures, fingerprint_of
+from .terminal import printable, progress
 
 FORMAT, VERSION = 'sagan_nb pack', 2
 HEAD = 128                       # bytes of a .npy header as it is written here
 OLD = b'SAGANPK1'                # the first bytes of packs of version 1, a format of this package alone
-LONGEST = 256 * 2**20            # bytes of pack.json
 SAMPLED = 64 * 2**20             # bytes of images that are checked whenever a pack is opened
 
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 
 from ..config import Config, differences, from_json, to_json
-from ..core import Refused, atomic_write, grid_image, printable
+from ..core import Refused, grid_image
 from ..data import Stream, open_source
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
+from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore,
                           say_not_finite)
 from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
 from .machine import environment, out_of_memory, short_of_memory
+from .terminal import printable
 
 
 class Log:
@@ -229,9 +231,11 @@ def train(
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
     hooks=(),                 # more hooks, such as an evaluation
+    prepare=None,             # called with the GAN before the first step, such as `FineTune`
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
     with start_run(cfg, source, out, resume, device) as (gan, stream):
+        if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
         own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),

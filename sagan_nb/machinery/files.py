@@ -36,16 +36,16 @@ def file_sha256(
     return h.hexdigest()
 
 
-SEAL, MARK = 'seal', 'sha256:'      # the key under which a JSON object carries the hash of all others; how that begins
+SEAL, BEGINS = 'seal', 'sha256:'      # the key under which a JSON object carries the hash of all others; how that begins
 LONGEST = 256 * 2**20     # bytes of a JSON file that are read
 
 
 def hash_json(
     value:dict,               # JSON values
-)->str:                       # MARK and 16 hex digits
+)->str:                       # BEGINS and 16 hex digits
     "Hash an object as it will be read back: keys are texts, and their order does not matter."
     plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
-    return MARK + hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return BEGINS + hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def sealed_json(
@@ -60,7 +60,7 @@ def unsealed_json(
 )->dict:                      # without the hash
     "Check an object against the hash it carries, if it does. Raises ValueError where they differ."
     name, said = next(reversed(value.items()), ('', ''))
-    if name != SEAL and not str(said).startswith(MARK): return value
+    if name != SEAL and not str(said).startswith(BEGINS): return value
     rest = {k: v for k, v in value.items() if k != name}
     if (name, said) == (SEAL, hash_json(rest)): return rest
     raise ValueError('it holds other values than were written')

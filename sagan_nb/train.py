@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 
 from .blocks import standing_statistics
 from .config import Config
-from .core import progress
 from .distributed import Ranks
 from .losses import class_loss, hinge_d, hinge_g
+from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import attention_use
 from .spectral_norm import exact_sigma, normalised, real_pass, settle, unmoved

@@ -10,10 +10,11 @@ from fastcore.script import Param
 
 from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, describe_attention, show_attention
-from ..core import Refused, atomic_write, save_fig, show_grid
+from ..core import Refused, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .atomic import atomic_write
 from .board import Board
 from .certificate import certificate, certify, deviations, find_object, guess_kind
 from .checkpoints import disk_price

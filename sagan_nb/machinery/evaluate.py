@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..core import Refused, atomic_write, from_uint8, progress, to_uint8
+from ..core import Refused, from_uint8, to_uint8
 from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
+from .atomic import atomic_write
 from .features import Features, open_features, weights_hash
 from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
 from .sources import uneven
+from .terminal import progress
 
 
 class Table:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Refused, from_uint8, progress
+from ..core import Refused, from_uint8
 from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
+from .terminal import progress
 
 
 def tf1_resize(

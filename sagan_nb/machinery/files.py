@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Refused, atomic_write
+from ..core import Refused
+from .atomic import atomic_write
 
 
 def as_bytes(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..config import Config
-from ..core import Refused, atomic_write
+from ..core import Refused
+from .atomic import atomic_write
 from ..train import GAN
 from .door import open_run
 

@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..core import Refused, printable
+from ..core import Refused
+from .terminal import printable
 
 PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.gif', '.webp', '.avif', '.ppm', '.pgm',
                     '.tif', '.tiff'}

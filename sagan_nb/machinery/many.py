@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Refused, atomic_write, progress, to_uint8
+from ..core import Refused, to_uint8
+from .atomic import atomic_write
+from .terminal import progress
 from ..data import seed_of
 from ..report import draw_z
 from ..train import draw

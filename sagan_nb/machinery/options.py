@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused, choose, printable
+from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
@@ -24,6 +24,7 @@ from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
 from .runs import Stopped, stop_at
+from .terminal import printable
 
 
 WARNING_TEXT = warnings.formatwarning

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, atomic_write, sync_folder
+from ..core import Refused
 from ..data import is_toy, open_world
+from .atomic import atomic_write, sync_folder
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import Refused, printable, progress
+from ..core import Refused
 from .listing import Listing, short_list
+from .terminal import printable, progress
 
 
 class BaseSource:

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from ..config import Config, from_json, to_json
-from ..core import Refused, atomic_write, grid_image, printable
+from ..core import Refused, grid_image
 from ..data import Stream, open_source
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
+from .atomic import atomic_write
 from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
 from .files import append_line, file_sha256, read_lines
 from .machine import environment
+from .terminal import printable
 
 
 class Log:

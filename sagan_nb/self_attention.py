@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused, choose
+from .machinery.outline import documented
 from .spectral_norm import full_precision, make_layer, unmoved
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
@@ -37,6 +38,7 @@ def attention_widths(
     return narrow, value
 
 # %% ../nbs/02_self_attention.ipynb #875908a6
+@documented
 class SelfAttention(nn.Module):
     "x + gamma * attention(x) (paper, eq. 1 to 3); the softmax runs over the keys i."
     def __init__(self,

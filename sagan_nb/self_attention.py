@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused, choose
-from .spectral_norm import full_precision, make_layer, unmoved
+from .machinery.outline import documented
 from .machinery.tiles import tiled_attention, tiled_gradients
+from .spectral_norm import full_precision, make_layer, unmoved
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
 FORMS = ('paper', 'v1', 'released')
@@ -36,6 +37,7 @@ def attention_widths(
     return narrow, value
 
 # %% ../nbs/02_self_attention.ipynb #875908a6
+@documented
 class SelfAttention(nn.Module):
     "x + gamma * attention(x) (paper, eq. 1 to 3); the softmax runs over the keys i."
     def __init__(self,

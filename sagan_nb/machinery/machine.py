@@ -1,6 +1,7 @@
 "Serves chapters 09, 14 and 16: devices, number formats, and what a number was made on."
 import os
 import platform
+import re
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,31 @@ def environment(
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),
                 threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
+
+
+def out_of_memory(
+    e:BaseException,              # what was raised
+)->bool:
+    "Tell whether memory ran out: Python's, torch's on a CPU or a GPU, or that of a thread that could not start."
+    words = ['allocate memory', "can't start new thread", 'out of memory', 'std::bad_alloc']
+    if memory_is_limited(): words.append('could not create a primitive')             # oneDNN's way to say it
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(o in str(e) for o in words)
+
+
+def memory_is_limited()->bool:
+    "Tell whether this process may have only so much memory (ulimit -v)."
+    try: import resource
+    except ImportError: return False                                                 # Windows
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def short_of_memory(
+    e:BaseException,              # of which `out_of_memory` is true
+)->str:                           # one line
+    "Say in a few words what could not be had."
+    asked = re.search(r'[Tt]ried to allocate ([\d.]+ ?\w+)', str(e).replace('ou tried to allocate', 'Tried to allocate'))
+    if isinstance(e, MemoryError) and str(e): return str(e)
+    return f'{asked[1]} could not be had' if asked else 'the machine, or a limit on this process, has no more'
 
 
 def fast_bf16(
@@ -68,15 +94,22 @@ def check_compiler():
         raise Refused('torch.compile needs a C++ compiler (g++, or what CXX names), and there is none here') from None
 
 
+def apple_gpu()->torch.device:
+    "Return the GPU of an Apple machine, and say that it is untested. Raises Refused where there is none."
+    if not torch.backends.mps.is_available(): raise Refused('there is no Apple GPU here; say --device cpu')
+    print('mps: this package has never been run on an Apple GPU; compare a short run with --device cpu first')
+    return torch.device('mps')
+
+
 def pick_device(
-    name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
+    name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...
     compiled:bool=False,      # is torch.compile to work there?
     bf16:bool=False,          # is it to compute in bfloat16?
 )->torch.device:              # where to compute
     "Pick a device; 'auto' is a GPU if there is one. Raises Refused if it is missing or cannot compute as asked."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.split(':')[0] not in ('cpu', 'cuda'): raise Refused(f'there is no device {name!r}; say auto, cpu or cuda')
-    try: device = torch.device(name)
+    if name == 'mps': return apple_gpu()
+    try: device = torch.device(name if name.split(':')[0] in ('cpu', 'cuda') else 'none')
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise Refused('there is no CUDA device here; say --device cpu')

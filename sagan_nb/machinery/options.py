@@ -1,5 +1,7 @@
 "Serves chapter 16: what the words of a command line mean."
+import errno
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -11,17 +13,20 @@ from functools import wraps
 from pathlib import Path
 
 from ..ablation import TABLES
-from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused, choose, printable
+from ..config import Config, at_scale, override, preset
+from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import read_words
 from .files import CacheWarning
 from .jobs import row_configs, setting_name
-from .machine import fast_bf16
+from .machine import fast_bf16, out_of_memory, short_of_memory
+from .many import goes_to_many
 from .pictures import reading_images, reading_options
-from .runs import Stopped, stop_at
+from .protocols import PROTOCOLS
+from .runs import Stopped, settings_of, stop_at
+from .terminal import printable
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -46,13 +51,32 @@ def command(f):               # a function with docments
         warnings.formatwarning = warn_in_a_line
         try:
             with reading_images(**how): f(**given)
-        except (Refused, Diverged) as e: fault, code = str(e), 1
-        except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
-        except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
-        else: return
-        print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
-        sys.exit(code)
+        except (Exception, KeyboardInterrupt) as e:
+            if not (line := fault_line(e)): raise
+            print(f'{f.__name__}: {line}', file=sys.stderr)
+            sys.exit(130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1)
     return run
+
+
+def fault_line(
+    e:BaseException,          # what stopped a command
+)->str:                       # one line to print; '' for a bug, which keeps its traceback
+    "Say what happened: an input that cannot be used, a disk, memory, the user."
+    if out_of_memory(e): return printable(f'out of memory: {short_of_memory(e)}')
+    if isinstance(e, (Refused, Diverged)): return printable(e)
+    if isinstance(e, OSError): return printable(disk_line(e))
+    return printable(str(e) or 'stopped') if isinstance(e, (Stopped, KeyboardInterrupt)) else ''
+
+
+def disk_line(
+    e:OSError,                # what the system said
+)->str:
+    "Say what happened to which file, and, where a disk or a limit is to blame, what is safe."
+    path, said = re.sub(r'\.\d+\.part$', '', str(e.filename or '')), f'{e.strerror or e}'
+    spent = 'ENOSPC EDQUOT EROFS EIO EMFILE ENFILE EFBIG'.split()
+    if e.errno in {getattr(errno, name, None) for name in spent} and ';' not in said:
+        said += '; no file that was there is lost, and the same command goes on once there is a remedy'
+    return f'{path}: {said}'.lstrip(': ')
 
 
 def pick_classes(
@@ -129,9 +153,7 @@ def run_settings(
         cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16(device))
         without = dict(n_classes=0, head='none') if unlabelled else {}
         return override(replace(cfg, data='toy' if data is None else data, **without), pairs)
-    saved = Path(out)/'config.json'
-    if not saved.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
-    cfg = from_json(saved.read_text(encoding='utf-8'))
+    cfg = settings_of(Path(out))
     cfg = replace(cfg, preset=preset_name or cfg.preset, scale=scale or cfg.scale,
                   data=cfg.data if data is None else data)
     return override(cfg, pairs)
@@ -149,7 +171,7 @@ def time_update(
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
     with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
-        fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.time() + most))])
+        fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.monotonic() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 
@@ -183,13 +205,31 @@ def check_sample_options(
 ):
     "Raises Refused for what sagan_sample cannot do."
     choose(kind, SAMPLE_KINDS, 'kind')
-    if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
+    many = goes_to_many(out)
+    if many and kind != 'grid': raise Refused(f'{kind} makes one picture: write a .png')
+    if not 1 <= n <= (10**9 if many else 10_000):
+        raise Refused(f'n must lie in 1..10000, got {n}: --out DIR/ takes more')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
+    if many: return
     ending = Path(out).suffix.lower()
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
     if ending not in (*FIGURE_SUFFIXES, '.gif'):
-        raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".gif"))}')
+        names = ', '.join((*FIGURE_SUFFIXES, '.gif', '.npz'))
+        raise Refused(f'{out}: the name must end in one of {names}, or in / for a folder')
+
+
+def check_eval_options(
+    metrics:list,             # names
+    labels:str,               # as in sagan_eval
+    seed:int,                 # as in sagan_eval
+    per_class:int,            # as in sagan_eval
+    protocol:str,             # as in sagan_eval
+):
+    "Check the options of sagan_eval before anything is opened. Raises Refused for what it cannot do."
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
+    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
+    if protocol is not None: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
 def slice_of(

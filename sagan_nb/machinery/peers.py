@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core import Refused
 from ..spectral_norm import unit
+from .nnabla import is_nnabla, under_our_names
 from .recipe import control_options
 
 
@@ -364,6 +365,8 @@ def tensors(
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None
+        if t.numel()*t.element_size() > t.untyped_storage().nbytes():
+            raise Refused(f'{name} claims {t.numel():,} numbers, more than the file holds')
         if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():      # the sum is fast
             raise Refused(f'{name} holds numbers that are not finite')
     return out
@@ -375,23 +378,41 @@ def convert(
     part:str=None,                # 'G' or 'D' where both are there
 )->tuple[dict,dict,Report]:       # recipe, tensors under our names, report
     "Convert a peer's network without building it. Raises Refused, naming the first thing that does not fit."
-    arrays, origin, left = one_network(tensors(arrays), part)
+    arrays = tensors(arrays)
+    if is_nnabla(arrays): return convert_nnabla(arrays)
+    arrays, origin, left = one_network(arrays, part)
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
-    if source == 'sagan_nb': recipe, state, report = convert_ours(arrays, kind)
-    else:
-        c = Conversion(arrays, source, kind)
-        try: recipe = (convert_g if kind == 'Generator' else convert_d)(c)
-        except (RuntimeError, IndexError, ValueError) as e:
-            if isinstance(e, Refused): raise
-            raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
-        state, report = c.state, c.report
-        over = [name for name in arrays if name not in report.used]
-        more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
-        if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
+    try: recipe, state, report = convert_ours(arrays, kind) if source == 'sagan_nb' else convert_peer(arrays, source, kind)
+    except Refused: raise
+    except (RuntimeError, IndexError, KeyError, ValueError) as e:
+        raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
     report.notes += weight_notes(source, recipe)
+    return recipe, {k: t.float() for k, t in state.items()}, report
+
+
+def convert_peer(
+    arrays:dict,                  # names to tensors
+    source:str,                   # whose
+    kind:str,                     # 'Generator' or 'Discriminator'
+)->tuple[dict,dict,Report]:       # as of `convert`
+    "Convert another code base's network. Raises Refused for a tensor that has no place in it."
+    c = Conversion(arrays, source, kind)
+    recipe = (convert_g if kind == 'Generator' else convert_d)(c)
+    over = [name for name in arrays if name not in c.report.used]
+    more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
+    if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
+    return recipe, c.state, c.report
+
+
+def convert_nnabla(arrays:dict)->tuple[dict,dict,Report]:
+    "Convert nnabla's generator, as `convert` does."
+    state, used, left = under_our_names(arrays)
+    recipe, state, report = convert_ours(state, 'Generator')
+    report.source, report.used, report.unused = 'nnabla', used, left
+    report.notes = ['names and order from models.py of nnabla-examples at 294cccf6: never run on real weights']
     return recipe, {k: t.float() for k, t in state.items()}, report
 
 

@@ -30,8 +30,8 @@ from tools.site import home, pages, tables
 from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
-PAPER = ('reproduced', 'paper_vs_code', 'weights', 'glossary', 'references')
-PROJECT = ('tests', 'contributing', 'changelog', 'licence')
+PAPER = ('reproduced', 'paper_vs_code', 'weights', 'ports', 'glossary', 'references')
+PROJECT = ('survives', 'tests', 'contributing', 'changelog', 'licence')
 
 
 def settings():
@@ -213,15 +213,19 @@ def navigation(dest):
 
 CARDS = {                                        # page -> name and promise of a card on the home page
     'tour': ('Read', 'the idea in ten minutes'), 'run': ('Run', '<code>python3 start.py</code>, ten minutes, no GPU'),
-    'use': ('Use', 'the block, the norm, the metrics, your pictures'), 'reproduce': ('Reproduce', 'commands, hours, disks'),
-    'questions': ('Ask', 'what others asked, answered by runs')}
+    'use': ('Use', 'the attention block, spectral norm, FID, your own pictures'), 'reproduce': ('Reproduce', 'the command for each table, and what it costs'),
+    'questions': ('Ask', 'what users of SAGANs ask, with code that answers')}
 
-FAR = """**How far?** The code and the metrics are checked against the authors' code, two ports and torch-fidelity. The experiments
-ran small, on two CPU cores; they do not decide Table 1. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
+FAR = """**How far?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and torch-fidelity. The
+experiments ran small, on two CPU cores. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
 has every equation, figure and table."""
 
-LOOK = """**Click a pixel.** Left: a picture that a trained generator drew. Right: where that pixel looked meanwhile. Shapes across a
-diagonal must share a colour. The first pixel looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
+LOOK = """**Click a pixel.** Left: a picture by a small trained generator. Right: where the generator looked when it drew that pixel; brighter
+is more. In its training pictures, shapes across a diagonal share a colour. The pixel marked at first looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
+
+
+PLAY = """**Let it draw.** The same generator, computed in this page: move the noise, choose a class, click a pixel or use the
+arrow keys. `sagan_report` puts yours on a page like this."""
 
 
 def front(cells):
@@ -229,7 +233,8 @@ def front(cells):
     at = lambda text: next((i for i, c in enumerate(cells) if text in c.source), None)
     if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
     cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
-    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']
+    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}',
+           f'{home.live()}\n\n{{.look-caption}}\n{PLAY}']
     kept = [c for i, c in enumerate(cells) if i not in (picture, ways)]
     return [*kept[:picture], *map(new_markdown_cell, new), *kept[picture:]]
 

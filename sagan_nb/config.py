@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from .core import Refused, choose
 from .machinery.published import PUBLISHED as PUBLISHED        # handed on: this chapter is its door
-from .machinery.settings import check_value, list_fields, read_json, read_pairs, setting
+from .machinery.settings import check_value, list_fields, read_values, read_pairs, setting
 
 # %% ../nbs/07_config.ipynb #67c429bd
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Networks:
     res:int = setting(128, 'pixels per side', 'paper 5', '> 0')
     n_classes:int = setting(1000, 'K; 0: pictures without labels', 'paper 5', '>= 0')
     flip:bool = setting(False, 'mirror half of the real pictures', 'released code')
+    augment:str = setting('none', 'what D sees is changed at random, for few images', 'ours: off', ('none', 'diffaug'))
     # networks
     width:int = setting(64, 'channels of the first block of D', 'released code', '> 0')
     z_dim:int = setting(128, 'length of z', 'released code', '> 0')
@@ -128,7 +129,7 @@ def from_json(
     text:str,             # what `to_json` wrote
 )->Config:                # the same value
     "Read a Config back. Raises Refused for broken JSON, unknown names and wrong types."
-    return Config(**read_json(text, FIELDS))
+    return Config(**read_values(text, FIELDS))
 
 def override(
     cfg:Config,           # where to start

@@ -20,6 +20,7 @@ from .blocks import standing_statistics
 from .config import Config
 from .distributed import Ranks
 from .losses import class_loss, hinge_d, hinge_g
+from .machinery.augment import as_judged
 from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import attention_use
@@ -123,7 +124,7 @@ def judge(
     y:Tensor,                 # classes, (B,)
 )->tuple:                     # logits float32 (B,), classifier loss (0 without an AC-GAN head)
     "What D says of pictures, in full precision whatever the layers ran in."
-    out = gan.D(x, y)
+    out = gan.D(as_judged(gan, x), y)
     if not isinstance(out, tuple): return out.float(), 0.
     logit, classes = out
     return logit.float(), class_loss(classes.float(), y)

@@ -21,6 +21,7 @@ from .features import Features, domain
 from .film import film, gif, there_and_back, timelapse
 from .guard import incidents
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
+from .live import live_html
 from .queries import find_queries
 from .runs import kept_samples, machines, pictures_of, read_log
 from .settings import meaning
@@ -180,6 +181,18 @@ def maps_html(
                           'above, a wrong map would not agree with it.'))
 
 
+def play_html(
+    G:Generator,              # from `sampler`
+    names:list,               # of the classes
+)->str:                       # HTML; empty where the script cannot compute this generator
+    "The generator itself, to draw with."
+    try: live = live_html(G, names)
+    except Refused: return ''
+    return figure_html(live, 'This generator, computed in the page: from one noise to another, in any class. Click a pixel '
+                       'of the picture, or move with the arrow keys: right, what it attends to. A script that computed '
+                       'something else would draw other pictures than the samples.')
+
+
 def silence_html(
     G:Generator,              # from `sampler`
     cfg:Config,               # of the run
@@ -242,6 +255,7 @@ def sections(
     out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
     out |= incidents_html(run)
     out |= {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
+    if live := play_html(G, names): out |= {'Draw': live}
     attention = maps_html(G, z, y, names, 'Generator')
     if features is not None:
         noise, asked = fixed_noise(cfg, 2, 4)

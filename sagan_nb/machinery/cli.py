@@ -13,6 +13,7 @@ from ..attention_maps import LayerMaps, describe_attention, show_attention
 from ..config import NUMERICS
 from ..core import Refused, atomic_write, save_fig, show_grid
 from ..data import open_source
+from ..distributed import Ranks
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
 from .checkpoints import disk_price
@@ -24,7 +25,7 @@ from .film import film, gif, there_and_back, timelapse
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (FIGURE_SUFFIXES, asked_rows, check_sample_options, command, command_path, commands, folder_of,
+from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_sample_options, command, command_path, commands, folder_of,
                       free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
 from .packs import pack, verify_pack
 from .power import power_text
@@ -85,8 +86,10 @@ def sagan_train(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
+    ranks = Ranks()
     if within is not None and (resume or not within > 0):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
+    resume = begun(out, resume)
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
@@ -96,14 +99,14 @@ def sagan_train(
     print(describe(source))
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
-    if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    if within is not None and not resume: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg)
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
-               f'{cfg.precision} on {where}, '
+               f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
-    return summarise(gan, source, out)
+    return summarise(gan, source, out) if ranks.first else None
 
 
 @command

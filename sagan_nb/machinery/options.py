@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import closing, suppress
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -18,10 +18,11 @@ from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import read_words
 from .files import CacheWarning
+from .group import Lost, place, text_of_first
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
 from .pictures import reading_images, reading_options
-from .runs import Stopped, stop_at
+from .runs import Requeue, Stopped, agree_on, stop_at
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -37,20 +38,36 @@ def warn_in_a_line(
     return f'{message}\n' if category is CacheWarning else WARNING_TEXT(message, category, *place, **line)
 
 
+REQUEUE = 75                  # exit code of a run that a scheduler stopped: "try again", EX_TEMPFAIL of sysexits.h
+
+
+def fault_of(e:BaseException)->tuple:      # what to print; exit code, or None for a bug
+    "Say what ended a command."
+    if isinstance(e, (Refused, Diverged, Lost)): return str(e), 1
+    if isinstance(e, OSError): return f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
+    if isinstance(e, Requeue): return str(e), REQUEUE
+    if isinstance(e, (Stopped, KeyboardInterrupt)): return str(e) or 'stopped', 130
+    return '', None
+
+
 def command(f):               # a function with docments
-    "Make a shell command of a function. A known fault is one line on stderr, exit code 1; a bug keeps its traceback."
+    """Make a shell command of a function. A known fault is one line on stderr, and an exit code; a bug keeps its traceback.
+    Of several ranks the first one alone prints."""
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
         given, how = read_words(f.__name__, sys.argv[1:])
         warnings.formatwarning = warn_in_a_line
+        name = f.__name__
         try:
-            with reading_images(**how): f(**given)
-        except (Refused, Diverged) as e: fault, code = str(e), 1
-        except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
-        except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
+            rank, world = place()
+            if world > 1: name += f', rank {rank}'
+            with reading_images(**how), redirect_stdout(open(os.devnull, 'w') if rank else sys.stdout): f(**given)
+        except BaseException as e:
+            fault, code = fault_of(e)
+            if code is None: raise
         else: return
-        print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
+        print(f'{name}: {printable(fault)}', file=sys.stderr)
         sys.exit(code)
     return run
 
@@ -114,6 +131,15 @@ def replaces(
     return ' (in place of the file that was there)' if Path(path).is_file() else ''
 
 
+def begun(
+    out:str,                  # run folder
+    resume:bool,              # asked for
+)->bool:                      # is it to be gone on with?
+    "A run that torchrun starts again, after one of its ranks was lost, goes on where it was."
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0': return resume
+    return text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
+
+
 def run_settings(
     preset_name:str,          # row, or None
     data:str,                 # pictures, or None
@@ -148,7 +174,8 @@ def time_update(
     def clock(gan, log):
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
-    with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
+    stream = Stream(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world, flip=cfg.flip)
+    with closing(stream), suppress(Stopped):
         fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.time() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
@@ -161,7 +188,9 @@ def steps_within(
 )->int:                       # cfg.steps, or a multiple of ten
     "How many updates fit, as it says. Raises Refused where not even ten do."
     print('timing an update', flush=True)
+    agree_on(cfg)
     each = time_update(cfg, source, device, 6*minutes)        # a tenth of the time
+    each = float(text_of_first(lambda: repr(each)))
     n = 60*minutes / each
     if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
     n = cfg.steps if n >= cfg.steps else int(n)//10*10

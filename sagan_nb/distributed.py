@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gathered', 'Ranks', 'holding', 'in_parts']
 
-# %% ../nbs/08_distributed.ipynb #029e8e15
+# %% ../nbs/08_distributed.ipynb #33b0230a
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from .core import Refused
 from .machinery.group import answered, join, place
 from .spectral_norm import normalised
 
-# %% ../nbs/08_distributed.ipynb #d9005b81
+# %% ../nbs/08_distributed.ipynb #e0d5e598
 class Gathered(torch.autograd.Function):
     "The rows of all ranks, in order. The gradients that all ranks have for my rows come back and add up."
     @staticmethod
@@ -34,15 +34,15 @@ class Gathered(torch.autograd.Function):
         with answered(): dist.all_reduce(total)
         return ctx.ranks.mine(total), None
 
-# %% ../nbs/08_distributed.ipynb #ebaa7c16
+# %% ../nbs/08_distributed.ipynb #420329f4
 class Ranks:
     "Which process this is of how many. Meets the others when made. Raises Refused if they do not all come in time."
     def __init__(self,
-        rank:int=None,            # this process, from 0; None: as torchrun says
+        rank:int=0,               # this process, from 0
         world:int=None,           # how many share a batch; None: as torchrun says, or 1
     ):
         self.rank, self.world = place() if world is None else (rank, world)
-        join(self.rank, self.world)
+        if world is None: join(self.rank, self.world)
 
     @property
     def first(self)->bool:
@@ -80,7 +80,7 @@ class Ranks:
         with answered(): dist.all_reduce(total)
         return total / self.world
 
-# %% ../nbs/08_distributed.ipynb #445e0be4
+# %% ../nbs/08_distributed.ipynb #9c254586
 @patch
 def any(self:Ranks, wish:bool)->bool:
     "Does any rank wish it? The same answer on all, so that all stop at the same step."
@@ -103,7 +103,7 @@ def connect(self:Ranks, net:nn.Module)->nn.Module:       # the same network
         with answered(): dist.broadcast(t, 0)
     return net
 
-# %% ../nbs/08_distributed.ipynb #ed94bd19
+# %% ../nbs/08_distributed.ipynb #b08067e3
 @contextmanager
 def holding(
     net:nn.Module,            # network whose batch comes in parts

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import Refused
@@ -87,6 +88,12 @@ class Stats:
         "Sample covariance, divided by n - 1. Raises Refused for fewer than two rows."
         if self.n < 2: raise Refused(f'a covariance needs at least 2 pictures, got {self.n}')
         return self.scatter / (self.n - 1)
+
+# %% ../nbs/10_metrics.ipynb #3c2a5856
+@patch
+def __repr__(self:Stats)->str:
+    "One line."
+    return f'Stats of {self.n:,} rows, {len(self.mean)} features'
 
 # %% ../nbs/10_metrics.ipynb #38fc6f8e
 def covariance_root(

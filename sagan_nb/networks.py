@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .blocks import ConditionalBatchNorm2d, DownBlock, UpBlock, conv, known_block, map_block
 from .core import Refused, choose
+from .machinery.calls import check_classes
+from .machinery.outline import documented, outline
 from .spectral_norm import make_layer
 
 # %% ../nbs/04_networks.ipynb #584468c3
@@ -56,6 +58,7 @@ def check_places(
     return places
 
 # %% ../nbs/04_networks.ipynb #f3c79b75
+@documented
 class Generator(nn.Module):
     "z, y -> picture (released code, `generator_test`). Raises Refused for sizes and places that do not exist."
     def __init__(self,
@@ -95,7 +98,9 @@ def forward(self:Generator,
     z:Tensor,                 # (B, Z), standard normal
     y:Tensor=None,            # classes, int64, (B,)
 )->Tensor:                    # pictures in [-1, 1], (B, 3, res, res)
-    "Draw pictures."
+    "Draw pictures. Raises Refused for noise or labels that do not fit."
+    if z.shape[1:] != (self.z_dim,): raise Refused(f'z has the shape (B, {self.z_dim}), got {tuple(z.shape)}')
+    if self.n_classes: check_classes(y, z, self.n_classes)
     x = self.linear(z).unflatten(1, (-1, 4, 4))
     for m, up in self.blocks.items():                   # m: the map's size after the block
         x = up(x, y)
@@ -103,6 +108,7 @@ def forward(self:Generator,
     return self.conv(F.relu(self.bn(x, y))).tanh()
 
 # %% ../nbs/04_networks.ipynb #b655c886
+@documented
 class Discriminator(nn.Module):
     "picture, y -> logit, real = high (released code, `discriminator_test`). Raises Refused for what does not exist."
     def __init__(self,
@@ -156,12 +162,25 @@ def forward(self:Discriminator,
     x:Tensor,                 # pictures in [-1, 1], (B, 3, res, res)
     y:Tensor=None,            # classes, int64, (B,)
 ):                            # logits, (B,); with head 'acgan' also class logits, (B, K)
-    "Judge pictures."
+    "Judge pictures. Raises Refused for pictures or labels that do not fit."
     h = self.features(x)
     logit = self.linear(h)[:, 0]
-    if self.head == 'projection' and y is None: raise Refused("head 'projection' needs labels")
-    if self.head == 'projection': logit = logit + (self.embed(y)*h).sum(1)
+    if self.head == 'projection':
+        check_classes(y, x, self.n_classes)
+        logit = logit + (self.embed(y)*h).sum(1)
     return (logit, self.classify(h)) if self.head == 'acgan' else logit
+
+# %% ../nbs/04_networks.ipynb #3a3fe790
+@patch
+def __repr__(self:Generator)->str:
+    "A line for each part."
+    y = f', y (B,) in 0..{self.n_classes - 1}' if self.n_classes else ''
+    return outline(self, f'Generator: z (B, {self.z_dim}){y} -> pictures (B, 3, {self.res}, {self.res})')
+
+@patch
+def __repr__(self:Discriminator)->str:
+    "A line for each part."
+    return outline(self, f'Discriminator, head {self.head!r}: pictures (B, 3, {self.res}, {self.res}) -> logits')
 
 # %% ../nbs/04_networks.ipynb #5cbd9bba
 @patch(cls_method=True)

@@ -291,3 +291,14 @@ def test_rules_find_planted_faults():
     assert over_limits(cells(('#| export', 41), ('', 40))) == {'cells'}
     cell = dict(cell_type='code', source='#| slow\n#| eval: true\n#| fig-cap: "x"')
     assert directives(cell) == {'slow': '', 'fig-cap': '"x"'}
+
+
+def test_every_mutation_edits_one_place_and_leaves_python():
+    "So that `tools.mutate`, which takes an hour, does not end in the middle: a mutation that does not parse is caught by nothing but the parser."
+    from tools.mutate import MUTATIONS
+    for what, chapter, old, new, _ in MUTATIONS:
+        cells = [source(c) for p, nb in NOTEBOOKS.items() if p.name.startswith(chapter) for c in code_cells(nb) if 'export' in directives(c)]
+        files = [MODULES[p] for p in MACHINERY.values() if chapter in MODULES[p].split(':')[0]]
+        hit = [text for text in cells + files if old in text]
+        assert sum(text.count(old) for text in hit) == 1, f'{what}: {old!r} stands {len(hit)} times'
+        ast.parse(hit[0].replace(old, new))

@@ -31,7 +31,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('in-place ReLU before the shortcut', '03', 'x if self.first else F.relu(x)', 'x if self.first else F.relu(x, inplace=True)', '03'),
     ('beta1 0.5', '07', "beta1:float = setting(0.,", "beta1:float = setting(.5,", '07 09'),
     ('u moves in evaluation mode by default', '01', "return self.update == 'always' or (self.training and", "return self.update == 'always' or (True and", '01'),
-    ('reading the weight moves u', '01', 'return weight / self.sigma(weight)', 'self.advance(weight)\n        return weight / self.sigma(weight)', '01'),
+    ('reading the weight moves u', '01', '"The normalised weight."', '"The normalised weight."\n    self.advance(weight)', '01'),
     ('power step without its second unit', '01', 'return unit(W @ v, **eps), v', 'return W @ v, v', '01'),
     ('the same fakes train both networks', '09', 'z, y = gan.noise(n)', 'gan.rng.manual_seed(0); z, y = gan.noise(n)', '09'),
     ('D trained in the step of G', '09', 'with frozen(gan.D), gan.precision(): logit', 'gan.opt_d.step()\n    with frozen(gan.D), gan.precision(): logit', '09'),
@@ -69,7 +69,9 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
 ]
 
 TRAINING = '01', '02', '03', '04', '05', '07', '09'        # chapters whose mutations change what training computes
-STILL = {}                                                 # mutation -> why it moves no golden trace
+STILL = {   # mutation -> why it moves no golden trace
+    'softmax over the wrong axis': 'training takes the fused product; this softmax is for looking',
+}
 
 
 def mutate(work, chapter, old, new):

@@ -102,9 +102,9 @@ def answers(
     unsure = '; '.join(found['twins']['open'])
     missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    first = capital(f'{"; ".join(holds)}.') if holds else "None of the paper's orderings is resolved in its favour."
+    first = capital(f'{"; ".join(holds)}.') if holds else 'No ordering that was written down before its runs is resolved as it was written.'
     second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
-    room = f'Differences smaller than these would most likely be missed: {missed}. ' if missed else ''
+    room = f'A true difference of this size would have been found four times in five, a smaller one less often: {missed}. ' if missed else ''
     out = [f'**Holds.** {first} On `twins`, the flagship, {progress_words(results["twins"])}.',
            f'**Does not hold, or is not resolved.** {second}'
            + (f' On `twins`: {unsure}.' if unsure else '') + (f' Not resolved: {listed(older)}.' if older else ''),

@@ -18,7 +18,7 @@ from .peers import Report
 from .recipe import NoDraws
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     "A trained model. Each network is built when it is first asked for."
     cfg:Config                # its settings
@@ -26,6 +26,10 @@ class Model:
     step:int                  # updates of G; 0 where nobody says
     build:Callable            # 'G' or 'D' -> network
     tell:Callable             # -> what a record says of it
+
+    def __repr__(self)->str:
+        "One line; printing `G` or `D` says what they are made of."
+        return f'{self.cfg.preset} at step {self.step:,}: {self.cfg.res}x{self.cfg.res}, {len(self.classes)} classes'
 
     @cached_property
     def G(self)->Generator:

@@ -27,6 +27,11 @@ class BaseSource:
     def counts(self)->list:       # number of images per class
         return torch.bincount(self.labels, minlength=len(self.classes)).tolist() if self.classes else []
 
+    def __repr__(self)->str:
+        "One line; `describe` says more."
+        classes = f'{len(self.classes):,} classes' if self.classes else 'no labels'
+        return f'{self.spec}: {len(self):,} pictures of {self.res}x{self.res}, {classes}, fingerprint {self.fingerprint}'
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -270,13 +270,13 @@ def sentences(
 ) -> list:                    # lines of Markdown
     "Write the verdict on each ordering, with the smallest difference that could have been seen."
     out, among = [], shares(results, plan)
-    asked = 'orderings of the paper' if plan.claims else 'orderings (ours: the paper claims none)'
+    asked = 'orderings written down before' if plan.claims else 'orderings (ours: the paper claims none)'
     for kind in plan.kinds:
         said = [(*o, verdict(results, *o[:2], kind, among.get((*o[:2], kind), 1))) for o in plan.orderings]
         run = [o for o in said if o[3] != 'not run']
         if not name_of(results, kind) or not run: continue
         by = name_of(results, kind) + (' (bits shared)' if kind == 'mi' else '')
-        out += [f'By {by}, of {len(run)} {asked} that could be run here:', '']
+        out += [f'By {by}, {len(run)} {asked} that could be run here:', '']
         for a, b, words, found in run:
             ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_joint_bits(plan, results, a, b)

@@ -1,0 +1,23 @@
+"Serves chapter 04: what a network may be called with."
+import torch
+from torch import Tensor
+
+from ..core import Refused
+
+
+def check_classes(
+    y,                        # what was given as labels
+    images: Tensor,           # the batch that they belong to, or its noise
+    n_classes: int,           # K, 1 or more
+):
+    "Raise Refused for labels that are no classes. Values are read on the CPU alone: a GPU would have to wait."
+    if torch.jit.is_tracing() or torch.compiler.is_compiling(): return         # neither size nor values are there yet
+    n = len(images)
+    want = f'labels are one whole number for each of {n} images, each in 0..{n_classes - 1}'
+    if y is None: raise Refused(f'labels are needed: {want}')
+    if not isinstance(y, Tensor): raise Refused(f'{want}; got {type(y).__name__}. torch.tensor(...) makes them')
+    if y.is_floating_point() or y.dtype == torch.bool: raise Refused(f'{want}; got {y.dtype}. y.long() makes them whole')
+    if y.shape != (n,): raise Refused(f'{want}; got the shape {tuple(y.shape)}')
+    if type(y) is not Tensor or y.device.type != 'cpu' or not n: return        # fake, or on a GPU
+    if not 0 <= y.min() <= y.max() < n_classes:
+        raise Refused(f'{want}; got {y[(y < 0) | (y >= n_classes)][0].item()}')

@@ -1,0 +1,49 @@
+"What Python says of our objects: `help` names parameters with their meaning, a repr fits a line or a screen."
+import inspect
+import pydoc
+
+import pytest
+import torch
+
+from sagan_nb.data import open_source
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.pictures import WithoutLabels
+from sagan_nb.metrics import Stats
+from sagan_nb.networks import Discriminator, Generator
+
+GENERATOR = 'results/generator/t1_attn_16-pairs.safetensors'
+
+
+@pytest.mark.parametrize('cls', [Generator, Discriminator])
+def test_help_shows_each_parameter_with_its_meaning(cls):
+    text = pydoc.plain(pydoc.render_doc(cls))
+    for name in list(inspect.signature(cls).parameters):
+        line = next(o for o in text.splitlines() if o.startswith((f' |      {name} = ', f' |      {name}: ')))
+        assert line.split(': ', 1)[1].strip(), f'{name} of {cls.__name__} has no meaning'
+    assert 'shared by both nn.Module and ScriptModule' not in inspect.getdoc(cls.__init__)
+
+
+@pytest.mark.parametrize('attn_at', [(), (8, 16, 32, 64)])
+def test_a_printed_network_fits_a_screen_and_adds_up(attn_at):
+    with torch.device('meta'): nets = Generator(attn_at=attn_at), Discriminator(attn_at=attn_at)
+    for net in nets:
+        head, *rows = repr(net).splitlines()
+        count = lambda text: int(text.replace(',', ''))
+        assert len(rows) < 20 and max(map(len, rows)) < 100
+        assert sum(count(o.split()[-1]) for o in rows) == count(head.split()[-2]) == sum(p.numel() for p in net.parameters())
+        assert sum('SelfAttention' in o for o in rows) == len(attn_at)
+
+
+def test_spectral_norm_is_a_word():
+    assert 'spectral norm' not in repr(Generator(32, 4, 2, attn_at=(), sn=False))
+    assert repr(Generator(32, 4, 2, attn_at=())).count('spectral norm') == 5
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: open_source('toy'), 'toy:4: 50,000 pictures of 32x32, 4 classes, fingerprint'),
+    (lambda: WithoutLabels(open_source('toy')), 'no labels, fingerprint'),
+    (lambda: open_run(GENERATOR), ': 32x32, 4 classes'),
+    (lambda: Stats.of(torch.randn(20, 3)), 'Stats of 20 rows, 3 features')])
+def test_a_repr_is_a_line_that_says_something(make, words):
+    text = repr(make())
+    assert words in text and '\n' not in text and len(text) < 120

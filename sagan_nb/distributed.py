@@ -6,7 +6,7 @@
 __all__ = ['Gathered', 'Ranks', 'holding', 'in_parts']
 
 # %% ../nbs/08_distributed.ipynb #33b0230a
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -134,9 +134,9 @@ def in_parts(
         if sn.moves(): sn.advance(raw)
         weights[sn] = sn(raw)
     stats = {m: [] for m in net.modules() if isinstance(m, ConditionalBatchNorm2d) and m.training}
-    def twice():                                                        # the forward, and the one that is run again
-        return holding(net, weights, stats, learns), holding(net, weights, {m: [] for m in stats}, learns)
-    how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=twice)
-    outs = [checkpoint(net, *part, **how) for part in zip(*(a.split(micro) for a in args))]
+    def again(): return nullcontext(), holding(net, weights, {m: [] for m in stats}, learns)     # for the gradient
+    how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=again)
+    with holding(net, weights, stats, learns):
+        outs = [checkpoint(net, *part, **how) for part in zip(*(a.split(micro) for a in args))]
     for m, parts in stats.items(): m.update(parts)
     return tuple(map(torch.cat, zip(*outs))) if isinstance(outs[0], tuple) else torch.cat(outs)

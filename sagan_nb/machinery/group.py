@@ -60,14 +60,14 @@ def answered():
     try: yield
     except RuntimeError as e:
         words = f'rank {dist.get_rank()} lost another rank, or waited more than {patience():g} s ({WAIT}) for it'
-        raise Lost(f'{words}: {str(e).splitlines()[0]}') from e
+        raise Lost(f'{words}: {str(e).splitlines()[0].partition(". This is")[0]}') from e
 
 
 def texts_of_all(
     text:str,                 # this rank's
 )->list:                      # of every rank, in order
     "Exchange texts."
-    own = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     with answered():
         dist.all_gather(sizes, torch.tensor([len(own)]))

@@ -67,6 +67,7 @@ def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B,
     self.update(stats)
     return out[0] if len(out) == 1 else torch.cat(out)
 
+# %% ../nbs/03_blocks.ipynb #1f3b5e3d
 @patch
 def normalise_shared(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:       # (B, C, H, W) -> (B, C, H, W)
     "By the statistics of a batch of which every rank has an equal part (chapter 08)."

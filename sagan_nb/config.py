@@ -146,8 +146,8 @@ def check_config(cfg:Config):
     if cfg.bn_ghost and cfg.batch % cfg.bn_ghost:
         raise Refused(f'batch {cfg.batch} does not split into chunks of bn_ghost={cfg.bn_ghost}')
     if cfg.micro and (not cfg.bn_ghost or cfg.micro % cfg.bn_ghost):
-        raise Refused(f'micro={cfg.micro} must be a multiple of bn_ghost, which is {cfg.bn_ghost}: what batch norm takes '
-                      'together must be in memory together')
+        raise Refused(f'micro={cfg.micro} must be a multiple of bn_ghost, which is {cfg.bn_ghost}: '
+                      'what batch norm takes together must be in memory together')
     if cfg.n_classes == 0 and cfg.head != 'none':
         raise Refused(f"without classes (n_classes=0) D's head must be 'none', not {cfg.head!r}")
 

@@ -68,19 +68,19 @@ class Ranks:
         "Divide a batch. Raises Refused if the ranks do not divide it, or chunks do not divide a share."
         share, rest = divmod(batch, self.world)
         if rest: raise Refused(f'a batch of {batch} does not split over {self.world} ranks')
-        if chunk and share % chunk: raise Refused(f'{chunk} images normalised together do not fit into the {share} of a rank')
+        if chunk and share % chunk:
+            raise Refused(f'{chunk} images normalised together do not fit into the {share} of a rank')
         return share
 
-    def mean(self,
-        x:Tensor,                 # this rank's value
-    )->Tensor:                    # the mean over ranks, the same bits on all
-        "Average a value over ranks, without gradient."
-        if self.world == 1: return x
-        total = x.detach().clone()
-        with answered(): dist.all_reduce(total)
-        return total / self.world
-
 # %% ../nbs/08_distributed.ipynb #9c254586
+@patch
+def mean(self:Ranks, x:Tensor)->Tensor:                    # the mean over ranks, the same bits on all
+    "Average a value over ranks, without gradient."
+    if self.world == 1: return x
+    total = x.detach().clone()
+    with answered(): dist.all_reduce(total)
+    return total / self.world
+
 @patch
 def any(self:Ranks, wish:bool)->bool:
     "Does any rank wish it? The same answer on all, so that all stop at the same step."

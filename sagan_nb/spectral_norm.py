@@ -107,7 +107,7 @@ class SpectralNorm(nn.Module):
         for name, value, allowed in options: choose(value, allowed, f'spectral-norm {name}')
         self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
-        self.held = None          # the weight to compute with, already divided, while a batch comes in parts (chapter 08)
+        self.held = None          # the divided weight to compute with, while a batch comes in parts (chapter 08)
         W = self.matrix(weight.detach())
         u = unit(torch.randn(len(W), device=W.device, dtype=W.dtype))
         self.register_buffer('u', u)

@@ -93,7 +93,7 @@ def make_gan(
     cfg:Config,               # settings
     device='cpu',             # where to
 )->GAN:                       # at step 0
-    "Build networks and optimisers from the seed; the global random state stays. Raises Refused for ranks that do not fit."
+    "Build networks and optimisers from the seed; the global random state stays. Raises Refused if ranks do not fit."
     ranks = Ranks()
     ranks.share(cfg.batch, cfg.bn_ghost)
     with torch.random.fork_rng(devices=[]):

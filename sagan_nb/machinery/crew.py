@@ -4,6 +4,7 @@ import os
 import socket
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 
 import torch
@@ -35,10 +36,11 @@ def enter(
 def call_source(
     text:str,                 # a function as it was written
     name:str,                 # its name
+    module:str,               # whose names it may use
     args:tuple,               # its arguments
 ):                            # what it returns
     "Run a function that was sent as text: what a notebook defines cannot be imported elsewhere."
-    scope = {}
+    scope = dict(vars(import_module(module)))
     exec(text, scope)
     return scope[name](*args)
 
@@ -47,9 +49,10 @@ class Crew:
     "Some ranks in processes of their own. Calling it runs one function on all of them at once."
     def __init__(self,
         world:int,                # how many
+        module:str=__name__,      # whose names the functions of a notebook may use
         wait:float=60,            # seconds that one waits for another
     ):
-        context, self.wait = get_context('spawn'), wait
+        context, self.module, self.wait = get_context('spawn'), module, wait
         self.all = self.pools = [ProcessPoolExecutor(1, context) for _ in range(world)]
         self.regroup(world)
 
@@ -62,12 +65,12 @@ class Crew:
         return self
 
     def __call__(self,
-        f,                        # a function that imports what it needs
+        f,                        # a function; one of a notebook may use what it imports, and the names of a module
         *args,                    # the same for all ranks
     )->list:                      # what each rank returned
         "Run a function on every rank. Raises what the first of them that failed raised."
-        written = f.__module__ == '__main__'
-        if written: f, args = call_source, (textwrap.dedent(inspect.getsource(f)), f.__name__, args)
+        if f.__module__ == '__main__':
+            f, args = call_source, (textwrap.dedent(inspect.getsource(f)), f.__name__, self.module, args)
         work = [pool.submit(f, *args) for pool in self.pools]
         return [o.result() for o in work]
 

@@ -15,13 +15,14 @@ from torch.nn.utils import parametrize
 
 from .core import Refused
 from .networks import Generator
+from .machinery.catalogue import CATALOGUE, is_weights_name, weights_of
 from .machinery.files import read_arrays
 from .machinery.peers import Report, convert, tensors
 from .machinery.recipe import restore_network
 
 # %% ../nbs/13_interop.ipynb #9ca338c4
 def load_weights(
-    weights,                      # name -> array, or a path: .npz, .safetensors, .pt, .pth, TensorFlow's
+    weights,                      # name -> array; a path: .npz, .safetensors, .pt, .pth, .h5, TensorFlow's; a public name
     source:str='auto',            # 'official', 'biggan', 'studiogan', 'mmgeneration', 'sagan_nb'; 'auto': by the names
     part:str=None,                # 'G' or 'D' where a file holds both; None: G (the averaged one first) before D
     sn:dict=None,                 # options of `SpectralNorm` in place of the source's
@@ -31,6 +32,9 @@ def load_weights(
 )->nn.Module:                     # Generator or Discriminator in evaluation mode, with a `report`
     "Load anybody's SAGAN weights into a network that computes what theirs does. Raises Refused, naming what differs."
     if part not in (None, 'G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
+    if is_weights_name(weights):
+        name, weights = str(weights), weights_of(weights)
+        bgr = bgr or CATALOGUE[name].bgr
     if isinstance(weights, Mapping): arrays, meta = weights, {}
     else: arrays, meta = read_arrays(weights)
     if 'sagan_nb' in meta: recipe, state, report = read_published(arrays, meta)

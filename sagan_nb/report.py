@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .blocks import ConditionalBatchNorm2d
-from .core import Refused, from_uint8, progress, to_uint8
+from .core import Refused, from_uint8, to_uint8
+from .machinery.terminal import progress
 from .metrics import squared_distances
 from .networks import Generator
 from .train import draw

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
-from .core import progress
 from .losses import hinge_d, hinge_g
+from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import SelfAttention
 from .train import frozen

@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 
 from .blocks import standing_statistics
 from .config import Config
-from .core import progress
 from .distributed import Ranks, in_parts
 from .losses import class_loss, hinge_d, hinge_g
+from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import attention_use
 from .spectral_norm import exact_sigma, normalised, real_pass, settle, unmoved
@@ -287,7 +287,7 @@ def show_curves(
     fig.suptitle(title, fontsize=10, parse_math=False)
     return fig
 
-# %% ../nbs/09_train.ipynb #8f1b9499
+# %% ../nbs/09_train.ipynb #db47a49a
 if __name__ == '__main__' and __package__ == 'sagan_nb':             # started as a command, not opened as a notebook
     from importlib import import_module
     import_module('sagan_nb.machinery.cli').sagan_train()

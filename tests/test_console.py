@@ -125,6 +125,15 @@ def test_a_bar_in_a_file_is_a_line_now_and_then(place, capfd):
     assert [terminal.duration(s) for s in (7, 750, 11100)] == ['0:07', '12:30', '3:05:00']
 
 
+def test_progress_passes_items_on_and_is_silent_where_pages_are_made(monkeypatch, capfd):
+    seen = []
+    monkeypatch.setattr(terminal, 'track', lambda items, label: seen.append(label) or items)
+    for value in ('1', None):
+        monkeypatch.setenv('IN_TEST', value) if value else monkeypatch.delenv('IN_TEST', raising=False)
+        assert list(terminal.progress(range(3), 'counting')) == [0, 1, 2]
+    assert seen == ['counting'] and capfd.readouterr().err == ''
+
+
 def test_nothing_is_overwritten_silently(place, tmp_path, capsys):
     folder = place[0]
     def say(**more):

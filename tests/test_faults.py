@@ -10,9 +10,10 @@ import torch
 from filelock import FileLock
 
 from sagan_nb.config import PRESETS, at_scale, from_json
-from sagan_nb.core import Refused, atomic_write
+from sagan_nb.core import Refused
 from sagan_nb.data import Toy
 from sagan_nb.machinery import door, machine, runs
+from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, disk_price, every_tensor, load_checkpoint, read_checkpoint,
                                             save_checkpoint, worth_keeping)
 from sagan_nb.machinery.files import CacheWarning, append_line
@@ -217,6 +218,16 @@ def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *a, name=name, real=getattr(os, name): (calls.append(name), real(*a))[1])
     with atomic_write(tmp_path/'a') as part: part.write_text('b')
     assert calls == ['fsync', 'replace', 'fsync'] and os.listdir(tmp_path) == ['a']
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path/'a.txt'
+    with atomic_write(path) as part: part.write_text('first')
+    with pytest.raises(OSError) as failed, atomic_write(path) as part:
+        part.write_text('half of the sec')
+        raise OSError('disk full')
+    assert failed.value.filename == str(path)
+    assert path.read_text() == 'first' and os.listdir(tmp_path) == ['a.txt']
 
 
 def test_no_writer_of_a_run_folder_writes_in_place(whole, monkeypatch):

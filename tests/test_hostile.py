@@ -15,12 +15,19 @@ import pytest
 from commands import shell
 from PIL import Image
 
-from sagan_nb.core import Refused, printable, show_grid
+from sagan_nb.core import Refused, show_grid
 from sagan_nb.data import open_source
-from sagan_nb.machinery.sources import describe
 from sagan_nb.machinery import listing, pictures
 from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack
+from sagan_nb.machinery.sources import describe
+from sagan_nb.machinery.terminal import printable
+
+
+def test_a_name_is_shown_and_does_nothing():
+    name = os.fsdecode(b'caf\xc3\xa9 \xff\n\x1b[2J')                          # as Linux hands on the name of a folder
+    assert printable(name) == 'café \\udcff\\n\\x1b[2J'
+    assert printable(printable(name)) == printable(name)
 
 
 def encoded(h=40, w=40, format='PNG', seed=0, **how):

@@ -308,7 +308,7 @@ def test_domain_classifier_is_kept_by_content(tmp_path, toy, monkeypatch):
     turned = WithoutLabels(toy)
     c = domain(turned, None)
     assert c.facts['task'] == 'quarter turns' and c(turned.batch([0, 1])[0])[1].shape == (2, 4)
-    with pytest.raises(Refused, match='choose domain, inception'): open_features('clip', toy)
+    with pytest.raises(Refused, match='choose domain, inception'): open_features('vgg', toy)
 
 
 # Evaluation.

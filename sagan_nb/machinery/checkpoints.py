@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config import BOOKKEEPING, Config, differences, from_json, to_json
-from ..core import Refused, atomic_write
+from ..core import Refused
 from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
+from .atomic import atomic_write
 from .files import CacheWarning
 from .group import differences_between, digests
 

@@ -10,27 +10,35 @@ from fastcore.script import Param
 
 from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, describe_attention, show_attention
-from ..config import NUMERICS
-from ..core import Refused, atomic_write, save_fig, show_grid
+from ..core import Refused, save_fig, show_grid
 from ..data import open_source
 from ..distributed import Ranks
 from ..networks import RESOLUTIONS
 from ..train import GAN, draw, fixed_noise, networks, show_curves
+from .atomic import atomic_write
+from .board import Board
+from .certificate import certificate, certify, deviations, find_object, guess_kind
 from .checkpoints import disk_price
-from .door import Model, open_run
-from .drawing import maps_of_run, neighbours_of, row_names, sample_rows
+from .door import open_run
+from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
 from .evaluate import as_table, evaluate, save_records
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
+from .finetune import tuning_of
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
-from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_sample_options, command, command_path, commands, folder_of,
-                      free_path, pick_classes, read_queries, replaces, rows_of, run_settings, say_next, steps_within)
+from .many import goes_to_many, write_many
+from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
+                      command_path, commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
+                      run_settings, say_next, steps_within)
 from .packs import pack, verify_pack
 from .power import power_text
 from .probe import with_probe
+from .protocols import by_protocol_table, by_protocols, compare, open_pair
+from .public import public_table
 from .publish import export
+from .pushing import push as push_to_hub
 from .queries import find_queries
 from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
@@ -74,7 +82,7 @@ def summarise(
 @command
 def sagan_train(
     preset:Param('row of the paper, of --list-presets (default: t1_attn_16)', str, opt=False, nargs='?')=None,
-    data:str=None,            # toy, a class-per-folder directory or .zip, or a packed file (default: toy)
+    data:str=None,            # toy, cifar10 (or other names), a class-per-folder directory, .zip or pack (default: toy)
     scale:str=None,           # smoke, laptop, gpu or paper (default: laptop)
     out:str='runs/new',       # run folder to make, or to go on with
     seed:int=None,            # of weights, data order, z and labels (default: 0)
@@ -82,6 +90,9 @@ def sagan_train(
     set:Param('other settings, as key=value key=value, of --list-settings', str, nargs='*', action='extend')=None,
     within:float=None,        # make fewer if only fewer fit into so many minutes, timed first
     resume:bool=False,        # go on from the newest checkpoint in --out
+    init:str=None,            # weights to begin with: a run, anybody's file, or a public name such as mmgen:imagenet
+    freeze:str=None,          # d:N holds the first N blocks of D
+    tensorboard:bool=False,   # hand the log and the samples on to TensorBoard, in RUN/tensorboard
     unlabelled:bool=False,    # train on a folder without classes
     device:str='auto',        # auto, cpu or cuda
 ):
@@ -91,7 +102,9 @@ def sagan_train(
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     resume = begun(out, resume)
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
+    tuning = tuning_of(init, freeze, out, resume)
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
+    if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
@@ -104,18 +117,19 @@ def sagan_train(
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
                f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
+    board = [(100, Board(out))] if tensorboard else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
-    gan = train(cfg, source, out, resume, where, [(1, NoteMachine(out, where))]*resume + [(1, stop)])
+    gan = train(cfg, source, out, resume, where, [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)], tuning)
     return summarise(gan, source, out) if ranks.first else None
 
 
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
-    n:int=64,                 # pictures in all, rounded up to whole rows; of neighbours, one in eight is generated
+    n:int=64,                 # pictures in all, rounded up to whole rows, or any number of single ones
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
-    out:str=None,             # picture to write; .gif animates walks and timelapse (default: into the run folder)
+    out:str=None,             # picture to write; .gif animates, DIR/ and .npz take single ones (default: into the run)
     device:str='auto',        # auto, cpu or cuda
     kind:str='grid',          # grid; z or classes: walks; neighbours: nearest real ones; timelapse: of the training
     truncation:float=None,    # cut z at this value (default: the whole normal distribution, as trained)
@@ -129,6 +143,9 @@ def sagan_sample(
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
     model = open_run(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
+    if goes_to_many(out):
+        print(write_many(model, wanted, n, out, **how))
+        return say_next(('sagan_eval', '--help'))
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
@@ -160,13 +177,6 @@ def write_gif(
     print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
 
 
-def has_class_names(
-    model:Model,              # from `open_run`
-)->bool:                      # False: classes are known by their numbers only
-    "Does the model know the names of its classes?"
-    return list(model.classes) != [str(k) for k in range(len(model.classes))]
-
-
 def left_out(
     records:list,             # from `evaluate`
 )->str:                       # a line for each record that lacks classes; the first ten are named
@@ -181,37 +191,39 @@ def left_out(
 
 @command
 def sagan_eval(
-    run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights
+    run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights; before FAKE: the real pictures
+    fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
-    features:str='domain',    # domain (a classifier trained on the data), inception, or inception:PATH
-    n_fake:int=10_000,        # generated pictures (the released protocol: 50000)
+    features:str='domain',    # domain (a classifier trained on the data), inception, clip, inception:PATH or clip:PATH
+    protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure (chapter 10)
+    n_fake:int=None,          # generated pictures (default: 10000; the released protocol: 50000)
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)
     seed:int=0,               # of noise, labels and the choice of real pictures
     labels:str='uniform',     # of generated pictures: uniform, or data: as often as in the data
     floats:bool=False,        # generated pictures as floats, as the released code has them; else rounded to bytes
+    res:int=None,             # pixels per side of two sets of pictures (default: of the first generated one)
     out:str=None,             # file to add the records to (default: metrics.json of the run)
     device:str='auto',        # auto, cpu or cuda
 ):
-    "Measure a generator against real pictures. Interrupted, it goes on where it stopped."
-    out = Path(out or folder_of(run)/'metrics.json')
+    "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
+    out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    model = open_run(run, pick_device(device))
-    spec, asked = data or model.cfg.data, [m.strip() for m in metrics.split(',')]
-    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
-    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if not spec: raise Refused(f'{run} does not say on what it was trained: say --data')
-    K = model.cfg.n_classes
-    source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
-    print(describe(source))
-    if has_class_names(model) and list(source.classes) != list(model.classes):
-        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
-    records = evaluate(model.G, source, asked, features, n_fake, n_real, per_class or None,
-                       seed=seed, rounding=not floats, labels=labels, about=dict(model.about, numerics=NUMERICS))
+    asked = [m.strip() for m in metrics.split(',')]
+    check_eval_options(asked, labels, seed, per_class, protocol)
+    paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
+    if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
+    else: made, source, about = open_measured(run, data, pick_device(device))
+    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed, about)
+    elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
+    else:
+        records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
+                           seed=seed, rounding=not floats, labels=labels, about=about)
     save_records(out, records)
-    print(wrap(f'\n{as_table(records)}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
-    say_next(('sagan_attention', run), ('sagan_report', run))
+    text = by_protocol_table(records) if protocol else as_table(records)
+    print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
+    if not fake: say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 
 
@@ -261,7 +273,7 @@ def say_power(
 @with_probe
 @command
 def sagan_table(
-    table:Param('which: table1, table2, fig3, reduction, best, twins', str),
+    table:Param('which: table1, table2, fig3, reduction, best, twins; public: the weights of others', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, separated by commas
@@ -277,6 +289,7 @@ def sagan_table(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    if table == 'public': return print(public_table())
     if power: return say_power(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
@@ -331,8 +344,13 @@ def sagan_export(
     run:str,                  # run folder, checkpoint, or anybody's SAGAN weights
     format:str='safetensors', # safetensors or onnx
     out:str=None,             # file to write (default: beside the run)
+    push:str=None,            # USER/REPO on the Hugging Face hub, in place of a file; log in there first
+    licence:str='',           # for the card of --push, such as cc-by-4.0
 ):
     "Publish a trained generator."
+    if push:
+        print(f'published: {push_to_hub(run, push, licence)}')
+        return say_next(('sagan_sample', f'hf:{push}', '--out', 'published.png'))
     path = export(run, format, out)
     print(f'wrote {path}')
     if format == 'safetensors': say_next(('sagan_sample', path, '--out', 'published.png'))
@@ -415,6 +433,25 @@ def sagan_report(
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
     say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
+
+
+@command
+def sagan_check(
+    spec:str,                 # MODULE:NAME or FILE.py:NAME, of yours: its code is run
+    what:str=None,            # attention, norm, loss, generator or discriminator (default: guessed by its name)
+    args:str=None,            # to build it, such as "64, 'relu'" (default: guessed by its parameters)
+    channels:int=64,          # of the map for an attention block
+    z_dim:int=128,            # numbers in z, for a generator
+    n_classes:int=10,         # classes, for a generator or discriminator
+    res:int=32,               # pixels per side, for a discriminator
+    strict:bool=False,        # end with exit code 1 where something deviates
+):
+    "Certify a port: what in somebody's block, norm, loss or network deviates from the paper and its code?"
+    thing = find_object(spec)
+    kind = what or guess_kind(thing, spec.rpartition(':')[2])
+    found = certify(thing, kind, args, dict(channels=channels, z_dim=z_dim, n_classes=n_classes, res=res))
+    print(wrap(certificate(spec, kind, found)))
+    if strict and (n := deviations(found)): raise Refused(f'{n} of {len(found)} properties deviate')
 
 
 @command

@@ -14,7 +14,7 @@ from fastcore.script import Param, anno_parser
 from .. import __version__
 from .terminal import screen_width, wrap
 
-COMMANDS = 'train sample eval attention report table pack export bench'.split()
+COMMANDS = 'train sample eval attention report table pack export check bench'.split()
 EXAMPLES = dict(
     train='''
         sagan_train t1_attn_16 --data toy --scale laptop --out runs/first
@@ -24,7 +24,9 @@ EXAMPLES = dict(
         sagan_sample runs/first --kind classes --out walk.gif''',
     eval='''
         sagan_eval runs/first --metrics kid,prdc
-        sagan_eval runs/first --data PICTURES --features inception --n_fake 50000''',
+        sagan_eval runs/first --data PICTURES --features inception --n_fake 50000
+        sagan_eval runs/first --protocol all
+        sagan_eval REAL FAKE --metrics distance,prdc''',
     attention='''
         sagan_attention runs/first --n 4 --points 3
         sagan_attention runs/first --queries 12,20 20,8 --out maps.html''',
@@ -40,11 +42,16 @@ EXAMPLES = dict(
     export='''
         sagan_export runs/first
         sagan_export runs/first --format onnx --out first.onnx''',
+    check='''
+        sagan_check my_gan.blocks:SelfAttention --channels 64
+        sagan_check port.py:netD --what discriminator --args '32' --res 64''',
     bench='''
         sagan_bench --nets 32 --rounds 5
         sagan_bench --nets small --brief --out small.json''')
-VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception', part='G D',
-              format='safetensors onnx', kind='grid z classes neighbours timelapse')      # what completion offers
+VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception clip',
+              protocol='tf2018 biggan studiogan mmgen clean all', part='G D',
+              format='safetensors onnx', kind='grid z classes neighbours timelapse',
+              what='attention norm loss generator discriminator')      # what completion offers
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -172,7 +179,7 @@ def completion(
 
 
 def sagan():
-    "The nine commands as one: `sagan train ...` is `sagan_train ...`."
+    "The ten commands as one: `sagan train ...` is `sagan_train ...`."
     about = [wrap(f'  {name:10} {declared(f"sagan_{name}").__doc__}') for name in COMMANDS]
     examples = ['  sagan train t1_attn_16 --data toy --scale laptop --out runs/first', '  sagan sample runs/first --n 64']
     parser = argparse.ArgumentParser('sagan', formatter_class=Formatter,

@@ -13,7 +13,9 @@ from ..core import Refused
 from ..interop import load_weights
 from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
+from .catalogue import CATALOGUE, is_weights_name, weights_of
 from .files import CacheWarning, file_sha256
+from .hub import from_hub, is_repo
 from .peers import Report
 from .recipe import NoDraws
 
@@ -51,9 +53,10 @@ def open_weights(
     path,                     # a file that `load_weights` reads
     device,                   # where to
     part:str,                 # 'G' or 'D': which of them says how large they are
+    bgr:bool=False,           # pictures have blue first
 )->Model:
     "Open weights that are no checkpoint of a run. Raises Refused for what is no network of a SAGAN."
-    first = load_weights(path, part=part).to(device)
+    first = load_weights(path, part=part, bgr=bgr).to(device)
     K = first.n_classes
     head = first.head if part == 'D' else 'projection' if K else 'none'
     cfg = replace(Config(), preset=first.report.source, data='', res=first.res, n_classes=K, head=head)
@@ -61,7 +64,7 @@ def open_weights(
     def tell():
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
-    build = lambda p: first if p == part else load_weights(path, part=p).to(device)
+    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr).to(device)
     return Model(cfg, [str(k) for k in range(K)], 0, build, tell)
 
 
@@ -109,12 +112,14 @@ def is_checkpoint(
 
 
 def open_run(
-    path,                     # a run folder, a checkpoint, a published file or folder, anybody's SAGAN weights
+    path,                     # a run folder, a checkpoint, a published file or folder, anybody's weights, a public name
     device='cpu',             # where to
     part:str='G',             # the network that must be there: 'G' or 'D'
 )->Model:                     # with G ready to draw; D is built when it is asked for
     "Open what was trained, here or elsewhere. Raises Refused for a folder without a run and for files of another kind."
-    path = Path(path)
+    bgr = str(path) in CATALOGUE and CATALOGUE[str(path)].bgr
+    if is_repo(path): path = from_hub(path)
+    path = Path(weights_of(path) if is_weights_name(path) else path)
     if part not in ('G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
     index = path.with_name(path.name + '.index')                 # TensorFlow's: the name is that of several files
     if not path.exists() and not index.exists(): raise Refused(f'{path}: there is no such run or file')
@@ -125,6 +130,6 @@ def open_run(
     elif is_checkpoint(path):
         from .checkpoints import read_checkpoint
         model = open_checkpoint(path, read_checkpoint(path, lazily=True), device)
-    else: model = open_weights(path, device, part)
+    else: model = open_weights(path, device, part, bgr)
     getattr(model, part)
     return model

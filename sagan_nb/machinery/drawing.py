@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ..attention_maps import attention_maps
+from ..config import NUMERICS
 from ..core import Refused, from_uint8
 from ..data import open_source
 from ..networks import Discriminator
@@ -14,6 +15,7 @@ from .door import Model, open_run
 from .features import domain
 from .options import pick_classes
 from .runs import pictures_of
+from .sources import describe
 
 
 def sample_rows(
@@ -98,3 +100,26 @@ def maps_of_run(
     z = torch.randn(n, model.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
     y = torch.tensor([wanted[i % len(wanted)] for i in range(n)])
     return attention_maps(model.G, z, y), [model.classes[k] for k in y] if model.classes else []
+
+
+def has_class_names(
+    model:Model,              # from `open_run`
+)->bool:                      # False: classes are known by their numbers only
+    "Does the model know the names of its classes?"
+    return list(model.classes) != [str(k) for k in range(len(model.classes))]
+
+
+def open_measured(
+    run:str,                  # as in sagan_eval
+    data:str,                 # real pictures; None: those it was trained on
+    device,                   # where to
+)->tuple:                     # generator, real pictures, what a record says of the generator
+    "Open a generator and its real pictures. Raises Refused where they do not fit, or nobody says where they are."
+    model = open_run(run, device)
+    if not (spec := data or model.cfg.data): raise Refused(f'{run} does not say on what it was trained: say --data')
+    K = model.cfg.n_classes
+    source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
+    print(describe(source))
+    if has_class_names(model) and list(source.classes) != list(model.classes):
+        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
+    return model.G, source, dict(model.about, numerics=NUMERICS)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..core import Refused, atomic_write, from_uint8, progress, to_uint8
+from ..core import Refused, from_uint8, to_uint8
 from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
+from .atomic import atomic_write
 from .features import Features, open_features, weights_hash
 from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
 from .sources import uneven
+from .terminal import progress
 
 
 class Table:
@@ -152,17 +154,18 @@ METRICS = ('score', 'distance', 'intra', 'kid', 'prdc', 'diversity', 'long_range
 class Task:
     "Everything that the metrics of one evaluation share; features are made when first needed."
     fake:Table                # labels as released: uniform
-    balanced:Table            # the same number in each class
+    balanced:Table            # the same number in each class; None: the two sides have different classes
     real:Table                # pictures chosen at random
     reference:Table           # as many as there are, or as are asked for: the reference of the intra distance
     source:object             # the real pictures
-    G:nn.Module               # the generator
+    G:nn.Module               # the generator, or None
 
     def score(self):
         "Score one split and ten shuffled ones, of generated and of real images."
         if len(self.source.classes) < 2 and not self.fake.features.published:
             return [('score', None, dict(reason='there are no classes to be sure of'))]
         fake, real = self.fake.complete().rows('logits'), self.real.complete().rows('logits')
+        if not fake.shape[1]: return [('score', None, dict(reason='these features know no classes'))]
         out = []
         for splits in (1, 10) if min(len(fake), len(real)) >= 10 else (1,):
             (value, spread), (own, _) = inception_score(fake, splits), inception_score(real, splits)
@@ -176,6 +179,7 @@ class Task:
 
     def intra(self):
         "Compute one distance per class, and their mean."
+        if self.balanced is None: return [('intra', None, dict(reason='the two sides have different classes'))]
         K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
         if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
         made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
@@ -320,6 +324,16 @@ SAY_KID = '. KID is the kernel distance of Inception features: say --metrics kid
 OTHER_NAMES = {'fid': SAY_FID, 'frechet': SAY_FID, 'is': SAY_IS, 'inception_score': SAY_IS, 'kid': SAY_KID}
 
 
+def check_metrics(
+    metrics,                  # names
+):
+    "Raise Refused for no metric at all, and for one that is none."
+    if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
+    if unknown := [m for m in metrics if m not in METRICS]:
+        hint = OTHER_NAMES.get(unknown[0].lower(), '')
+        raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}{hint}')
+
+
 def check_task(
     G:nn.Module,              # generator
     source,                   # real pictures
@@ -328,10 +342,7 @@ def check_task(
     n_real:int,               # real pictures, or None
 ):
     "Check the arguments of `evaluate`. Raises Refused for unknown metrics, images that do not fit, or too few."
-    if not metrics: raise Refused(f'no metric was asked for; choose from {", ".join(METRICS)}')
-    if unknown := [m for m in metrics if m not in METRICS]:
-        hint = OTHER_NAMES.get(unknown[0].lower(), '')
-        raise Refused(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}{hint}')
+    check_metrics(metrics)
     if (G.res, G.n_classes) != (source.res, len(source.classes)):
         raise Refused(f'the generator draws {G.res} px and {G.n_classes} classes, but {source.spec} has '
                       f'{source.res} px and {len(source.classes)} classes')

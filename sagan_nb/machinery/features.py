@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Refused, from_uint8, progress
+from ..core import Refused, from_uint8
 from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
+from .terminal import progress
 
 
 def tf1_resize(
@@ -103,9 +104,13 @@ class InceptionNet(nn.Module):
         safe.seek(0)
         self.net = Port('inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=safe)
 
+    def prepare(self, x:Tensor)->Tensor:                     # (B, 3, H, W) -> (B, 3, 299, 299)
+        "Resize as the released code does, and scale bytes to [-1, 1)."
+        return (tf1_resize(x.float(), 299) - 128) / 128 if x.dtype == torch.uint8 else tf1_resize(x, 299)
+
     def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 2048), (B, 1008)
         "Compute pooled features, and logits without bias, of uint8 images or floats in [-1, 1]."
-        x = (tf1_resize(x.float(), 299) - 128) / 128 if x.dtype == torch.uint8 else tf1_resize(x, 299)
+        x = self.prepare(x)
         for name in INCEPTION_LAYERS: x = getattr(self.net, name)(x)
         x = x.flatten(1)
         return x, x @ self.net.fc.weight.T
@@ -115,6 +120,8 @@ def inception(
     path=None,                # file of weights; None: torch's download folder
     sha256:str=INCEPTION_SHA256,      # what it must hash to; other weights than the published ones are named as such
     device='cpu',             # where to
+    net=InceptionNet,         # made of the weights; another one resizes otherwise
+    resize:str='TF1 bilinear to 299',         # what it does, in words
 )->Features:                  # 2048 wide, 1008 logits
     "Open the features of FID and IS. Raises Refused if torch-fidelity or the weights are missing."
     path = inception_file(path, sha256)
@@ -123,7 +130,7 @@ def inception(
         raise Refused(f'{path}: holds more than weights, or is damaged ({type(e).__name__})') from None
     published = sha256 == INCEPTION_SHA256
     name = 'inception' if published else 'Inception with other weights'
-    return Features(InceptionNet(state).to(device), name, 'TF1 bilinear to 299', published, dict(file_sha256=sha256))
+    return Features(net(state).to(device), name, resize, published, dict(file_sha256=sha256))
 
 
 class Classifier(nn.Module):
@@ -223,8 +230,59 @@ def domain(
     return Features(net, f'{what} of {source.spec}', 'none', facts=facts)
 
 
+CLIP = 'clip-vit-b-32'
+
+
+class ClipNet(nn.Module):
+    "The image half of CLIP as ported by torch-fidelity. It knows no classes: its logits have no columns."
+    def __init__(self,
+        state:dict,               # weights of CLIP, of any size, under OpenAI's names
+    ):
+        super().__init__()
+        from torch_fidelity.feature_extractor_clip import build_model
+        self.visual = build_model(dict(state), torch.float32).visual
+        for name, v in dict(mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711)).items():
+            self.register_buffer(name, torch.tensor(v)[:, None, None])
+
+    def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, d), (B, 0)
+        "Compute the embedding of uint8 images or floats in [-1, 1]."
+        x = x.float() if x.dtype == torch.uint8 else (x + 1)*127.5
+        h = self.visual((tf1_resize(x, self.visual.input_resolution)/255 - self.mean) / self.std)
+        return h, h[:, :0]
+
+
+def clip(
+    path=None,                # file of weights; None: torch's download folder, fetched if it is not there
+    device='cpu',             # where to
+)->Features:
+    "Open the features of CLIP. Raises Refused if torch-fidelity or the weights are missing."
+    try: from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+    except ImportError: raise Refused("CLIP needs torch-fidelity: pip install 'sagan_nb[fid]'") from None
+    sha256, url = MODEL_METADATA[CLIP]['hash'], MODEL_URLS[CLIP]
+    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/f'{CLIP}-{sha256}.pt'
+    say = f'get {url} (sha256 {sha256}) and put it at {want}, or say --features clip:PATH'
+    if not want.exists() and path: raise Refused(f'{want}: there is no such file; {say}')
+    if not want.exists():
+        want.parent.mkdir(parents=True, exist_ok=True)
+        try: torch.hub.download_url_to_file(url, str(want), hash_prefix=sha256, progress='IN_TEST' not in os.environ)
+        except Exception as e: raise Refused(f'cannot download the weights of CLIP ({e}): {say}') from None
+    published = file_sha256(want) == sha256
+    try:                          # the published file is a program, trusted for its hash; others may hold tensors only
+        if published: state = torch.jit.load(str(want), map_location='cpu').state_dict()
+        else: state = torch.load(want, map_location='cpu', weights_only=True)
+        net = ClipNet(state)
+    except Exception as e:
+        raise Refused(f'{want}: neither the published CLIP nor a state dict ({type(e).__name__}); {say}') from None
+    name = CLIP if published else 'CLIP with other weights'
+    return Features(net.to(device), name, f'TF1 bilinear to {net.visual.input_resolution}')
+
+
+NO_DINO = ('DINOv2 cannot be used here: torch-fidelity 0.4 takes no file of weights for it and runs code that it '
+           'fetches from the network; say --features clip or inception')
+
+
 def open_features(
-    spec:str,                 # 'domain', 'inception', or inception:PATH
+    spec:str,                 # 'domain', 'inception', 'clip', or inception:PATH, clip:PATH
     source,                   # the real pictures
     cache='default',          # as in domain
     device='cpu',             # where to
@@ -233,4 +291,6 @@ def open_features(
     name, _, path = str(spec).partition(':')
     if name == 'domain' and not path: return domain(source, cache, device=device)
     if name == 'inception': return inception(path or None, device=device)
-    raise Refused(f'there are no features {spec!r}; choose domain, inception or inception:PATH')
+    if name == 'clip': return clip(path or None, device)
+    if name.startswith('dino'): raise Refused(NO_DINO)
+    raise Refused(f'there are no features {spec!r}; choose domain, inception, clip, inception:PATH or clip:PATH')

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Refused, atomic_write
+from ..core import Refused
+from .atomic import atomic_write
 
 
 def as_bytes(
@@ -136,7 +137,7 @@ def read_arrays(
     if path.with_name(path.name + '.index').exists() or path.suffix == '.index': return read_tf(path), {}
     if path.is_dir(): raise Refused(f'{path}: a folder without weights; a run is opened by open_run')
     if not path.is_file(): raise Refused(f'{path}: there is no such file')
-    readers = {'.npz': read_npz, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
+    readers = {'.npz': read_npz, '.h5': read_h5, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
     if path.suffix not in readers: raise Refused(f'{path}: not a known kind of file; I read {", ".join(readers)}')
     try: return readers[path.suffix](path)
     except Refused: raise
@@ -148,6 +149,17 @@ def read_npz(path:Path)->tuple[dict,dict]:
     "Arrays of NumPy; pickled ones are refused."
     import numpy as np
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}, {}
+
+
+def read_h5(path:Path)->tuple[dict,dict]:
+    "Arrays of an HDF5 file, by their paths in it. Raises Refused where h5py is not installed."
+    try: import h5py
+    except ImportError: raise Refused(f'{path}: reading HDF5 needs another package: pip install h5py') from None
+    out = {}
+    def keep(name, o):
+        if isinstance(o, h5py.Dataset): out[name] = o[()]
+    with h5py.File(path, 'r') as f: f.visititems(keep)
+    return out, {}
 
 
 def body_sha256(content:bytes)->str:

@@ -15,10 +15,11 @@ import torch
 
 from ..ablation import Plan, collapse
 from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, from_json, override, preset, to_json
-from ..core import Refused, atomic_write, from_uint8
+from ..core import Refused, from_uint8
 from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, networks, sampler
+from .atomic import atomic_write
 from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_newest, restore
 from .door import open_run
 from .evaluate import evaluate, fake_table, real_table

@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..core import Refused, printable
+from ..core import Refused
+from .terminal import printable
 
 PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.gif', '.webp', '.avif', '.ppm', '.pgm',
                     '.tif', '.tiff'}
@@ -21,7 +22,7 @@ class Listing:
     names: list           # of images, sorted
     labels: list          # int, one per name
     classes: list         # class names, printable; empty: no labels
-    read: object          # name -> bytes of a file, or an image uint8 (3, res, res); raises OSError or ValueError
+    read: object          # name -> bytes of a file, a PIL image, or uint8 (3, res, res); raises OSError or ValueError
     left_out: dict = field(default_factory=dict)     # kind -> number of files that are not taken for images
 
 

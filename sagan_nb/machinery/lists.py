@@ -1,5 +1,6 @@
 "Serves chapter 16: presets and settings as tables for a terminal."
-from ..config import FIELDS, PRESETS, PUBLISHED, differences, meaning
+from ..config import FIELDS, PRESETS, PUBLISHED, differences
+from .settings import meaning
 from .terminal import text_table, wrap
 
 
@@ -35,6 +36,6 @@ def presets()->str:
 
 def settings()->str:
     "All settings of `--set`: default, meaning, source."
-    rows = [[name, typed_text(f.default), meaning(name), f.metadata['source']] for name, f in FIELDS.items()]
+    rows = [[name, typed_text(f.default), meaning(f), f.metadata['source']] for name, f in FIELDS.items()]
     example = '--set attn_at=8,16 precision=fp32 sets two; defaults are those of preset `paper` at paper scale.'
     return text_table(['setting', 'default', 'meaning', 'source'], rows) + '\n\n' + wrap(example)

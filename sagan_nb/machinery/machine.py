@@ -68,15 +68,22 @@ def check_compiler():
         raise Refused('torch.compile needs a C++ compiler (g++, or what CXX names), and there is none here') from None
 
 
+def apple_gpu()->torch.device:
+    "Return the GPU of an Apple machine, and say that it is untested. Raises Refused where there is none."
+    if not torch.backends.mps.is_available(): raise Refused('there is no Apple GPU here; say --device cpu')
+    print('mps: this package has never been run on an Apple GPU; compare a short run with --device cpu first')
+    return torch.device('mps')
+
+
 def pick_device(
-    name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', ...
+    name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...
     compiled:bool=False,      # is torch.compile to work there?
     bf16:bool=False,          # is it to compute in bfloat16?
 )->torch.device:              # where to compute
     "Pick a device; 'auto' is a GPU if there is one. Raises Refused if it is missing or cannot compute as asked."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.split(':')[0] not in ('cpu', 'cuda'): raise Refused(f'there is no device {name!r}; say auto, cpu or cuda')
-    try: device = torch.device(name)
+    if name == 'mps': return apple_gpu()
+    try: device = torch.device(name if name.split(':')[0] in ('cpu', 'cuda') else 'none')
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise Refused('there is no CUDA device here; say --device cpu')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, from_json, override, preset
-from ..core import Refused, choose, printable
+from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
@@ -21,8 +21,11 @@ from .files import CacheWarning
 from .group import Lost, place, text_of_first
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16
+from .many import goes_to_many
 from .pictures import reading_images, reading_options
+from .protocols import PROTOCOLS
 from .runs import Requeue, Stopped, agree_on, stop_at
+from .terminal import printable
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -212,13 +215,31 @@ def check_sample_options(
 ):
     "Raises Refused for what sagan_sample cannot do."
     choose(kind, SAMPLE_KINDS, 'kind')
-    if not 1 <= n <= 10_000: raise Refused(f'n must lie in 1..10000, got {n}')
+    many = goes_to_many(out)
+    if many and kind != 'grid': raise Refused(f'{kind} makes one picture: write a .png')
+    if not 1 <= n <= (10**9 if many else 10_000):
+        raise Refused(f'n must lie in 1..10000, got {n}: --out DIR/ takes more')
     if not 2 <= steps <= 1000: raise Refused(f'steps must lie in 2..1000, got {steps}')
     if not 0 <= seed < 2**63: raise Refused(f'seed must lie in 0..2**63, got {seed}')
+    if many: return
     ending = Path(out).suffix.lower()
     if ending == '.gif' and kind in ('grid', 'neighbours'): raise Refused(f'{kind} does not move: write a .png')
     if ending not in (*FIGURE_SUFFIXES, '.gif'):
-        raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".gif"))}')
+        names = ', '.join((*FIGURE_SUFFIXES, '.gif', '.npz'))
+        raise Refused(f'{out}: the name must end in one of {names}, or in / for a folder')
+
+
+def check_eval_options(
+    metrics:list,             # names
+    labels:str,               # as in sagan_eval
+    seed:int,                 # as in sagan_eval
+    per_class:int,            # as in sagan_eval
+    protocol:str,             # as in sagan_eval
+):
+    "Check the options of sagan_eval before anything is opened. Raises Refused for what it cannot do."
+    if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
+    if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
+    if protocol is not None: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
 def slice_of(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, printable, progress
+from ..core import Refused
 from .pictures import CHUNK, Pictures, fingerprint_of
+from .terminal import printable, progress
 
 FORMAT, VERSION = 'sagan_nb pack', 2
 HEAD = 128                       # bytes of a .npy header as it is written here

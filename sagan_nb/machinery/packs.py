@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Refused, atomic_write, sync_folder
+from ..core import Refused
 from ..data import is_toy, open_world
-from .listing import Listing, list_pictures, locate
+from .atomic import atomic_write, sync_folder
+from .listing import Listing, locate
+from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
 from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
-from .sources import check_res, describe
+from .sources import check_res, describe, list_images
 
 
 def list_world(
@@ -66,10 +68,10 @@ def pack(
     spec, out = str(spec), Path(out).expanduser()
     check_target(out)
     check_res(res)
-    if not is_toy(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
+    if not is_toy(spec) and not is_named(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
     how = how_to_read(max_bad, truncated, stretch)
     with packing_alone(out):
-        listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_pictures(spec, unlabelled)
+        listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_images(spec, unlabelled)
         part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
         records = write_chunks(listing, res, how, part, log)
         finish_pack(listing, res, records, part)

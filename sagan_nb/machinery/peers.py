@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core import Refused
 from ..spectral_norm import unit
+from .nnabla import is_nnabla, under_our_names
 from .recipe import control_options
 
 
@@ -375,7 +376,9 @@ def convert(
     part:str=None,                # 'G' or 'D' where both are there
 )->tuple[dict,dict,Report]:       # recipe, tensors under our names, report
     "Convert a peer's network without building it. Raises Refused, naming the first thing that does not fit."
-    arrays, origin, left = one_network(tensors(arrays), part)
+    arrays = tensors(arrays)
+    if is_nnabla(arrays): return convert_nnabla(arrays)
+    arrays, origin, left = one_network(arrays, part)
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
@@ -392,6 +395,15 @@ def convert(
         if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
     report.notes += weight_notes(source, recipe)
+    return recipe, {k: t.float() for k, t in state.items()}, report
+
+
+def convert_nnabla(arrays:dict)->tuple[dict,dict,Report]:
+    "Convert nnabla's generator, as `convert` does."
+    state, used, left = under_our_names(arrays)
+    recipe, state, report = convert_ours(state, 'Generator')
+    report.source, report.used, report.unused = 'nnabla', used, left
+    report.notes = ['names and order from models.py of nnabla-examples at 294cccf6: never run on real weights']
     return recipe, {k: t.float() for k, t in state.items()}, report
 
 

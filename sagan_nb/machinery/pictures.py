@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core import Refused, printable, progress
+from ..core import Refused
 from .listing import Listing, short_list
+from .terminal import printable, progress
 
 
 class BaseSource:
@@ -136,10 +137,11 @@ def decode(
     stretch:bool=False,   # see square_rgb
 ):                        # uint8 array (3, res, res), or a str: why it cannot be read
     "Read one image; a fault in it becomes a reason, never an exception."
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
     try:
         data = listing.read(name)
         if isinstance(data, np.ndarray): return data
+        if isinstance(data, Image.Image): return square_rgb(data, res, stretch)
         if not data: return 'empty file'
         return decode_bytes(data, res, stretch)
     except UnidentifiedImageError: return 'not a picture'

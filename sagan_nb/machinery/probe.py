@@ -20,10 +20,11 @@ from torch.nn.utils import parametrize
 
 from ..ablation import TABLES, holm
 from ..config import preset
-from ..core import Refused, atomic_write, from_uint8
+from ..core import Refused, from_uint8
 from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
+from .atomic import atomic_write
 from .machine import environment
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out

@@ -9,9 +9,10 @@ from torch.nn.utils import parametrize
 
 from .. import __version__
 from ..blocks import ConditionalBatchNorm2d, Conv2d
-from ..core import Refused, atomic_write
+from ..core import Refused
 from ..networks import Generator
 from ..self_attention import SelfAttention
+from .atomic import atomic_write
 from .door import open_run
 from .files import body_sha256
 from .peers import PEER_NAMES, halving_blocks

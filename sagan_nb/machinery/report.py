@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_maps import attention_layers, attention_maps, describe_attention, show_attention, silenced
-from ..config import FIELDS, PRESETS, Config, meaning
-from ..core import Refused, atomic_write, from_uint8
+from ..config import FIELDS, PRESETS, Config
+from ..core import Refused, from_uint8
 from ..networks import Generator
 from ..report import beside_real, draw_z, walk_classes, walk_z
 from ..train import draw, fixed_noise
+from .atomic import atomic_write
 from .charts import chart, in_words, series
 from .door import open_run
 from .evaluate import evaluate
@@ -21,6 +22,7 @@ from .film import film, gif, there_and_back, timelapse
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .queries import find_queries
 from .runs import kept_samples, pictures_of, read_log
+from .settings import meaning
 from .summary import run_scores, summary_html
 
 
@@ -30,7 +32,7 @@ def config_html(
 )->str:                       # HTML
     "Settings, each with its meaning and its source, and what it ran on."
     base = asdict(PRESETS[cfg.preset]) if cfg.preset in PRESETS else {}
-    rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(name), f.metadata['source'])
+    rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(f), f.metadata['source'])
             for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     name = html.escape(cfg.preset)

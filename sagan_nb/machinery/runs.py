@@ -11,16 +11,18 @@ from pathlib import Path
 import torch
 
 from ..config import Config, from_json, to_json
-from ..core import Refused, atomic_write, grid_image, printable
+from ..core import Refused, grid_image
 from ..data import Stream, open_source
 from ..distributed import Ranks
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
+from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore)
 from .files import append_line, file_sha256, read_lines
 from .group import agree, text_of_first
 from .machine import environment
+from .terminal import printable
 
 
 class Log:
@@ -216,9 +218,11 @@ def train(
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
     hooks=(),                 # more hooks, such as an evaluation
+    prepare=None,             # called with the GAN before the first step, such as `FineTune`
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
     with start_run(cfg, source, out, resume, device) as (gan, stream):
+        if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
         own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.checkpoint_every, keep),

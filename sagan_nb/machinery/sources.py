@@ -1,6 +1,10 @@
 "Serves chapter 06: names of data sets, images on a disk, and what a source holds, in words."
+from pathlib import Path
+
 from ..core import Refused
-from .listing import list_pictures, locate
+from .arrays import list_array
+from .listing import Listing, list_pictures, locate
+from .named import is_named, list_named
 from .packed import is_pack, open_packed
 from .pictures import BaseSource, Reading, load_pictures
 
@@ -33,6 +37,16 @@ def twins_options(
         raise Refused(f'{spec}: say twins, or twins: and any of detail=1 to 4, apart=0.8 to 1.6, same=0') from None
 
 
+def list_images(
+    spec:str,             # folder, zip, file.zip:folder, .npz, or the name of a public data set
+    unlabelled:bool=False,# without labels
+)->Listing:               # what there is to read
+    "List images before any is read. Raises Refused where there are none."
+    if is_named(spec): return list_named(spec, unlabelled)
+    array = spec.lower().endswith('.npz') and Path(spec).expanduser().is_file()
+    return (list_array if array else list_pictures)(spec, unlabelled)
+
+
 def check_res(
     res,                  # pixels per side
 ):
@@ -42,19 +56,19 @@ def check_res(
 
 
 def open_files(
-    spec:str,             # folder, zip, or pack
+    spec:str,             # folder, zip, pack, or the name of a public data set
     res:int=None,         # pixels per side; None: a pack's own
     unlabelled:bool=False,# of a folder take every image at any depth
     how:Reading=None,     # how images are read; None: as READING says
 )->BaseSource:            # see `Source`
     "Open images on a disk. Raises Refused, in one line, on everything that is not such images."
-    if is_pack(path := locate(spec)[0]):
+    if not is_named(spec) and is_pack(path := locate(spec)[0]):
         source = open_packed(path)
         if res in (None, source.res): return source
         raise Refused(f'{spec} was packed at {source.res} px, not {res}: pack again with --res {res}, '
                       f'or train with --set res={source.res}')
     check_res(res)
-    return load_pictures(list_pictures(spec, unlabelled), res, how)
+    return load_pictures(list_images(spec, unlabelled), res, how)
 
 
 def uneven(

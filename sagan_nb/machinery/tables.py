@@ -7,9 +7,10 @@ import numpy as np
 
 from ..ablation import (RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, shares,
                         value_of, verdict)
-from ..config import COMPARABLE, NUMERICS, PUBLISHED, preset
+from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
 from .power import could_have_seen, plain
+from .published import COMPARABLE
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 SHORT = dict(distance='distance', mi='bits')

@@ -13,6 +13,13 @@ def screen_width()->int:      # columns; 100 where the output is no terminal
     return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 140)
 
 
+def printable(
+    text,                     # a name from a file system, a file or a stranger
+)->str:                       # on one line
+    "Write out control characters, invisible ones, and bytes that are no text."
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
+
+
 def wrap(
     text:str,                 # lines
 )->str:                       # the same words; no line is wider than the screen unless a single word is
@@ -110,3 +117,11 @@ def track(
         from fastprogress.fastprogress import progress_bar
         return progress_bar(items, leave=False)
     return (track_bar if sys.stderr.isatty() else track_lines)(items, label)
+
+
+def progress(
+    items,                    # anything with a length
+    label:str='working',      # what is being done
+):                            # an iterable over the same items
+    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set."
+    return items if 'IN_TEST' in os.environ else track(items, label)

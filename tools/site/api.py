@@ -121,13 +121,14 @@ class Module:
     def read(cls, path):
         text = path.read_text(encoding='utf-8')
         tree, comments, symbols = ast.parse(text), comments_of(text), {}
+        classes = {o.name: o for o in tree.body if isinstance(o, ast.ClassDef)}
         name, public = '.'.join(path.relative_to(ROOT).with_suffix('').parts), public_names(tree)
         for node in tree.body:
             for called in names_of(node):
                 if called not in public: continue
                 kind = {ast.ClassDef: 'class', ast.FunctionDef: 'function'}.get(type(node), 'data')
                 new = Symbol(called, kind, name, node, comments)
-                if kind == 'class': new.members = [*members(new)]
+                if kind == 'class': new.members = [*members(new, classes)]
                 if 'patch' not in decorators(node): symbols.setdefault(called, new)
                 elif (owner := ast.unparse(node.args.args[0].annotation)) in symbols:
                     new.name, new.kind = f'{owner}.{called}', 'method'
@@ -163,9 +164,15 @@ def names_of(node):
     return [o.id for o in targets if isinstance(o, ast.Name)]
 
 
-def members(owner):
-    "Public methods of a class, `__call__` included; the fields of a dataclass."
-    for o in owner.node.body:
+def lines_of(node, classes):
+    "Statements of a class, after those of its bases in the same module: a dataclass reads these from the right."
+    for base in reversed(node.bases): yield from lines_of(classes[base.id], classes) if getattr(base, 'id', '') in classes else ()
+    yield from node.body
+
+
+def members(owner, classes):
+    "Public methods of a class, `__call__` included; the fields of `Config`, in all its groups."
+    for o in lines_of(owner.node, classes) if owner.name == 'Config' else owner.node.body:
         if isinstance(o, ast.FunctionDef) and (o.name == '__call__' or not o.name.startswith('_')):
             yield Symbol(f'{owner.name}.{o.name}', 'method', owner.module, o, owner.comments)
         if isinstance(o, ast.AnnAssign) and owner.name == 'Config':

@@ -30,7 +30,7 @@ from tools.site import home, pages, tables
 from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
-PAPER = ('reproduced', 'paper_vs_code', 'weights', 'glossary', 'references')
+PAPER = ('reproduced', 'paper_vs_code', 'weights', 'ports', 'glossary', 'references')
 PROJECT = ('tests', 'contributing', 'changelog', 'licence')
 
 
@@ -213,15 +213,15 @@ def navigation(dest):
 
 CARDS = {                                        # page -> name and promise of a card on the home page
     'tour': ('Read', 'the idea in ten minutes'), 'run': ('Run', '<code>python3 start.py</code>, ten minutes, no GPU'),
-    'use': ('Use', 'the block, the norm, the metrics, your pictures'), 'reproduce': ('Reproduce', 'commands, hours, disks'),
-    'questions': ('Ask', 'what others asked, answered by runs')}
+    'use': ('Use', 'the attention block, spectral norm, FID, your own pictures'), 'reproduce': ('Reproduce', 'the command for each table, and what it costs'),
+    'questions': ('Ask', 'what users of SAGANs ask, with code that answers')}
 
-FAR = """**How far?** The code and the metrics are checked against the authors' code, two ports and torch-fidelity. The experiments
-ran small, on two CPU cores; they do not decide Table 1. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
+FAR = """**How far?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and torch-fidelity. The
+experiments ran small, on two CPU cores. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
 has every equation, figure and table."""
 
-LOOK = """**Click a pixel.** Left: a picture that a trained generator drew. Right: where that pixel looked meanwhile. Shapes across a
-diagonal must share a colour. The first pixel looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
+LOOK = """**Click a pixel.** Left: a picture by a small trained generator. Right: where the generator looked when it drew that pixel; brighter
+is more. In its training pictures, shapes across a diagonal share a colour. The pixel marked at first looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
 
 
 def front(cells):

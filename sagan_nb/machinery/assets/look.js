@@ -30,7 +30,7 @@ const draw = () => {
     c.lineWidth = 2; c.strokeStyle = '#fff'; c.stroke(); }
   const px = d.res/H, pc = px*d.cell, span = v => pc > 1 ? `${v*pc}-${v*pc + pc - 1}` : v;
   text.textContent = `pixel ${at.map(v => Math.floor((v + .5)*px))}: most at rows ${span(Math.floor(best/w))}, `
-    + `columns ${span(best % w)} (${(100*top).toFixed(1)}%, ${(top*h*w).toFixed(1)} x even)`; };
+    + `columns ${span(best % w)} (${(100*top).toFixed(1)}% of its attention, ${(top*h*w).toFixed(1)} times an even share)`; };
 const go = (y, x) => { at = [Math.max(0, Math.min(H - 1, y)), Math.max(0, Math.min(W - 1, x))]; draw(); };
 picture.onclick = e => { const o = picture.getBoundingClientRect();
   go(Math.floor((e.clientY - o.top)/o.height*H), Math.floor((e.clientX - o.left)/o.width*W)); };

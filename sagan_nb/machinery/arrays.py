@@ -1,0 +1,42 @@
+"Serves chapter 06: pictures in an .npz, as samplers of several projects write them."
+from pathlib import Path
+
+import numpy as np
+
+from ..core import Refused
+from .listing import Listing
+
+PICTURES, LABELS = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels')
+
+
+def find_arrays(
+    path:Path,            # .npz
+)->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None
+    "Read images, channels first or last, with labels if any. Raises Refused for other content."
+    try:
+        with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}
+    except Exception as e: raise Refused(f'{path}: not readable as .npz ({type(e).__name__})') from None
+    x = next((held[k] for k in PICTURES if k in held), None)
+    if x is None or x.dtype != np.uint8 or x.ndim != 4 or 3 not in (x.shape[1], x.shape[3]) or not len(x):
+        raise Refused(f'{path}: expected uint8 pictures (n, H, W, 3) or (n, 3, H, W) as one of {", ".join(PICTURES)}; '
+                      f'it holds {", ".join(f"{k} {v.dtype} {v.shape}" for k, v in held.items()) or "nothing"}')
+    y = next((held[k] for k in LABELS if k in held), None)
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in 'iu' or y.min() < 0):
+        raise Refused(f'{path}: labels must be whole numbers from 0, one for each picture; got {y.dtype} {y.shape}')
+    return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y
+
+
+def list_array(
+    spec:str,             # .npz
+    unlabelled:bool=False,# without labels
+)->Listing:               # classes are the numbers that occur
+    "List the pictures of an .npz. Raises Refused for other content, and without labels where they are asked for."
+    from PIL import Image
+    x, y = find_arrays(Path(spec).expanduser())
+    read = lambda name: Image.fromarray(x[int(name)])
+    names = [f'{i:06}' for i in range(len(x))]
+    if unlabelled: return Listing(spec, names, [0] * len(x), [], read)
+    if y is None: raise Refused(f'{spec} has no labels: add --unlabelled')
+    found = np.unique(y).tolist()
+    index = {k: i for i, k in enumerate(found)}
+    return Listing(spec, names, [index[k] for k in y.tolist()], [str(k) for k in found], read)

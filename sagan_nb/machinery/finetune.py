@@ -1,0 +1,111 @@
+"Serves chapter 13: training that begins with somebody's weights, for other classes, with parts of D held."
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config import Config
+from ..core import Refused
+from .atomic import atomic_write
+from ..train import GAN
+from .door import open_run
+
+TABLES = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
+NAME = 'init.json'                # in a run folder: what it began with
+
+
+def blocks_held(
+    text:str,                     # d:3, or None
+)->int:                           # the first so many blocks of D
+    "Read --freeze. Raises Refused for anything but d:N."
+    part, _, n = (text or 'd:0').lower().partition(':')
+    if part == 'd' and n.isdecimal(): return int(n)
+    raise Refused(f'--freeze takes d:N, the first N blocks of D; got {text}')
+
+
+def shape_of(
+    net:nn.Module,                # Generator or Discriminator
+)->dict:                          # fields of Config
+    "Read off a network the settings that make one of its shape."
+    block = next(iter(net.extra.values()), None)
+    known = dict(res=net.res, attn_at=tuple(net.attn_at), width=max(net.widths) // 16)
+    if hasattr(net, 'z_dim'): known['z_dim'] = net.z_dim
+    if hasattr(block, 'form'): known |= dict(block='attention', form=block.form, reduction=block.reduction)
+    return known if block is not None else dict(known, block='none', attn_at=())
+
+
+@torch.no_grad()
+def take_over(
+    net:nn.Module,                # a new network, changed in place
+    old:nn.Module,                # whose weights it takes
+)->list:                          # names of tensors that were made anew
+    "Copy every tensor of the same name and shape; rows of new classes are the mean of the old. Raises Refused otherwise."
+    theirs, anew = old.state_dict(), []
+    for name, t in net.state_dict().items():
+        other = theirs.get(name)
+        if other is not None and other.shape == t.shape: t.copy_(other)
+        elif name.endswith(TABLES) and other is not None and other.shape[1:] == t.shape[1:]:
+            t.copy_(other.mean(0, keepdim=True).expand_as(t))
+            anew.append(name)
+        elif name.startswith(('embed.', 'classify.')): anew.append(name)
+        else:
+            had = 'none' if other is None else tuple(other.shape)
+            raise Refused(f'{name} has shape {tuple(t.shape)} here and {had} in the weights: '
+                          f'they fit {", ".join(f"{k}={v}" for k, v in shape_of(old).items())}')
+    return anew
+
+
+def begin_with(
+    net:nn.Module,                # of a GAN, new
+    model,                        # from `open_run`
+    part:str,                     # 'G' or 'D'
+)->str:                           # a sentence
+    "Give a network somebody's weights, and say what became of them."
+    try: old = getattr(model, part)
+    except Refused as e: return f'{part} starts anew: {e}'
+    anew = take_over(net, old)
+    tables = f'; made anew for other classes: {len(anew)} tensors' if anew else ''
+    return f'{part} starts from {type(old).__name__} of {model.cfg.preset}{tables}'
+
+
+@dataclass
+class FineTune:
+    "What a run begins with, and what it holds. Called with the GAN before the first step."
+    init: str                     # what `open_run` takes; '' for none
+    held: int                     # the first so many blocks of D stay as they are
+    out: Path                     # run folder
+
+    def settings(self, cfg:Config, given:set)->Config:      # names that a user set
+        "Take the shape of the weights for all that nobody set."
+        if not self.init: return cfg
+        shape = shape_of(open_run(self.init).G)
+        return replace(cfg, **{k: v for k, v in shape.items() if k not in given})
+
+    def __call__(self, gan:GAN):
+        "Take the weights over where nothing was trained yet, and hold what is to be held."
+        if self.held > len(gan.D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(gan.D.blocks)} blocks')
+        if self.init and not gan.t:
+            model = open_run(self.init, gan.device)
+            for part in 'GD': print(begin_with(getattr(gan, part), model, part))
+            if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
+        with atomic_write(self.out/NAME) as part: part.write_text(json.dumps(dict(init=self.init, held=self.held)))
+        for block in list(gan.D.blocks)[:self.held]:
+            for p in block.parameters(): p.register_hook(torch.zeros_like)
+
+
+def tuning_of(
+    init:str,                     # as in sagan_train
+    freeze:str,                   # as in sagan_train
+    out:str,                      # run folder
+    resume:bool,                  # then the run says what it began with
+)->FineTune:                      # None for a run from scratch
+    "What to begin with. Raises Refused for a resumed run that is told something else."
+    saved, held = Path(out)/NAME, blocks_held(freeze)
+    if resume and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
+    if resume and saved.exists():
+        try: known = json.loads(saved.read_text(encoding='utf-8'))
+        except ValueError: raise Refused(f'{saved} is damaged: it says what the run began with') from None
+        return FineTune(str(known.get('init', '')), int(known.get('held', 0)), Path(out))
+    return FineTune(init or '', held, Path(out)) if init or held else None

@@ -1,0 +1,145 @@
+"Serves chapter 16: thousands of single pictures out: a folder of PNG files, or an .npz as other evaluators read it."
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Refused, to_uint8
+from .atomic import atomic_write
+from .terminal import progress
+from ..data import seed_of
+from ..report import draw_z
+from ..train import draw
+from .door import Model
+from .evaluate import steady_generator
+from .features import weights_hash
+
+TOGETHER = 100                # pictures drawn together; picture i never depends on how many are asked for
+
+
+def goes_to_many(
+    out,                      # where sagan_sample is to write
+)->bool:
+    "Does the path mean single pictures: a folder (it is there, or ends in a slash), or an .npz?"
+    return str(out).endswith(('/', os.sep)) or Path(out).is_dir() or Path(out).suffix.lower() == '.npz'
+
+
+def folder_names(
+    classes:list,             # names, in order; [] without classes
+)->list:                      # a folder for each; their sorted order is the order of the classes
+    "Name a folder for each class: as the class where that is a name for a folder and sorts alike, else numbered."
+    safe = all(re.fullmatch(r'\w[\w .()+-]*', c) and not c.endswith(('.', ' ')) for c in classes)
+    if safe and list(classes) == sorted({*classes}): return list(classes)
+    wide = len(str(len(classes) - 1))
+    if all(c == str(k) for k, c in enumerate(classes)): return [f'{k:0{wide}}' for k in range(len(classes))]
+    return [f'{k:0{wide}}_' + re.sub(r'[^\w()+-]', '_', c) for k, c in enumerate(classes)]
+
+
+class PictureFolder:
+    "Single PNG files, a folder for each class. A file that is there is whole, and is not drawn again."
+    def __init__(self,
+        out:Path,                 # folder
+        n:int,                    # pictures in all
+        res:int,                  # pixels per side
+        classes:list,             # names of all classes; [] without
+    ):
+        self.out, self.names = out, folder_names(classes) or ['.']
+        out.mkdir(parents=True, exist_ok=True)
+
+    def path(self, i:int, k:int)->Path:
+        "Where picture i of class k goes."
+        return self.out/self.names[k]/f'{i:06}.png'
+
+    def has(self, first:int, labels:list)->bool:     # the first of them, their classes
+        "Are these pictures there?"
+        return all(self.path(first + j, k).exists() for j, k in enumerate(labels))
+
+    def put(self, first:int, x:Tensor, labels:list): # uint8 (m, 3, res, res)
+        "Write these pictures."
+        from PIL import Image
+        for j, (picture, k) in enumerate(zip(x, labels)):
+            path = self.path(first + j, k)
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix('.part')
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, 'PNG')
+            os.replace(part, path)
+
+    def close(self): pass
+
+
+class ArrayFile:
+    "An .npz with arr_0, uint8 (n, res, res, 3), and arr_1, the labels; until it is whole, a folder named .npz.part."
+    def __init__(self,
+        out:Path,                 # .npz
+        n:int,                    # pictures in all
+        res:int,                  # pixels per side
+        classes:list,             # unused
+    ):
+        self.out, self.part = out, out.with_name(out.name + '.part')
+        self.part.mkdir(parents=True, exist_ok=True)
+        self.done, pixels = self.part/'done.txt', self.part/'images.npy'
+        if not pixels.exists(): self.done.unlink(missing_ok=True)
+        self.pixels = np.lib.format.open_memmap(pixels, 'r+' if pixels.exists() else 'w+', np.uint8, (n, res, res, 3))
+        self.labels, self.kept = np.zeros(n, np.int64), int(self.done.read_text()) if self.done.exists() else 0
+
+    def has(self, first:int, labels:list)->bool:     # the first of them, their classes
+        "Are these pictures there?"
+        self.labels[first:first + len(labels)] = labels
+        return first + len(labels) <= self.kept
+
+    def put(self, first:int, x:Tensor, labels:list): # uint8 (m, 3, res, res)
+        "Write these pictures, then that they are there."
+        self.pixels[first:first + len(x)] = x.permute(0, 2, 3, 1).numpy()
+        self.pixels.flush()
+        self.done.write_text(f'{first + len(x)}')
+
+    def close(self):
+        "Write the .npz and remove the folder."
+        with atomic_write(self.out) as part, open(part, 'wb') as f: np.savez(f, self.pixels, self.labels)
+        del self.pixels
+        shutil.rmtree(self.part)
+
+
+def say_what(
+    place:Path,               # folder that is being filled
+    facts:dict,               # what decides the pictures
+):
+    "Keep beside the pictures how they were made. Raises Refused where others are there already."
+    path, text = place/'about.json', json.dumps(facts, indent=1)
+    if path.exists() and path.read_text(encoding='utf-8') != text:
+        raise Refused(f'{place} holds pictures of another generator, seed or choice of classes: choose another --out')
+    if not path.exists() and any(place.iterdir()):
+        raise Refused(f'{place} holds something else: choose another --out')
+    with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
+
+
+def write_many(
+    model:Model,              # from `open_run`
+    wanted:list,              # classes, in turn
+    n:int,                    # pictures
+    out,                      # folder or .npz
+    seed:int=0,               # of z
+    truncation:float=None,    # cut z at this value
+)->str:                       # what is there now
+    "Write single pictures; after an interruption the same call goes on. Raises Refused where something else is there."
+    out, G = Path(out), steady_generator(model.G)
+    array = out.suffix.lower() == '.npz'
+    if array and out.exists(): raise Refused(f'{out} is there already: choose another --out')
+    place = out.with_name(out.name + '.part') if array else out
+    place.mkdir(parents=True, exist_ok=True)
+    facts = dict(generator=weights_hash(G), seed=seed, truncation=truncation, classes=[*wanted], step=model.step)
+    say_what(place, dict(facts, n=n) if array else facts)
+    sink = (ArrayFile if array else PictureFolder)(out, n, G.res, model.classes)
+    for first in progress(range(0, n, TOGETHER), 'drawing'):
+        labels = [wanted[i % len(wanted)] for i in range(first, min(first + TOGETHER, n))]
+        if sink.has(first, labels): continue
+        z = draw_z(TOGETHER, G.z_dim, seed=seed_of('many', seed, first), truncation=truncation)[:len(labels)]
+        sink.put(first, to_uint8(draw(G, z, torch.tensor(labels))), labels)
+    sink.close()
+    names = f', {len(wanted)} classes' if model.classes else ''
+    return f'{n:,} pictures of {G.res}x{G.res}{names}, in {out}'

@@ -1,0 +1,241 @@
+"Serves chapter 13: which formula somebody's attention block computes, found by trying them on what its layers give."
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AS_PAPER, DEVIATES, UNSURE = 'as the paper', 'DEVIATES', 'not told'
+
+
+@dataclass(frozen=True)
+class Finding:
+    "One property of a port."
+    what: str                 # for instance 'softmax'
+    verdict: str              # AS_PAPER, DEVIATES or UNSURE
+    words: str                # a sentence
+
+
+def tensor_like(
+    out,                      # of a forward: a tensor, or a tuple with a map beside it
+    x:Tensor,                 # its input
+)->Tensor:                    # None where nothing has the input's shape
+    "Pick the output that has the shape of the input."
+    parts = out if isinstance(out, (tuple, list)) else [out]
+    return next((t for t in parts if isinstance(t, Tensor) and t.shape == x.shape), None)
+
+
+def as_rows(
+    t:Tensor,                 # (B, C, H, W) or (B, C, N)
+)->Tensor:                    # (B, C, N)
+    "Flatten the locations of a map."
+    return t.flatten(2)
+
+
+@dataclass
+class Seen:
+    "What the 1x1 layers of a block took and gave in one forward."
+    x: Tensor                 # input of the block, (B, C, H, W)
+    out: Tensor               # its output
+    first: dict               # layers that read x: name -> output (B, c, H, W)
+    last: dict                # layers that read something else: name -> (input, output)
+
+
+def watch_layers(
+    block:nn.Module,          # any module
+    x:Tensor,                 # (B, C, H, W)
+)->Seen:
+    "Run a block once and keep what each of its innermost layers with a weight took and gave."
+    calls, handles = {}, []
+    for name, m in block.named_modules():
+        if m is block or not any(True for _ in m.parameters()): continue
+        def keep(m, i, o, name=name):
+            if i and isinstance(i[0], Tensor) and isinstance(o, Tensor) and o.ndim in (3, 4) and i[0].ndim == o.ndim:
+                calls[name] = (i[0].detach().clone(), o.detach().clone())
+        handles.append(m.register_forward_hook(keep))
+    try:
+        with torch.no_grad(): out = tensor_like(block(x.clone()), x)
+    finally:
+        for h in handles: h.remove()
+    inner = {n: v for n, v in calls.items() if not any(o != n and o.startswith(f'{n}.') for o in calls)}
+    reads_x = lambda i: i.flatten(2).shape == x.flatten(2).shape and torch.allclose(i.flatten(2), x.flatten(2))
+    square = lambda o: o if o.ndim == 4 else o.unflatten(2, x.shape[2:]) if o.shape[2] == x[0, 0].numel() else o
+    first = {n: square(o) for n, (i, o) in inner.items() if reads_x(i)}
+    return Seen(x, out, first, {n: v for n, v in inner.items() if n not in first})
+
+
+POOLS = dict(none=lambda t: t, max=lambda t: F.max_pool2d(t, 2), avg=lambda t: F.avg_pool2d(t, 2))
+SUMS = {'x + gamma o': lambda x, o, g: x + g*o, 'o + gamma x': lambda x, o, g: o + g*x, 'x + o': lambda x, o, g: x + o,
+        'gamma o': lambda x, o, g: g*o, 'o': lambda x, o, g: o,
+        'gamma o + (1 - gamma) x': lambda x, o, g: g*o + (1 - g)*x}
+
+
+@dataclass(frozen=True)
+class Formula:
+    "One way to attend."
+    axis: str                 # 'keys': the weights of each output sum to 1; 'queries': those of each key do
+    scale: str                # scores are divided by the root of 'd', the query's width, or 'D', the value's; or 'none'
+    pool: str                 # 'none', 'max' or 'avg', of key and value
+    value_pool: str           # the same of the value alone
+
+
+def averages(
+    q:Tensor,                 # (B, d, H, W)
+    k:Tensor,                 # (B, d, H, W)
+    v:Tensor,                 # (B, D, H, W)
+    f:Formula,                # how
+)->Tensor:                    # (B, D, N)
+    "Attend by a formula."
+    Q, K, V = as_rows(q), as_rows(POOLS[f.pool](k)), as_rows(POOLS[f.value_pool](v))
+    s = Q.mT @ K
+    s = s / dict(none=1, d=Q.shape[1], D=V.shape[1])[f.scale]**.5
+    return V @ s.softmax(-1 if f.axis == 'keys' else -2).mT
+
+
+FORMULAS = [Formula(a, s, p, w) for a, s, (p, w) in product(
+    ('keys', 'queries'), ('none', 'd', 'D'), (('none', 'none'), ('max', 'max'), ('avg', 'avg'), ('none', 'none')))]
+
+
+def near(
+    a:Tensor,                 # any shape
+    b:Tensor,                 # another
+)->bool:
+    "Are two tensors equal to rounding?"
+    return a.shape == b.shape and (a - b).abs().max() <= 1e-4 * b.abs().max().clamp_min(1e-3)
+
+
+def explain(
+    seen:Seen,                # of a block
+    gamma:float,              # its gain
+)->tuple:                     # (Formula, sum, names of query, key, value), or None
+    "Find the formula that gives the block's output from what its layers gave."
+    final = next(iter(seen.last.values())) if len(seen.last) == 1 else None
+    sized = [(a, b, c) for a, b, c in permutations(seen.first, 3) if seen.first[a].shape[1] == seen.first[b].shape[1]]
+    for names in sized:
+        for f in FORMULAS:
+            o = averages(*(seen.first[n] for n in names), f)
+            if final and not near(o, as_rows(final[0])): continue
+            o = as_rows(final[1]) if final else o
+            if o.shape != as_rows(seen.out).shape: continue
+            for how, total in SUMS.items():
+                if near(total(as_rows(seen.x), o, gamma), as_rows(seen.out)): return f, how, names
+    return None
+
+
+def gains_of(
+    block:nn.Module,          # any module
+)->dict:                      # name -> parameter with one element
+    "Find what may be gamma."
+    return {n: p for n, p in block.named_parameters() if p.numel() == 1}
+
+
+SOFTMAX = dict(keys=(AS_PAPER, 'over the keys: the weights of each output location sum to 1'),
+               queries=(DEVIATES, 'over the queries (the wrong axis): the weights of each output do not sum to 1'))
+SCALE = dict(none=(AS_PAPER, 'none'),
+             d=(DEVIATES, 'scores are divided by sqrt(d), d the width of the query: 1/sqrt(d) is not in the paper'),
+             D=(DEVIATES, 'scores are divided by sqrt(d), d the width of the value: 1/sqrt(d) is not in the paper'))
+POOLING = dict(none=(AS_PAPER, 'none, as the paper; the released code takes the maximum of 2x2'),
+               max=(AS_PAPER, 'maximum of 2x2 on keys and values, as the released code; the paper names none'),
+               avg=(DEVIATES, 'mean of 2x2 on keys and values; the released code takes the maximum'))
+
+
+def widths(
+    seen:Seen,                # of a block
+    names:tuple,              # of query, key and value
+)->Finding:
+    "Tell the form by the channels inside."
+    C, d, D = seen.x.shape[1], seen.first[names[0]].shape[1], seen.first[names[2]].shape[1]
+    known = {(C//8, C//8, True): 'the paper', (C//8, C//2, True): 'the released code',
+             (C//8, C, False): 'the first arXiv version'}
+    whose = known.get((d, D, bool(seen.last)))
+    inside = f'query and key {d}, value {D} of {C} channels, {"then" if seen.last else "without"} a last 1x1 layer'
+    return Finding('widths', AS_PAPER if whose else DEVIATES, f'{inside}: {whose or "nobody of the authors"}')
+
+
+def mixing(
+    how:str,                  # a key of SUMS
+    start:float,              # gamma of a new block; None without one
+)->Finding:
+    "Judge how the result joins the input."
+    missing = f'missing: the block is {how}; the paper learns a gain that starts at 0'
+    if start is None: return Finding('gamma', DEVIATES, missing)
+    if how != 'x + gamma o': return Finding('gamma', DEVIATES, f'the block is {how} in place of x + gamma o')
+    if start: return Finding('gamma', DEVIATES, f'starts at {start:g} in place of 0')
+    return Finding('gamma', AS_PAPER, 'x + gamma o, gamma learned from 0')
+
+
+def check_attention(
+    block:nn.Module,          # (B, C, H, W) -> the same, perhaps with a map beside it
+    channels:int,             # C
+)->list:                      # Findings
+    "Certify an attention block. Its gains are set to 0.7 while it runs, and put back."
+    block, gains = block.eval(), gains_of(block)
+    starts = {n: p.item() for n, p in gains.items()}
+    x = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for p in gains.values(): p.fill_(.7)
+    try:
+        was, kept = {k: v.clone() for k, v in block.state_dict().items()}, x.clone()
+        with torch.no_grad(): block(kept)
+        out = side_effects(block, x, kept, was)
+        seen = watch_layers(block, x)
+        if seen.out is None: return [*out, Finding('shape', DEVIATES, 'no output has the shape of the input')]
+        found = explain(seen, .7)
+        out += [oblong(block, channels)]
+    finally:
+        with torch.no_grad():
+            for n, p in gains.items(): p.fill_(starts[n])
+    if not found:
+        layers = len(seen.first) + len(seen.last)
+        words = f'none that I know gives its output from its {layers} layers; I know three or four 1x1 layers'
+        return [Finding('formula', UNSURE, words), *out]
+    f, how, names = found
+    told = Finding('softmax', *SOFTMAX[f.axis]), Finding('scale', *SCALE[f.scale]), Finding('pooling', *POOLING[f.pool])
+    return [*told, mixing(how, next(iter(starts.values()), None)), widths(seen, names), normed(block), *out]
+
+
+def at_rest(
+    moved:list,               # names of what a forward in evaluation mode changed
+)->Finding:
+    "Judge what moves where nothing should."
+    if not moved: return Finding('evaluation', AS_PAPER, 'a forward changes nothing')
+    vectors = [n for n in moved if n.endswith(('u', 'u0', 'v'))]
+    what = f'{(vectors or moved)[0]}' + (f' and {len(moved) - 1} more' if len(moved) > 1 else '')
+    why = ': u moves, so an image depends on how often the network was called' if vectors else ''
+    return Finding('evaluation', DEVIATES, f'a forward in evaluation mode changes {what}{why}')
+
+
+def side_effects(
+    block:nn.Module,          # in evaluation mode
+    x:Tensor,                 # what it was given
+    kept:Tensor,              # the same tensor after the forward
+    was:dict,                 # its state before
+)->list:                      # Findings
+    "Tell what a forward in evaluation changed."
+    out = [at_rest([k for k, v in block.state_dict().items() if not torch.equal(v, was[k])])]
+    if not torch.equal(x, kept):
+        out.append(Finding('in place', DEVIATES, 'the block overwrites its input, which a shortcut may still need'))
+    return out
+
+
+def oblong(
+    block:nn.Module,          # in evaluation mode
+    channels:int,             # C
+)->Finding:
+    "Try a map that is not square."
+    x = torch.randn(1, channels, 4, 8)
+    try:
+        with torch.no_grad(): fits = tensor_like(block(x), x) is not None
+    except Exception: fits = False
+    return Finding('not square', AS_PAPER if fits else DEVIATES, 'works' if fits else 'a map of 4x8 fails')
+
+
+def normed(
+    block:nn.Module,          # any module
+)->Finding:
+    "Is there spectral norm on the 1x1 layers?"
+    names = ' '.join([*dict(block.named_parameters()), *dict(block.named_buffers())])
+    there = any(word in names for word in ('weight_orig', 'parametrizations', 'weight_bar', 'weight_u', '.u0', '.u'))
+    if there: return Finding('spectral norm', AS_PAPER, 'on its layers, as the released code')
+    return Finding('spectral norm', DEVIATES, 'none on its layers; the released code has it on all four')

@@ -1,0 +1,77 @@
+"Serves chapter 16: publishing a generator on the Hugging Face hub, with a card that says how it was made."
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from ..attention_maps import attention_layers, show_attention
+from ..core import Refused, save_fig
+from .door import Model, open_run
+from .drawing import maps_of_run
+from .evaluate import one_line
+from .hub import NO_HUB, repo_of
+from .options import folder_of
+from .publish import save_pretrained
+from .queries import find_queries
+
+FRONT = '---\nlibrary_name: sagan_nb\ntags: [gan, sagan, self-attention]\n{licence}---\n'
+
+
+def facts_of(
+    run,                          # what is published
+    model:Model,                  # the same, opened
+)->list:                          # lines of Markdown
+    "Write down data, classes and scores, with their protocol, as far as they are known."
+    known = {k: v for k, v in model.about.items() if k in ('preset', 'step', 'batch_norm', 'checkpoint_sha256')}
+    lines = ['## How it was made', '', f'- pictures: {model.cfg.data or "not recorded"}, {len(model.classes) or "no"} classes',
+             *[f'- {k}: {v}' for k, v in known.items()]]
+    path = folder_of(run)/'metrics.json'
+    records = json.loads(path.read_text(encoding='utf-8')) if Path(run).is_dir() and path.exists() else []
+    return [*lines, '', '## Scores', '', one_line(records) if records else 'None is recorded.', '']
+
+
+def attention_figure(
+    run,                          # what is published
+    path:Path,                    # picture to write
+):
+    "Draw what two pixels of two pictures attend to."
+    maps, names = maps_of_run(run, 'G', 2, None, None, 0, 'cpu')
+    layer = next(reversed(maps.layers.values()))
+    save_fig(show_attention(maps, [find_queries(layer, i, 'auto', 2) for i in range(2)], names=names), path)
+
+
+def fill_repo(
+    run,                          # anything `open_run` takes
+    folder:Path,                  # to fill
+    licence:str='',               # its SPDX name; '' leaves it out
+):
+    "Write weights, card and figure."
+    model = open_run(run)
+    save_pretrained(run, folder)
+    card = folder/'README.md'
+    more = facts_of(run, model)
+    if attention_layers(model.G):
+        attention_figure(run, folder/'attention.png')
+        more += ['## What it attends to', '', '![attention](attention.png)', '']
+    front = FRONT.format(licence=f'license: {licence}\n' if licence else '')
+    card.write_text(front + card.read_text(encoding='utf-8') + '\n'.join(['', *more]), encoding='utf-8')
+
+
+def push(
+    run,                          # anything `open_run` takes
+    repo:str,                     # USER/REPO
+    licence:str='',               # its SPDX name
+)->str:                           # where it is
+    "Publish a generator on the hub, which asks for a login. Raises Refused without the package, and where it fails."
+    repo = repo_of(f'hf:{repo.removeprefix("hf:")}')[0]
+    try: from huggingface_hub import HfApi
+    except ImportError: raise Refused(NO_HUB) from None
+    with tempfile.TemporaryDirectory() as d:
+        fill_repo(run, Path(d), licence)
+        api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
+        try:
+            api.create_repo(repo, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=d, commit_message='sagan_export'))
+        except Exception as e:
+            why = f'{e}'.strip().splitlines()
+            raise Refused(f'{repo}: not published ({type(e).__name__}: {why[0] if why else ""})') from None

@@ -1,0 +1,143 @@
+"Public weights by name, from a server of this machine; nnabla's names and HDF5."
+import http.server
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import released
+from commands import shell
+from sagan_nb.core import Refused
+from sagan_nb.interop import load_weights
+from sagan_nb.machinery.catalogue import CATALOGUE, is_weights_name, place_of, weights_of
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.files import file_sha256
+from sagan_nb.machinery.public import change_without, public_table
+from sagan_nb.networks import Generator
+from sagan_nb.spectral_norm import settle
+from test_interop import renamed
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "A file of small random weights under mmgeneration's names, in place of mmgen:imagenet; counts downloads."
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
+    folder, asked = tmp_path/'served', []
+    folder.mkdir()
+    arrays = {f'generator_ema.{k}': torch.from_numpy(v) for k, v in renamed(released.planted('G', width=4, K=3, Z=6, blocks=3, at=2), 'mmgeneration', 2).items()}
+    torch.save(dict(state_dict=arrays), folder/'w.pth')
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args): super().__init__(*args, directory=str(folder))
+        def log_message(self, *args): asked.append(args[0])
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = replace(CATALOGUE['mmgen:imagenet'], url=f'http://127.0.0.1:{server.server_port}/w.pth', sha256=file_sha256(folder/'w.pth')[:8])
+    monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', entry)
+    yield asked, arrays
+    server.shutdown()
+
+
+def test_download_check_open(served):
+    asked, arrays = served
+    G, z, y = load_weights('mmgen:imagenet'), torch.randn(2, 6), torch.tensor([0, 2])
+    by_hand = load_weights(arrays, bgr=True)                                     # blue first, turned by the name alone
+    assert torch.equal(G(z, y), by_hand(z, y)) and not torch.equal(G(z, y), load_weights(arrays)(z, y))
+    assert torch.equal(open_run('mmgen:imagenet').G(z, y), G(z, y)) and len(asked) == 1
+    place = place_of('mmgen:imagenet')
+    place.write_bytes(place.read_bytes()[:-1])
+    with pytest.raises(Refused, match='not the published file.*remove it'): load_weights('mmgen:imagenet')
+
+
+def test_other_content_and_no_network(served, monkeypatch):
+    monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], sha256='00000000'))
+    with pytest.raises(Refused, match='(?s)cannot be downloaded.*invalid hash.*put it at'): weights_of('mmgen:imagenet')
+    monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], url='http://127.0.0.1:9/w.pth'))
+    with pytest.raises(Refused, match='(?s)cannot be downloaded.*get http://127.0.0.1:9/w.pth'): weights_of('mmgen:imagenet')
+    with pytest.raises(Refused, match='no public weights are known'): load_weights('official:imagenet')
+    with pytest.raises(Refused, match='there is no set of weights'): load_weights('mmgen:nothing')
+
+
+def test_names():
+    assert is_weights_name('studiogan:imagenet') and not any(map(is_weights_name, ('runs/first', 'C:weights', {}, 'mmgen')))
+    for name, p in CATALOGUE.items():
+        assert bool(p.url) == bool(p.read_at) and (p.url or p.note), name
+        if 'openmmlab' in p.url: assert len(p.sha256) == 8 and p.url.endswith(f'-{p.sha256}.pth')
+
+
+def test_table_of_public_weights(served, monkeypatch, capsys):
+    assert 'No public weights are in the cache' in public_table()
+    weights_of('mmgen:imagenet')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'public')
+    line = next(o for o in out.splitlines() if 'mmgen:imagenet ' in o)
+    assert code == 0 and '%' in line and 'studiogan:imagenet' in out
+    G = load_weights('mmgen:imagenet')
+    assert change_without(G, torch.randn(3, 6), torch.tensor([0, 1, 2])) > 0
+
+
+def under_nnablas_names(G):
+    "The inverse of what is tested, with the shapes that nnabla's models.py gives."
+    out, keep = {}, lambda t: t.detach().numpy()
+    def layer(m, name, turn=False):
+        w = m.parametrizations.weight
+        out[f'generator/{name}/W'] = keep(w.original.t() if turn else w.original)
+        out[f'generator/{name}/singular-vector'] = keep(w[0].u)
+        if m.bias is not None: out[f'generator/{name}/b'] = keep(m.bias)
+    def norm(m, name, table=True):
+        for theirs, t in (('gamma', m.gain), ('beta', m.offset)):
+            out[f'generator/{name}/{theirs}' + '/embed/W'*table] = keep(t if table else t.reshape(1, -1, 1, 1))
+        for theirs, t in (('mean', m.mean), ('var', m.var)): out[f'generator/{name}/{theirs}'] = keep(t.reshape(1, -1, 1, 1))
+    layer(G.linear, 'sn_affine', turn=True)
+    for i, block in enumerate(G.blocks.values(), 1):
+        for j in (1, 2):
+            norm(getattr(block, f'bn{j}'), f'block-{i}/conv{j}/ccbn')
+            layer(getattr(block, f'conv{j}'), f'block-{i}/conv{j}/sn_conv')
+        layer(block.short, f'block-{i}/shortcut/sn_conv')
+    attention = next(iter(G.extra.values()))
+    for name in 'fgh': layer(getattr(attention, name), f'attn/{name}/sn_conv')
+    out['generator/attn/gamma'] = keep(attention.gamma.reshape(1, 1, 1, 1))
+    norm(G.bn, 'bn', table=False)
+    layer(G.conv, 'sn_conv')
+    return out | {'discriminator/sn_affine/W': np.zeros((4, 1), np.float32)}
+
+
+@pytest.fixture
+def nnabla():
+    torch.manual_seed(0)
+    G = settle(Generator(res=64, n_classes=5, z_dim=7, channels=(64, 64, 32, 16, 8), attn_at=(32,), form='v1')).eval()
+    with torch.no_grad():
+        for p in G.parameters(): p.add_(.1*torch.randn_like(p))
+        for name, b in G.named_buffers():
+            if name.endswith(('mean', 'var')): b.add_(torch.rand_like(b))
+    return settle(G), under_nnablas_names(G)
+
+
+def test_nnablas_generator(nnabla):
+    G, arrays = nnabla
+    made, z, y = load_weights(arrays), torch.randn(3, 7), torch.tensor([0, 4, 2])
+    assert torch.allclose(made(z, y), G(z, y), atol=1e-5) and made.attn_at == (32,)
+    assert made.report.source == 'nnabla' and 'never run on real weights' in str(made.report)
+    assert {*made.report.used} | {*made.report.unused} == {*arrays}
+    shapes = {k: v.shape for k, v in arrays.items()}
+    assert shapes['generator/sn_affine/W'] == (7, 64*16) and shapes['generator/block-2/conv1/ccbn/gamma/embed/W'] == (5, 64)
+    for name in ('generator/sn_affine/b', 'generator/attn/gamma', 'generator/bn/var', 'generator/block-3/shortcut/sn_conv/W'):
+        with pytest.raises(Refused): load_weights({k: v for k, v in arrays.items() if k != name})
+    with pytest.raises(Refused, match='no place'): load_weights(arrays | {'generator/more/W': np.zeros(3, np.float32)})
+
+
+def test_hdf5(nnabla, tmp_path):
+    h5py = pytest.importorskip('h5py', reason='h5py is not installed')
+    G, arrays = nnabla
+    with h5py.File(tmp_path/'params.h5', 'w') as f:
+        for k, v in arrays.items(): f.create_dataset(k, data=v)
+    z, y = torch.randn(2, 7), torch.tensor([1, 3])
+    assert torch.allclose(load_weights(tmp_path/'params.h5')(z, y), G(z, y), atol=1e-5)
+    (tmp_path/'bad.h5').write_bytes(b'no hdf5')
+    with pytest.raises(Refused, match='damaged or hostile'): load_weights(tmp_path/'bad.h5')
+
+
+def test_hdf5_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'h5py', None)
+    (tmp_path/'a.h5').write_bytes(b'x')
+    with pytest.raises(Refused, match='pip install h5py'): load_weights(tmp_path/'a.h5')

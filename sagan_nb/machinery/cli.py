@@ -117,7 +117,7 @@ def sagan_train(
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
                f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
-    board = [(100, Board(out))] if tensorboard else []
+    board = [(100, Board(out))] if tensorboard and ranks.first else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     gan = train(cfg, source, out, resume, where, [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)], tuning)
     return summarise(gan, source, out) if ranks.first else None

@@ -15,9 +15,11 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import group, runs
+from sagan_nb.machinery import evaluate as evaluation, group, runs
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
 from sagan_nb.machinery.crew import Crew, free_port
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.runs import read_log
 from sagan_nb.spectral_norm import SpectralNorm
 from commands import shell
@@ -400,3 +402,38 @@ def test_a_killed_rank_and_a_stopped_job_cost_no_bit(crew, tmp_path):
     if len(crew.pools) != 2: crew.regroup(2)
     crew(run, tmp_path/'calm', replace(cfg, steps=t))
     assert same_bits(last, checkpoints_of(tmp_path/'calm')[-1])
+
+
+# What else uses several ranks.
+
+class Small(torch.nn.Module):
+    "Features of a picture: random sums of its mean colours."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(48, 12)
+
+    def forward(self, x):
+        h = self.linear(torch.nn.functional.avg_pool2d(x.float(), 8).flatten(1) / 100)
+        return h, h
+
+
+def measured(out, cache):
+    "The records of an evaluation on all ranks, and how many shards this one made."
+    made, undo = [], pytest.MonkeyPatch()
+    right = evaluation.Table.compute
+    undo.setattr(evaluation.Table, 'compute', lambda self, i: made.append(i) or right(self, i))
+    undo.setattr(evaluation.Table.__init__, '__defaults__', (None, 20, 20))                 # small shards
+    try:
+        G, features, ranks = open_run(out).G, Features(Small(), 'small'), distributed.Ranks()
+        records = evaluation.evaluate(G, Toy(32), ('distance', 'kid'), features, 100, 100, cache=cache, ranks=ranks)
+    finally: undo.undo()
+    return [(o['metric'], o['value']) for o in records], len(made)
+
+
+def test_ranks_share_an_evaluation(crew, tmp_path):
+    run(tmp_path/'run', replace(SMOKE, steps=1))
+    crew.regroup(2)
+    alone, all_made = measured(tmp_path/'run', tmp_path/'alone')
+    (first, made), (second, made_there) = crew(measured, tmp_path/'run', tmp_path/'together')
+    assert first == second == alone and made + made_there == all_made and min(made, made_there) > all_made / 3

@@ -25,6 +25,7 @@ from .evaluate import as_table, evaluate, save_records
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .finetune import tuning_of
+from .group import apart
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
 from .machine import pick_device
@@ -210,7 +211,7 @@ def sagan_eval(
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    asked = [m.strip() for m in metrics.split(',')]
+    ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
     check_eval_options(asked, labels, seed, per_class, protocol)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
@@ -219,8 +220,8 @@ def sagan_eval(
     elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
     else:
         records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
-                           seed=seed, rounding=not floats, labels=labels, about=about)
-    save_records(out, records)
+                           seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)
+    if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
     if not fake: say_next(('sagan_attention', run), ('sagan_report', run))
@@ -289,6 +290,7 @@ def sagan_table(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    rank, world = apart()
     if table == 'public': return print(public_table())
     if power: return say_power(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
@@ -296,6 +298,7 @@ def sagan_table(
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     there = [row for row in rows if row in found]
     jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
+    jobs = jobs[rank::world]                                 # several processes of torchrun share the rows
     if print_commands:
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))

@@ -37,6 +37,15 @@ def place()->tuple[int,int]:      # rank, world
     return rank, world
 
 
+def apart()->tuple[int,int]:      # rank, world
+    "Let every rank work by itself from here on: a process that knows its number, and meets nobody."
+    rank, world = place()
+    gpus, local = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0))
+    if world > 1 and gpus: torch.cuda.set_device(local % gpus)
+    os.environ |= dict(RANK='0', WORLD_SIZE='1')
+    return rank, world
+
+
 def join(
     rank:int,                 # this one
     world:int,                # how many there are

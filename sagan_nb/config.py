@@ -26,6 +26,7 @@ class Networks:
     res:int = setting(128, 'pixels per side', 'paper 5', '> 0')
     n_classes:int = setting(1000, 'K; 0: pictures without labels', 'paper 5', '>= 0')
     flip:bool = setting(False, 'mirror half of the real pictures', 'released code')
+    augment:str = setting('none', 'what D sees is changed at random, for few images', 'ours: off', ('none', 'diffaug'))
     # networks
     width:int = setting(64, 'channels of the first block of D', 'released code', '> 0')
     z_dim:int = setting(128, 'length of z', 'released code', '> 0')

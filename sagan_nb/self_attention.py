@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'attention_widths', 'SelfAttention', 'softmax_map', 'worth_fusing', 'fused_attention', 'gradients_again',
-           'gradients_in_chunks', 'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of',
-           'added_share', 'attention_use', 'map_bytes']
+           'by_columns', 'with_ones', 'tile_sizes', 'weighted_sums', 'offsets', 'products', 'quotient',
+           'tiled_attention', 'gradients_by_moments', 'gradients_by_tiles', 'tiled_gradients', 'TiledAttention',
+           'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of', 'added_share', 'attention_use',
+           'map_bytes']
 
 # %% ../nbs/02_self_attention.ipynb #ad50061c
 import math
@@ -42,7 +44,7 @@ class SelfAttention(nn.Module):
         form:str='released',      # 'paper', 'v1' or 'released'
         reduction:int=8,          # k: keys and queries have C/k channels
         sn=True,                  # spectral norm on the 1x1 convolutions: True, False, or a dict of its options
-        fast:bool=True,           # True: fused kernel where `worth_fusing`; False: explicit softmax (the reference)
+        fast:bool=True,           # True: without beta where `worth_fusing`; False: explicit softmax (the reference)
     ):
         super().__init__()
         narrow, value = attention_widths(channels, form, reduction)
@@ -78,8 +80,8 @@ def softmax_map(
     return (q @ k.mT).softmax(dim=-1)
 
 def worth_fusing(q:Tensor, k:Tensor)->bool:
-    "False for small maps in bfloat16, where the explicit softmax is faster and beta small (at most 512 KiB a picture)."
-    return q.dtype != torch.bfloat16 or q.shape[-2]*k.shape[-2] > 2**18
+    "False for small maps in bfloat16, where the explicit softmax is faster and beta small (at most 128 KiB a picture)."
+    return q.dtype != torch.bfloat16 or q.shape[-2]*k.shape[-2] > 2**16
 
 def fused_attention(
     q:Tensor,                 # queries, (B, N, d)
@@ -98,29 +100,129 @@ def gradients_again(q:Tensor, k:Tensor, value:Tensor, o:Tensor, g:Tensor)->tuple
     ds = beta*(g @ value.mT - (g*o).sum(-1, keepdim=True))
     return ds @ k, ds.mT @ q, beta.mT @ g
 
-def gradients_in_chunks(q:Tensor, k:Tensor, value:Tensor, o:Tensor, g:Tensor)->tuple[Tensor,Tensor,Tensor]:
-    "The same on a CPU, in float32 at least, without storing beta: never more than 2^17 weights at a time."
+def by_columns(*rows:Tensor)->list[Tensor]:      # (B, locations, width) each -> (B, width, locations)
+    "One column per location, in float32 at least."
+    return [t.mT.to(torch.promote_types(t.dtype, torch.float32)).contiguous() for t in rows]
+
+def with_ones(t:Tensor)->Tensor:              # (B, width, locations) -> (B, width + 1, locations)
+    "Append a row of ones."
+    return F.pad(t, (0, 0, 0, 1), value=1.)
+
+def tile_sizes(n:int)->tuple[int,int]:        # pictures, and columns of each
+    "How many columns of n weights make a tile: at most 2^17 weights (512 KiB), but 16 columns at least."
+    width = max(16, min(64, 2**17 // n))
+    return max(1, 2**17 // (n*width)), width
+
+def weighted_sums(
+    a:Tensor,                 # (B, R, d)
+    b:Tensor,                 # (B, d, S)
+    w:Tensor,                 # (B, widths, R)
+)->Tensor:                    # sum over r of w[:, r] * 2^(a[r] b[:, s]), (B, widths, S)
+    "Add up weights that are made a tile at a time and never stored."
+    pictures, width = tile_sizes(a.shape[1])
+    parts = zip(*(t.split(pictures) for t in (a, b, w)))
+    return torch.cat([torch.cat([torch.bmm(w, torch.bmm(a, s).exp2_()) for s in b.split(width, 2)], 2)
+                      for a, b, w in parts])
+
+# %% ../nbs/02_self_attention.ipynb #e45cda04
+def offsets(
+    k:Tensor,                 # keys with mean 0, (B, d, M)
+    asked:Tensor,             # queries, (B, d, N)
+)->tuple[Tensor,bool]:        # (B, 1, N); are all scores small?
+    "What to subtract from each query's scores so that 2^score neither overflows nor vanishes: often 0."
+    most = (k.square().sum(1).amax(1)[:, None, None] * asked.square().sum(1, keepdim=True)).sqrt()
+    if (most < 130).all(): return (most - 30).clamp_min(0), True
+    width = max(1, 2**17 // max(1, len(k)*k.shape[2]))
+    return torch.cat([(k.mT @ part).amax(1, keepdim=True) for part in asked.split(width, 2)], 2), False
+
+def products(a:Tensor, b:Tensor)->Tensor:     # (B, x, locations), (B, y, locations) -> (B, x*y, locations)
+    "Every row of a times every row of b."
+    return (a[:, :, None]*b[:, None]).flatten(1, 2)
+
+def quotient(sums:Tensor)->Tensor:             # (B, D + 1, d + 1 or 1, N) -> (B, D, N)
+    "Sums of values divided by the sum of ones."
+    return sums[:, :-1, -1] / sums[:, -1:, -1]
+
+def tiled_attention(
+    q:Tensor,                 # queries, (B, N, d)
+    k:Tensor,                 # keys, (B, M, d)
+    value:Tensor,             # values, (B, M, D)
+    moments:bool=False,       # where scores are small, add up products of value and key as well, for the gradient
+)->tuple[Tensor,Tensor,Tensor]:       # o (B, N, D), sums (B, D + 1, d + 1 or 1, N), offsets (B, 1, N)
+    "softmax(q k^T) value on a CPU, without storing beta; and what its gradient needs."
+    q, k, v = by_columns(q, k, value)
+    k, asked = k - k.mean(2, keepdim=True), q/math.log(2)                                   # 2^(asked k) = e^(q k)
+    (shift, small), held = offsets(k, asked), with_ones(v)
+    if moments and small: held = products(held, with_ones(k))
+    sums = weighted_sums(with_ones(k).mT.contiguous(), torch.cat([asked, -shift], 1), held)
+    sums = sums.unflatten(1, (v.shape[1] + 1, -1))
+    return quotient(sums).mT.to(value.dtype), sums, shift
+
+# %% ../nbs/02_self_attention.ipynb #1b5f7e67
+def gradients_by_moments(q:Tensor, k:Tensor, v:Tensor, g:Tensor, asked:Tensor, sums:Tensor):
+    "Gradients for q, k and v, (B, width, locations), as sums over queries of products of g and q."
+    dq = (g[:, :, None]*sums[:, :, :-1]).sum(1)
+    sums = weighted_sums(asked, with_ones(k), products(g, with_ones(q))).unflatten(1, (v.shape[1] + 1, -1))
+    return dq, (with_ones(v)[:, :, None]*sums[:, :, :-1]).sum(1), sums[:, :-1, -1]
+
+def gradients_by_tiles(q:Tensor, k:Tensor, v:Tensor, g:Tensor, asked:Tensor):
+    "Gradients for q, k and v, (B, width, locations); dL/dS is made a tile at a time."
+    pictures, width = tile_sizes(q.shape[2])
+    parts, found = (q, with_ones(k), with_ones(v), g, g.mT.contiguous(), asked), []
+    for q, k, v, g, rows, asked in zip(*(t.split(pictures) for t in parts)):
+        dq, dk, dv = 0, [], []
+        for keys, values in zip(k.split(width, 2), v.split(width, 2)):
+            p = torch.bmm(asked, keys).exp2_()                          # (pictures, N, width)
+            ds = torch.bmm(rows, values).mul_(p)
+            dq = dq + torch.bmm(keys[:, :-1], ds.mT)
+            dk.append(torch.bmm(q, ds))
+            dv.append(torch.bmm(g[:, :-1], p))
+        found.append((dq, torch.cat(dk, 2), torch.cat(dv, 2)))
+    return [torch.cat(t) for t in zip(*found)]
+
+def tiled_gradients(q:Tensor, k:Tensor, value:Tensor, sums:Tensor, shift:Tensor, g:Tensor):
+    "Gradients of `tiled_attention` for q, k and value, shaped like them, from what it returned."
     types = [t.dtype for t in (q, k, value)]
-    columns = lambda t: t.to(torch.promote_types(t.dtype, torch.float32)).mT.contiguous()       # (B, width, locations)
-    q, k, value, o, g = map(columns, (q, k, value, o, g))
-    asked, g = q/math.log(2), torch.cat([g, -(g*o).sum(1, keepdim=True)], 1)                    # 2^(asked k) = e^(q k)
-    dq, dk, dv, step = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(value), max(1, 2**17 // k.shape[2])
-    for i in range(len(q)):
-        keys, values = k[i].t()[..., None], F.pad(value[i].t(), (0, 1), value=1.)[..., None]    # kernels of size 1
-        for first in range(0, q.shape[2], step):
-            part = slice(first, first + step)
-            p = F.conv1d(asked[i, :, part], keys)                                               # scores, (M, queries)
-            p.sub_(p.amax(0)).exp2_()
-            share = g[i, :, part]/p.sum(0)
-            ds = F.conv1d(share, values).mul_(p)
-            dq[i, :, part] = k[i] @ ds
-            dk[i] += q[i, :, part] @ ds.t()
-            dv[i] += share[:-1] @ p.t()
-    return tuple(t.mT.to(kind) for t, kind in zip((dq, dk, dv), types))
+    q, k, v, g = by_columns(q, k, value, g)
+    k = k - k.mean(2, keepdim=True)
+    g = torch.cat([g, -(g*quotient(sums)).sum(1, keepdim=True)], 1) / sums[:, -1:, -1]
+    asked = torch.cat([q/math.log(2), -shift], 1).mT.contiguous()
+    if sums.shape[2] > 1: found = gradients_by_moments(q, k, v, g, asked, sums)
+    else: found = gradients_by_tiles(q, k, v, g, asked)
+    return tuple(t.mT.to(kind) for t, kind in zip(found, types))
 
 # %% ../nbs/02_self_attention.ipynb #1154b23f
+class TiledAttention(torch.autograd.Function):
+    "`tiled_attention` with its gradient, which has a gradient itself."
+    @staticmethod
+    def forward(q:Tensor, k:Tensor, value:Tensor, moments:bool)->tuple[Tensor,Tensor,Tensor]:
+        "The output, and what its gradient needs."
+        with full_precision(q.device): return tiled_attention(q, k, value, moments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        "Keep what the gradient needs: nothing of the size of beta."
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:3], *output)
+
+    @staticmethod
+    def backward(ctx, g:Tensor, *_):
+        "The formulas above."
+        q, k, value, o, sums, shift = ctx.saved_tensors
+        with full_precision(q.device):
+            if torch.is_grad_enabled(): return *gradients_again(q, k, value, o, g), None
+            return *tiled_gradients(q, k, value, sums, shift, g), None
+
+    @staticmethod
+    def vmap(info, in_dims, q:Tensor, k:Tensor, value:Tensor, moments:bool):
+        "A batch of batches is one batch."
+        n = info.batch_size
+        first = [t.expand(n, *t.shape) if at is None else t.movedim(at, 0) for t, at in zip((q, k, value), in_dims)]
+        found = TiledAttention.apply(*(t.flatten(0, 1) for t in first), moments)
+        return tuple(t.unflatten(0, (n, -1)) for t in found), (0, 0, 0)
+
 class FusedAttention(torch.autograd.Function):
-    "`fused_attention`, with a gradient that is quick on a CPU and has a gradient itself."
+    "`fused_attention`, with the kernel's own gradient, which has a gradient itself."
     generate_vmap_rule = True                                   # `torch.func.vmap` may run both parts on a batch
 
     @staticmethod
@@ -135,19 +237,21 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g:Tensor):
-        "The formula above, or on a GPU the kernel's own gradient."
+        "The kernel's gradient, or the formula above if it is to be differentiated."
         q, k, value, o = ctx.saved_tensors
-        with full_precision(q.device):
-            if torch.is_grad_enabled(): return gradients_again(q, k, value, o, g)
-            if q.device.type == 'cpu': return gradients_in_chunks(q, k, value, o, g)
+        if torch.is_grad_enabled():
+            with full_precision(q.device): return gradients_again(q, k, value, o, g)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (q, k, value)]
             return torch.autograd.grad(fused_attention(*leaves), leaves, g)
 
+# %% ../nbs/02_self_attention.ipynb #9d36f8e8
 def attend(q:Tensor, k:Tensor, value:Tensor)->Tensor:
     "softmax(q k^T) value without storing beta; a compiler or a trace gets the bare kernel."
-    bare = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return fused_attention(q, k, value) if bare else FusedAttention.apply(q, k, value)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling(): return fused_attention(q, k, value)
+    if q.device.type != 'cpu': return FusedAttention.apply(q, k, value)
+    narrow = (q.shape[-1] + 1)*(value.shape[-1] + 1) <= 16
+    return TiledAttention.apply(q, k, value, narrow and torch.is_grad_enabled())[0]
 
 # %% ../nbs/02_self_attention.ipynb #71cb1986
 @torch.no_grad()

@@ -20,6 +20,7 @@ from .blocks import standing_statistics
 from .config import Config
 from .distributed import Ranks, in_parts
 from .losses import class_loss, hinge_d, hinge_g
+from .machinery.augment import as_judged
 from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import attention_use
@@ -125,7 +126,7 @@ def judge(
     y:Tensor,                 # classes, (B,)
 )->tuple:                     # logits float32 (B,), classifier loss (0 without an AC-GAN head)
     "What D says of pictures, in full precision whatever the layers ran in."
-    out = in_parts(gan.D, gan.cfg.micro, x, y)
+    out = in_parts(gan.D, gan.cfg.micro, as_judged(gan, x), y)
     if not isinstance(out, tuple): return out.float(), 0.
     logit, classes = out
     return logit.float(), class_loss(classes.float(), y)
@@ -287,7 +288,7 @@ def show_curves(
     fig.suptitle(title, fontsize=10, parse_math=False)
     return fig
 
-# %% ../nbs/09_train.ipynb #db47a49a
+# %% ../nbs/09_train.ipynb #e1ad3d2d
 if __name__ == '__main__' and __package__ == 'sagan_nb':             # started as a command, not opened as a notebook
     from importlib import import_module
     import_module('sagan_nb.machinery.cli').sagan_train()

@@ -31,7 +31,7 @@ from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
 PAPER = ('reproduced', 'paper_vs_code', 'weights', 'ports', 'glossary', 'references')
-PROJECT = ('tests', 'contributing', 'changelog', 'licence')
+PROJECT = ('survives', 'tests', 'contributing', 'changelog', 'licence')
 
 
 def settings():
@@ -224,12 +224,17 @@ LOOK = """**Click a pixel.** Left: a picture by a small trained generator. Right
 is more. In its training pictures, shapes across a diagonal share a colour. The pixel marked at first looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
 
 
+PLAY = """**Let it draw.** The same generator, computed in this page: move the noise, choose a class, click a pixel or use the
+arrow keys. `sagan_report` puts yours on a page like this."""
+
+
 def front(cells):
     "The home page: the clickable generator and cards where README has a picture and a list."
     at = lambda text: next((i for i, c in enumerate(cells) if text in c.source), None)
     if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
     cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
-    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']
+    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}',
+           f'{home.live()}\n\n{{.look-caption}}\n{PLAY}']
     kept = [c for i, c in enumerate(cells) if i not in (picture, ways)]
     return [*kept[:picture], *map(new_markdown_cell, new), *kept[picture:]]
 

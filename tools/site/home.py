@@ -43,6 +43,14 @@ def widget():
     return f'<div class="look" data-picture="{START}" data-starts="{starts}">{html}</div>'
 
 
+def live():
+    "The trained generator, to draw with."
+    from sagan_nb.data import open_source
+    from sagan_nb.machinery.live import live_html
+    from sagan_nb.networks import Generator
+    return live_html(Generator.from_pretrained(FILE), open_source('pairs').classes, SEED)
+
+
 def draw():
     "Pairs of a picture with a marked pixel and the map of that pixel, with an arrow to each place it looked at most."
     from matplotlib import colormaps

@@ -34,8 +34,9 @@ from .machine import pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
                       command_path, commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
-                      run_settings, say_next, steps_within)
+                      run_settings, say_next, steps_within, time_update)
 from .packs import pack, verify_pack
+from .plan import ANCHORS, given_for_plan, plan_of
 from .power import power_text
 from .probe import with_probe
 from .protocols import by_protocol_table, by_protocols, compare, open_pair
@@ -248,6 +249,29 @@ def say_power(
     print(power_text(table, results))
 
 
+def say_stored(
+    table:str,                # 'public', or a key of TABLES
+    out:Path,                 # folder of results
+):
+    "Print what needs no training: the weights of others, or what the results that are there could have seen."
+    if table == 'public': print(public_table())
+    else: say_power(table, out)
+
+
+def say_plan(
+    found:dict,               # row -> Config
+    seeds:int,                # runs of each row
+    pairs,                    # key=value texts, as of `given_for_plan`
+    source,                   # the pictures
+    device,                   # where an update is timed, if none is stated
+):
+    "Print what a table would take, and what others report."
+    given = given_for_plan(pairs)
+    timed = lambda cfg: given['step'] or time_update(cfg, source, device, 60)
+    print(plan_of(found, seeds, {row: timed(cfg) for row, cfg in found.items()}, given['gpus'], given['price']))
+    print(ANCHORS)
+
+
 @with_probe
 @command
 def sagan_table(
@@ -261,6 +285,7 @@ def sagan_table(
     adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
+    plan:Param('only print what it would take: step=SECONDS (default: timed here) gpus=N price=HOUR', str, nargs='*')=None,
     power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # domain, inception, or inception:PATH
     set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
@@ -268,12 +293,12 @@ def sagan_table(
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
     rank, world = apart()
-    if table == 'public': return print(public_table())
-    if power: return say_power(table, Path(out or f'results/{table}'))
+    if table == 'public' or power: return say_stored(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     there = [row for row in rows if row in found]
+    if plan is not None: return say_plan({row: found[row] for row in there}, len(numbers), plan, source, pick_device(device))
     jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
     jobs = jobs[rank::world]                                 # several processes of torchrun share the rows
     if print_commands:

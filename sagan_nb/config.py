@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from .core import Refused, choose
 from .machinery.published import PUBLISHED as PUBLISHED        # handed on: this chapter is its door
-from .machinery.settings import check_value, list_fields, read_json, read_pairs, setting
+from .machinery.settings import check_value, list_fields, read_values, read_pairs, setting
 
 # %% ../nbs/07_config.ipynb #67c429bd
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def from_json(
     text:str,             # what `to_json` wrote
 )->Config:                # the same value
     "Read a Config back. Raises Refused for broken JSON, unknown names and wrong types."
-    return Config(**read_json(text, FIELDS))
+    return Config(**read_values(text, FIELDS))
 
 def override(
     cfg:Config,           # where to start

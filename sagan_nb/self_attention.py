@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'attention_widths', 'SelfAttention', 'softmax_map', 'worth_fusing', 'fused_attention', 'gradients_again',
-           'by_columns', 'with_ones', 'tile_sizes', 'weighted_sums', 'offsets', 'products', 'quotient',
-           'tiled_attention', 'gradients_by_moments', 'gradients_by_tiles', 'tiled_gradients', 'TiledAttention',
-           'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of', 'added_share', 'attention_use',
-           'map_bytes']
+           'TiledAttention', 'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of', 'added_share',
+           'attention_use', 'map_bytes']
 
 # %% ../nbs/02_self_attention.ipynb #ad50061c
 import math
@@ -17,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused, choose
+from .machinery.outline import documented
+from .machinery.tiles import tiled_attention, tiled_gradients
 from .spectral_norm import full_precision, make_layer, unmoved
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
@@ -37,6 +37,7 @@ def attention_widths(
     return narrow, value
 
 # %% ../nbs/02_self_attention.ipynb #875908a6
+@documented
 class SelfAttention(nn.Module):
     "x + gamma * attention(x) (paper, eq. 1 to 3); the softmax runs over the keys i."
     def __init__(self,
@@ -100,97 +101,6 @@ def gradients_again(q:Tensor, k:Tensor, value:Tensor, o:Tensor, g:Tensor)->tuple
     ds = beta*(g @ value.mT - (g*o).sum(-1, keepdim=True))
     return ds @ k, ds.mT @ q, beta.mT @ g
 
-def by_columns(*rows:Tensor)->list[Tensor]:      # (B, locations, width) each -> (B, width, locations)
-    "One column per location, in float32 at least."
-    return [t.mT.to(torch.promote_types(t.dtype, torch.float32)).contiguous() for t in rows]
-
-def with_ones(t:Tensor)->Tensor:              # (B, width, locations) -> (B, width + 1, locations)
-    "Append a row of ones."
-    return F.pad(t, (0, 0, 0, 1), value=1.)
-
-def tile_sizes(n:int)->tuple[int,int]:        # pictures, and columns of each
-    "How many columns of n weights make a tile: at most 2^17 weights (512 KiB), but 16 columns at least."
-    width = max(16, min(64, 2**17 // n))
-    return max(1, 2**17 // (n*width)), width
-
-def weighted_sums(
-    a:Tensor,                 # (B, R, d)
-    b:Tensor,                 # (B, d, S)
-    w:Tensor,                 # (B, widths, R)
-)->Tensor:                    # sum over r of w[:, r] * 2^(a[r] b[:, s]), (B, widths, S)
-    "Add up weights that are made a tile at a time and never stored."
-    pictures, width = tile_sizes(a.shape[1])
-    parts = zip(*(t.split(pictures) for t in (a, b, w)))
-    return torch.cat([torch.cat([torch.bmm(w, torch.bmm(a, s).exp2_()) for s in b.split(width, 2)], 2)
-                      for a, b, w in parts])
-
-# %% ../nbs/02_self_attention.ipynb #e45cda04
-def offsets(
-    k:Tensor,                 # keys with mean 0, (B, d, M)
-    asked:Tensor,             # queries, (B, d, N)
-)->tuple[Tensor,bool]:        # (B, 1, N); are all scores small?
-    "What to subtract from each query's scores so that 2^score neither overflows nor vanishes: often 0."
-    most = (k.square().sum(1).amax(1)[:, None, None] * asked.square().sum(1, keepdim=True)).sqrt()
-    if (most < 130).all(): return (most - 30).clamp_min(0), True
-    width = max(1, 2**17 // max(1, len(k)*k.shape[2]))
-    return torch.cat([(k.mT @ part).amax(1, keepdim=True) for part in asked.split(width, 2)], 2), False
-
-def products(a:Tensor, b:Tensor)->Tensor:     # (B, x, locations), (B, y, locations) -> (B, x*y, locations)
-    "Every row of a times every row of b."
-    return (a[:, :, None]*b[:, None]).flatten(1, 2)
-
-def quotient(sums:Tensor)->Tensor:             # (B, D + 1, d + 1 or 1, N) -> (B, D, N)
-    "Sums of values divided by the sum of ones."
-    return sums[:, :-1, -1] / sums[:, -1:, -1]
-
-def tiled_attention(
-    q:Tensor,                 # queries, (B, N, d)
-    k:Tensor,                 # keys, (B, M, d)
-    value:Tensor,             # values, (B, M, D)
-    moments:bool=False,       # where scores are small, add up products of value and key as well, for the gradient
-)->tuple[Tensor,Tensor,Tensor]:       # o (B, N, D), sums (B, D + 1, d + 1 or 1, N), offsets (B, 1, N)
-    "softmax(q k^T) value on a CPU, without storing beta; and what its gradient needs."
-    q, k, v = by_columns(q, k, value)
-    k, asked = k - k.mean(2, keepdim=True), q/math.log(2)                                   # 2^(asked k) = e^(q k)
-    (shift, small), held = offsets(k, asked), with_ones(v)
-    if moments and small: held = products(held, with_ones(k))
-    sums = weighted_sums(with_ones(k).mT.contiguous(), torch.cat([asked, -shift], 1), held)
-    sums = sums.unflatten(1, (v.shape[1] + 1, -1))
-    return quotient(sums).mT.to(value.dtype), sums, shift
-
-# %% ../nbs/02_self_attention.ipynb #1b5f7e67
-def gradients_by_moments(q:Tensor, k:Tensor, v:Tensor, g:Tensor, asked:Tensor, sums:Tensor):
-    "Gradients for q, k and v, (B, width, locations), as sums over queries of products of g and q."
-    dq = (g[:, :, None]*sums[:, :, :-1]).sum(1)
-    sums = weighted_sums(asked, with_ones(k), products(g, with_ones(q))).unflatten(1, (v.shape[1] + 1, -1))
-    return dq, (with_ones(v)[:, :, None]*sums[:, :, :-1]).sum(1), sums[:, :-1, -1]
-
-def gradients_by_tiles(q:Tensor, k:Tensor, v:Tensor, g:Tensor, asked:Tensor):
-    "Gradients for q, k and v, (B, width, locations); dL/dS is made a tile at a time."
-    pictures, width = tile_sizes(q.shape[2])
-    parts, found = (q, with_ones(k), with_ones(v), g, g.mT.contiguous(), asked), []
-    for q, k, v, g, rows, asked in zip(*(t.split(pictures) for t in parts)):
-        dq, dk, dv = 0, [], []
-        for keys, values in zip(k.split(width, 2), v.split(width, 2)):
-            p = torch.bmm(asked, keys).exp2_()                          # (pictures, N, width)
-            ds = torch.bmm(rows, values).mul_(p)
-            dq = dq + torch.bmm(keys[:, :-1], ds.mT)
-            dk.append(torch.bmm(q, ds))
-            dv.append(torch.bmm(g[:, :-1], p))
-        found.append((dq, torch.cat(dk, 2), torch.cat(dv, 2)))
-    return [torch.cat(t) for t in zip(*found)]
-
-def tiled_gradients(q:Tensor, k:Tensor, value:Tensor, sums:Tensor, shift:Tensor, g:Tensor):
-    "Gradients of `tiled_attention` for q, k and value, shaped like them, from what it returned."
-    types = [t.dtype for t in (q, k, value)]
-    q, k, v, g = by_columns(q, k, value, g)
-    k = k - k.mean(2, keepdim=True)
-    g = torch.cat([g, -(g*quotient(sums)).sum(1, keepdim=True)], 1) / sums[:, -1:, -1]
-    asked = torch.cat([q/math.log(2), -shift], 1).mT.contiguous()
-    if sums.shape[2] > 1: found = gradients_by_moments(q, k, v, g, asked, sums)
-    else: found = gradients_by_tiles(q, k, v, g, asked)
-    return tuple(t.mT.to(kind) for t, kind in zip(found, types))
-
 # %% ../nbs/02_self_attention.ipynb #1154b23f
 class TiledAttention(torch.autograd.Function):
     "`tiled_attention` with its gradient, which has a gradient itself."
@@ -221,6 +131,7 @@ class TiledAttention(torch.autograd.Function):
         found = TiledAttention.apply(*(t.flatten(0, 1) for t in first), moments)
         return tuple(t.unflatten(0, (n, -1)) for t in found), (0, 0, 0)
 
+# %% ../nbs/02_self_attention.ipynb #8ee9e1ae
 class FusedAttention(torch.autograd.Function):
     "`fused_attention`, with the kernel's own gradient, which has a gradient itself."
     generate_vmap_rule = True                                   # `torch.func.vmap` may run both parts on a batch

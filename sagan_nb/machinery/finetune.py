@@ -90,7 +90,9 @@ class FineTune:
             model = open_run(self.init, gan.device)
             for part in 'GD': print(begin_with(getattr(gan, part), model, part))
             if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
-        with atomic_write(self.out/BEGAN) as part: part.write_text(json.dumps(dict(init=self.init, held=self.held)))
+        facts = json.dumps(dict(init=self.init, held=self.held))
+        if gan.ranks.first:
+            with atomic_write(self.out/BEGAN) as part: part.write_text(facts)
         for block in list(gan.D.blocks)[:self.held]:
             for p in block.parameters(): p.register_hook(torch.zeros_like)
 

@@ -208,6 +208,7 @@ def intra_fid(
     "Average the Fréchet distance within each class (Table 2). Raises Refused where sizes do not fit."
     for x, y in ((fake, fake_y), (real, real_y)):
         if len(x) != len(y): raise Refused(f'{len(x)} rows of features, but {len(y)} labels')
+    fake_y, real_y = torch.as_tensor(fake_y), torch.as_tensor(real_y)        # lists and arrays will do
     if fake.shape[1] != real.shape[1]:
         raise Refused(f'features of widths {fake.shape[1]} and {real.shape[1]} cannot be compared')
     classes = torch.cat([fake_y.cpu(), real_y.cpu()]).unique().tolist()

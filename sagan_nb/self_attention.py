@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'attention_widths', 'SelfAttention', 'softmax_map', 'worth_fusing', 'fused_attention', 'gradients_again',
-           'gradients_in_chunks', 'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of',
-           'added_share', 'attention_use', 'map_bytes']
+           'TiledAttention', 'FusedAttention', 'attend', 'attention_map', 'attention_reach', 'use_of', 'added_share',
+           'attention_use', 'map_bytes']
 
 # %% ../nbs/02_self_attention.ipynb #ad50061c
 import math
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import Refused, choose
+from .machinery.outline import documented
+from .machinery.tiles import tiled_attention, tiled_gradients
 from .spectral_norm import full_precision, make_layer, unmoved
 
 # %% ../nbs/02_self_attention.ipynb #9e415469
@@ -35,6 +37,7 @@ def attention_widths(
     return narrow, value
 
 # %% ../nbs/02_self_attention.ipynb #875908a6
+@documented
 class SelfAttention(nn.Module):
     "x + gamma * attention(x) (paper, eq. 1 to 3); the softmax runs over the keys i."
     def __init__(self,
@@ -42,7 +45,7 @@ class SelfAttention(nn.Module):
         form:str='released',      # 'paper', 'v1' or 'released'
         reduction:int=8,          # k: keys and queries have C/k channels
         sn=True,                  # spectral norm on the 1x1 convolutions: True, False, or a dict of its options
-        fast:bool=True,           # True: fused kernel where `worth_fusing`; False: explicit softmax (the reference)
+        fast:bool=True,           # True: without beta where `worth_fusing`; False: explicit softmax (the reference)
     ):
         super().__init__()
         narrow, value = attention_widths(channels, form, reduction)
@@ -78,8 +81,8 @@ def softmax_map(
     return (q @ k.mT).softmax(dim=-1)
 
 def worth_fusing(q:Tensor, k:Tensor)->bool:
-    "False for small maps in bfloat16, where the explicit softmax is faster and beta small (at most 512 KiB a picture)."
-    return q.dtype != torch.bfloat16 or q.shape[-2]*k.shape[-2] > 2**18
+    "False for small maps in bfloat16, where the explicit softmax is faster and beta small (at most 128 KiB a picture)."
+    return q.dtype != torch.bfloat16 or q.shape[-2]*k.shape[-2] > 2**16
 
 def fused_attention(
     q:Tensor,                 # queries, (B, N, d)
@@ -98,29 +101,39 @@ def gradients_again(q:Tensor, k:Tensor, value:Tensor, o:Tensor, g:Tensor)->tuple
     ds = beta*(g @ value.mT - (g*o).sum(-1, keepdim=True))
     return ds @ k, ds.mT @ q, beta.mT @ g
 
-def gradients_in_chunks(q:Tensor, k:Tensor, value:Tensor, o:Tensor, g:Tensor)->tuple[Tensor,Tensor,Tensor]:
-    "The same on a CPU, in float32 at least, without storing beta: never more than 2^17 weights at a time."
-    types = [t.dtype for t in (q, k, value)]
-    columns = lambda t: t.to(torch.promote_types(t.dtype, torch.float32)).mT.contiguous()       # (B, width, locations)
-    q, k, value, o, g = map(columns, (q, k, value, o, g))
-    asked, g = q/math.log(2), torch.cat([g, -(g*o).sum(1, keepdim=True)], 1)                    # 2^(asked k) = e^(q k)
-    dq, dk, dv, step = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(value), max(1, 2**17 // k.shape[2])
-    for i in range(len(q)):
-        keys, values = k[i].t()[..., None], F.pad(value[i].t(), (0, 1), value=1.)[..., None]    # kernels of size 1
-        for first in range(0, q.shape[2], step):
-            part = slice(first, first + step)
-            p = F.conv1d(asked[i, :, part], keys)                                               # scores, (M, queries)
-            p.sub_(p.amax(0)).exp2_()
-            share = g[i, :, part]/p.sum(0)
-            ds = F.conv1d(share, values).mul_(p)
-            dq[i, :, part] = k[i] @ ds
-            dk[i] += q[i, :, part] @ ds.t()
-            dv[i] += share[:-1] @ p.t()
-    return tuple(t.mT.to(kind) for t, kind in zip((dq, dk, dv), types))
-
 # %% ../nbs/02_self_attention.ipynb #1154b23f
+class TiledAttention(torch.autograd.Function):
+    "`tiled_attention` with its gradient, which has a gradient itself."
+    @staticmethod
+    def forward(q:Tensor, k:Tensor, value:Tensor, moments:bool)->tuple[Tensor,Tensor,Tensor]:
+        "The output, and what its gradient needs."
+        with full_precision(q.device): return tiled_attention(q, k, value, moments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        "Keep what the gradient needs: nothing of the size of beta."
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:3], *output)
+
+    @staticmethod
+    def backward(ctx, g:Tensor, *_):
+        "The formulas above."
+        q, k, value, o, sums, shift = ctx.saved_tensors
+        with full_precision(q.device):
+            if torch.is_grad_enabled(): return *gradients_again(q, k, value, o, g), None
+            return *tiled_gradients(q, k, value, sums, shift, g), None
+
+    @staticmethod
+    def vmap(info, in_dims, q:Tensor, k:Tensor, value:Tensor, moments:bool):
+        "A batch of batches is one batch."
+        n = info.batch_size
+        first = [t.expand(n, *t.shape) if at is None else t.movedim(at, 0) for t, at in zip((q, k, value), in_dims)]
+        found = TiledAttention.apply(*(t.flatten(0, 1) for t in first), moments)
+        return tuple(t.unflatten(0, (n, -1)) for t in found), (0, 0, 0)
+
+# %% ../nbs/02_self_attention.ipynb #8ee9e1ae
 class FusedAttention(torch.autograd.Function):
-    "`fused_attention`, with a gradient that is quick on a CPU and has a gradient itself."
+    "`fused_attention`, with the kernel's own gradient, which has a gradient itself."
     generate_vmap_rule = True                                   # `torch.func.vmap` may run both parts on a batch
 
     @staticmethod
@@ -135,19 +148,21 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g:Tensor):
-        "The formula above, or on a GPU the kernel's own gradient."
+        "The kernel's gradient, or the formula above if it is to be differentiated."
         q, k, value, o = ctx.saved_tensors
-        with full_precision(q.device):
-            if torch.is_grad_enabled(): return gradients_again(q, k, value, o, g)
-            if q.device.type == 'cpu': return gradients_in_chunks(q, k, value, o, g)
+        if torch.is_grad_enabled():
+            with full_precision(q.device): return gradients_again(q, k, value, o, g)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (q, k, value)]
             return torch.autograd.grad(fused_attention(*leaves), leaves, g)
 
+# %% ../nbs/02_self_attention.ipynb #9d36f8e8
 def attend(q:Tensor, k:Tensor, value:Tensor)->Tensor:
     "softmax(q k^T) value without storing beta; a compiler or a trace gets the bare kernel."
-    bare = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return fused_attention(q, k, value) if bare else FusedAttention.apply(q, k, value)
+    if torch.jit.is_tracing() or torch.compiler.is_compiling(): return fused_attention(q, k, value)
+    if q.device.type != 'cpu': return FusedAttention.apply(q, k, value)
+    narrow = (q.shape[-1] + 1)*(value.shape[-1] + 1) <= 16
+    return TiledAttention.apply(q, k, value, narrow and torch.is_grad_enabled())[0]
 
 # %% ../nbs/02_self_attention.ipynb #71cb1986
 @torch.no_grad()

@@ -20,7 +20,7 @@ from sagan_nb.config import NUMERICS, PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, Twins
 from sagan_nb.train import fit, make_gan
-from sagan_nb.machinery import answers, cli, figures, jobs, power, runs as runs_room, tables
+from sagan_nb.machinery import answers, cli, curve, figures, jobs, power, runs as runs_room, tables
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.machinery.checkpoints import load_checkpoint
@@ -144,7 +144,7 @@ def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
         seen.append(len(seen))
         return .3 if len(seen) < 6 else .01                                      # the first is that of the real pictures
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(jobs, 'diversity', planted)
+        m.setattr(curve, 'diversity', planted)
         run_rows([Job(cfg)], toy, tmp_path/'r', tmp_path/'runs', say=lambda *a, **k: None)
     o, = collect(tmp_path/'r')
     assert [(c['sign'], c['t']) for c in o['collapse']] == [('diversity', 10)] and 'seed 0: diversity at step 10' in markdown('table1', [o])

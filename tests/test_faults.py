@@ -1,7 +1,9 @@
 "What a run survives: flipped bits, kills, a full disk, two owners, numbers that are not finite. Nothing is lost, nothing damaged is used."
+import json
 import os
 import random
 import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +21,8 @@ from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, di
 from sagan_nb.machinery.files import CacheWarning, append_line
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from sagan_nb.train import make_gan, sampler
+from tools.faults.damage import Kind, damage
+from tools.faults.works import WORKS, check_whole
 
 TOY = Toy(32, 4, n=50)
 CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, width=1, attn_at=(8,), steps=6, ema=.9, ema_start=1, standing=16, checkpoint_every=2, sample_every=6,
@@ -48,6 +52,68 @@ def files(run): return {p: p.read_bytes() for p in run.rglob('*') if p.is_file()
 
 
 def last_bytes(run): return checkpoints_of(run)[-1].read_bytes()
+
+
+# the suite of tools/faults, in its short form; `make long` runs more of the same
+
+def suite(part, out, *args):
+    "Run a part of it in a process of its own: its rows."
+    done = subprocess.run([sys.executable, '-m', f'tools.faults.{part}', '--out', out, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return json.loads((out/f'{part}.json').read_text())['rows']
+
+
+def test_killed_anywhere(tmp_path):
+    "At least 20 processes end by SIGKILL, or as if the power went: the same final bits, nothing half written under a final name, no lock left."
+    rows = suite('crash', tmp_path, '--kills', 20)
+    assert sum(o['tries'] for o in rows) >= 20 and {o['fault'].split()[0] for o in rows} == {*WORKS} and {o['how'] for o in rows} == {'kill', 'power', 'delay'}
+
+
+def test_what_a_program_needs_is_taken_away(tmp_path):
+    "Each time one line that says what happened; nothing is lost, and it goes on afterwards."
+    rows = {o['fault']: o for o in suite('scarce', tmp_path, '--tries', 20)}
+    assert len(rows) >= 8 and sum(len(o['said']) for o in rows.values()) > 8
+    if 'a small disk' not in rows: pytest.skip('no small file system can be mounted here')
+
+
+def test_every_kind_of_file_damaged(tmp_path):
+    "Cut off at every hundredth, and with bits flipped: refused or named, never other values where a hash guards them."
+    rows = suite('damage', tmp_path, '--flips', 20)
+    assert len(rows) >= 40 and sum(o['tries'] for o in rows) > 2000 and not any(o['outcomes'].get('other') for o in rows if o['guarded'])
+
+
+PLANTED = """
+import os, sys
+from pathlib import Path
+from sagan_nb.core import atomic_write
+from tools.faults.layer import Layer
+folder, fault, at, way = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+with Layer(folder, at, int(fault) if fault.isdecimal() else fault).on():
+    try:
+        if way == 'in place': (folder/'a.json').write_text('[1, 2, 3]')
+        else:
+            with atomic_write(folder/'a.json') as part: part.write_text('[1, 2, 3]')
+    except OSError as e: sys.exit(e.errno)
+"""
+
+
+@pytest.mark.parametrize('fault, at, way, code, whole', [('kill', 2, 'in place', -9, False), ('kill', 2, 'atomic', -9, True), ('power', 2, 'in place', -9, False), ('28', 1, 'in place', 28, True),
+                                                         ('28', 2, 'in place', 28, False), ('28', 2, 'atomic', 28, True), ('30', 5, 'atomic', 30, True), ('kill', 9, 'in place', 0, True)])
+def test_the_layer_finds_writers_that_write_in_place(tmp_path, fault, at, way, code, whole):
+    (tmp_path/'a.json').write_text('[1, 2]')
+    assert subprocess.run([sys.executable, '-c', PLANTED, tmp_path, fault, str(at), way]).returncode == code
+    assert (check_whole(tmp_path) == []) == whole
+
+
+def test_damage_to_what_nothing_guards_is_found(tmp_path):
+    "The harness itself: a reader that believes anything, and one that ends in a traceback."
+    path = tmp_path/'a.json'
+    path.write_text('{"a": 12345}')
+    rng = random.Random(0)
+    believes = damage('it', Kind(path, lambda: path.read_bytes().hex()), rng, 10)
+    raises = damage('it', Kind(path, lambda: json.loads(path.read_text())), rng, 10)
+    assert all('silently other' in w for w in believes[1]['wrong']) and len(believes[1]['wrong']) == 10
+    assert any('a traceback' in w for w in raises[0]['wrong']) and path.read_text() == '{"a": 12345}'
 
 
 # a checkpoint is whole or refused

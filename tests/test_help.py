@@ -10,11 +10,12 @@ from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.metrics import Stats
 from sagan_nb.networks import Discriminator, Generator
+from sagan_nb.self_attention import SelfAttention
 
 GENERATOR = 'results/generator/t1_attn_16-pairs.safetensors'
 
 
-@pytest.mark.parametrize('cls', [Generator, Discriminator])
+@pytest.mark.parametrize('cls', [Generator, Discriminator, SelfAttention])
 def test_help_shows_each_parameter_with_its_meaning(cls):
     text = pydoc.plain(pydoc.render_doc(cls))
     for name in list(inspect.signature(cls).parameters):

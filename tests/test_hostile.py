@@ -375,8 +375,11 @@ def test_home_spaces_and_moved_images(tmp_path, monkeypatch, capsys):
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', 'first run', '--steps', 8, '--data', 'elsewhere')
     assert code == 1 and 'data_id was' in err                                           # other images are not the same run
     (tmp_path/'first run'/'data.json').write_text('')
+    code, _, err = shell(monkeypatch, capsys, 'sagan_sample', 'first run', '--n', 4, '--out', 'x.png')
+    assert code == 1 and 'data.json is damaged' in err and 'delete it, and classes are called by their numbers' in err and err.count('\n') == 1
+    (tmp_path/'first run'/'data.json').unlink()
     code, out, _ = shell(monkeypatch, capsys, 'sagan_sample', 'first run', '--n', 4, '--out', 'x.png')
-    assert code == 0 and 'data.json is damaged: classes are called by their numbers' in out
+    assert code == 0
 
 
 def test_imbalanced_classes(capsys):
@@ -412,3 +415,30 @@ def test_imbalanced_classes(capsys):
     note = 'labels are drawn uniformly, but classes are imbalanced, 50 to 1,100 pictures'
     assert plain['notes'] == [note] and note not in intra.get('notes', ()) and 'notes' not in drawn and drawn['labels'] == 'data'
     assert drawn['value'] < .1 * plain['value']
+
+
+def test_weights_that_claim_more_than_they_hold(tmp_path):
+    "A stride of 0 makes 1e11 numbers of one; names that are no numbers where ours have numbers."
+    import torch
+
+    from sagan_nb.interop import load_weights
+    t = torch.zeros(1).expand(10**5, 10**6)
+    torch.save({'linear.bias': t, 'output_layer.2.bias': t, 'blocks.0.0.conv1.bias': t}, tmp_path/'w.pth')
+    with pytest.raises(Refused, match='claims 100,000,000,000 numbers, more than the file holds'): load_weights(tmp_path/'w.pth')
+    odd = {'linear.bias': torch.zeros(4), 'linear.weight': torch.zeros(4, 4), 'blocks.0.conv1.bias': torch.zeros(4), 'blocks.x.conv2.weight': torch.zeros(4, 4)}
+    with pytest.raises(Refused, match='not those of a SAGAN'): load_weights(odd)
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe{', b'[' * 100_000, b'{"t": 1' + b'0' * 5000 + b'}', b'5', b'"x"', b'{"t": 1, "seal": "sha256:0"}', b'{"t": 1, "sale": "sha256:0"}'])
+def test_json_beside_a_run(tmp_path, content):
+    "Each file is refused by its name, in one sentence that says what to do; a log without a line is an empty log."
+    from sagan_nb.machinery import evaluate, jobs, runs
+    for name, read in (('data.json', lambda: runs.class_names(tmp_path, 4)), ('env.json', lambda: runs.machines(tmp_path)), ('config.json', lambda: runs.settings_of(tmp_path)),
+                       ('metrics.json', lambda: evaluate.run_scores(tmp_path)), ('t1_none-s0-a-v2.json', lambda: jobs.collect(tmp_path)), ('log.jsonl', lambda: runs.read_log(tmp_path/'log.jsonl'))):
+        path = tmp_path/name
+        path.write_bytes(content)
+        if name == 'log.jsonl' and content[:1] in (b'', b'{', b'\xff') and not content.endswith(b'}'): content += b'}\n{'        # else the end of a crash
+        path.write_bytes(content)
+        with pytest.raises(Refused, match=name) as e: read()
+        assert '\n' not in str(e.value) and len(str(e.value)) < 500
+        path.unlink()

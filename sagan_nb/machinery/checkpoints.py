@@ -49,6 +49,27 @@ def check_finite(
     return state
 
 
+def not_finite(
+    gan:GAN,                  # whose weights, statistics and gradients
+)->list:                      # names, G before D, as they lie in the networks
+    "Name what holds NaN or infinity."
+    found = []
+    for name, net in (('G', gan.G), ('D', gan.D)):
+        grads = {f'gradient of {name}.{k}': p.grad for k, p in net.named_parameters() if p.grad is not None}
+        state = {f'{name}.{k}': v for k, v in net.state_dict().items() if v.is_floating_point()}
+        found += [k for k, v in (state | grads).items() if not v.isfinite().all()]
+    return found
+
+
+def say_not_finite(
+    gan:GAN,                  # whose
+)->str:                       # for the middle of a sentence; '' where all is finite
+    "Say in which layer NaN or infinity is, and in how many more."
+    found = not_finite(gan)
+    more = f' and {len(found) - 1} more' if len(found) > 1 else ''
+    return f' (so is {found[0]}{more})' if found else ' (weights and gradients are)'
+
+
 def buffers(
     net:nn.Module,            # a network
 )->dict:                      # name -> tensor

@@ -13,7 +13,7 @@ from ..attention_maps import LayerMaps, describe_attention, show_attention
 from ..core import Refused, save_fig, show_grid
 from ..data import open_source
 from ..networks import RESOLUTIONS
-from ..train import GAN, draw, fixed_noise, networks, show_curves
+from ..train import networks
 from .atomic import atomic_write
 from .board import Board
 from .certificate import certificate, certify, deviations, find_object, guess_kind
@@ -21,11 +21,13 @@ from .checkpoints import disk_price
 from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
 from .evaluate import as_table, evaluate, save_records
+from .ending import summarise
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
+from .guard import check_watch, train_guarded
 from .finetune import tuning_of
 from .html import page, widget_html
-from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, measure, run_rows, set_aside, setting_name
+from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
 from .machine import pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, check_eval_options, check_sample_options, command, command_path,
@@ -40,42 +42,11 @@ from .publish import export
 from .pushing import push as push_to_hub
 from .queries import find_queries
 from .report import report
-from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, read_log, stop_at, train
+from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, stop_at
 from .sources import describe
 from .summary import UNUSED
 from .tables import markdown
 from .terminal import show_markdown, wrap
-
-
-def summarise(
-    gan:GAN,                  # a trained model
-    source,                   # the real pictures
-    out,                      # its run folder
-)->list:                      # the records of `measure`
-    "Write metrics.json, samples.png and curves.png into the run folder, and say where they are and what to try next."
-    out, names, cfg, (z, y) = Path(out), list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
-    grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
-    save_fig(grid, out/'samples.png', dpi=150)
-    curves = show_curves(read_log(out/'log.jsonl'), f'{cfg.preset}, {cfg.scale} scale, seed {cfg.seed}')
-    save_fig(curves, out/'curves.png')
-    try:
-        records = measure(out, source, gan.device)
-        save_records(out/'metrics.json', records)
-    except Refused as e:                         # the run is good, only its pictures are too few to learn from
-        records = []
-        print(f'not measured: {e}')
-    if records: print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
-    if cfg.scale != 'smoke': report(out, source=source, device=gan.device)
-    written = (('report.html', 'all of it on one page'), ('samples.png', 'one row per class'),
-               ('curves.png', 'logits, losses, attention, norms'),
-               ('metrics.json', 'the numbers above, with how they were made'), ('log.jsonl', 'everything logged'),
-               ('checkpoints', 'to go on from'))
-    for name, what in written:
-        if (out/name).exists(): print(f'  {out/name}   {what}')
-    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
-             ('sagan_train', '--resume', '--out', out, '--steps', 2*cfg.steps),
-             ('sagan_train', cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
-    return records
 
 
 @command
@@ -93,6 +64,10 @@ def sagan_train(
     freeze:str=None,          # d:N holds the first N blocks of D
     tensorboard:bool=False,   # hand the log and the samples on to TensorBoard, in RUN/tensorboard
     unlabelled:bool=False,    # train on a folder without classes
+    look_every:int=0,         # steps between looks at distance and diversity, for signs of collapse (default: none)
+    keep:str=None,            # best:K keeps the K checkpoints with the smallest distance, as best_STEP.pt
+    on_collapse:str='go',     # go on, stop, or back: to the last good checkpoint, with other noise
+    features:str='domain',    # what a look measures with: domain, inception, or inception:PATH
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
@@ -103,6 +78,7 @@ def sagan_train(
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
+    check_watch(cfg, look_every, keep, on_collapse)               # refuses before pictures are read
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
@@ -116,7 +92,8 @@ def sagan_train(
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
     board = [(100, Board(out))] if tensorboard else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
-    gan = train(cfg, source, out, resume, where, [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)], tuning)
+    hooks = [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)]
+    gan = train_guarded(cfg, source, out, resume, where, hooks, tuning, look_every, keep, on_collapse, features)
     return summarise(gan, source, out)
 
 
@@ -305,7 +282,7 @@ def sagan_table(
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
-    if minutes: hooks.append((1, stop_at(time.time() + 60*minutes, f'{same} goes on.')))
+    if minutes: hooks.append((1, stop_at(time.monotonic() + 60*minutes, f'{same} goes on.')))
     try: failed = run_rows(jobs, source, out, out/'runs', where, hooks)
     except Stopped as e:
         write_table(table, out, found, features, skipped, e.failed)

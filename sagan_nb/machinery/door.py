@@ -56,7 +56,8 @@ def open_weights(
     bgr:bool=False,           # pictures have blue first
 )->Model:
     "Open weights that are no checkpoint of a run. Raises Refused for what is no network of a SAGAN."
-    first = load_weights(path, part=part, bgr=bgr).to(device)
+    try: first = load_weights(path, part=part, bgr=bgr).to(device)
+    except Refused as e: raise Refused(str(e) if path.name in str(e) else f'{path}: {e}') from None
     K = first.n_classes
     head = first.head if part == 'D' else 'projection' if K else 'none'
     cfg = replace(Config(), preset=first.report.source, data='', res=first.res, n_classes=K, head=head)

@@ -16,7 +16,8 @@ from ..data import diversity, seed_of
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .atomic import atomic_write
 from .features import Features, open_features, weights_hash
-from .files import cache_folder, content_hash, prune_cache, read_cache, write_cache
+from .files import (cache_folder, content_hash, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
+                    write_cache)
 from .sources import uneven
 from .terminal import progress
 
@@ -392,14 +393,33 @@ def one_line(
     return ' | '.join([*cells, *hows])
 
 
+def run_scores(
+    run,                      # run folder
+)->list:                      # records of metrics.json; [] without one
+    "Read the scores of a run. Raises Refused where they are damaged."
+    path, remedy = Path(run)/'metrics.json', 'delete it, and sagan_eval makes it anew'
+    return stored_records(path, remedy) if path.exists() else []
+
+
+def stored_records(
+    path:Path,                # a file of records
+    remedy:str,               # what to do about a damaged one
+)->list:                      # records
+    "Read records, each against the hash it carries. Raises Refused for one that is damaged or no record."
+    records = read_json(path, remedy, list)
+    try:
+        if not all({'metric', 'value'} <= o.keys() for o in records): raise ValueError('no list of records')
+        return [*map(unsealed_json, records)]
+    except (ValueError, AttributeError) as e: raise Refused(f'{path} is damaged ({e}): {remedy}') from None
+
+
 def read_records(
     path:Path,                # metrics.json, or where it will be
 )->list:                      # records
     "Read stored records; a file that holds something else is renamed to `.bad`."
-    try: old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
-    except ValueError: old = None
-    if isinstance(old, list) and all(isinstance(o, dict) for o in old): return old
-    os.replace(path, path.with_name(path.name + '.bad'))
+    if not path.exists(): return []
+    try: return stored_records(path, 'it is kept under another name')
+    except Refused: os.replace(path, path.with_name(path.name + '.bad'))
     warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=3)
     return []
 
@@ -415,6 +435,8 @@ def save_records(
     identity = lambda o: tuple(o.get(k) for k in same)
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
+        sweep(path.parent, path.name + '.*')
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
-        with atomic_write(path) as part: part.write_text(json.dumps(out, indent=1), encoding='utf-8')
+        text = json.dumps([*map(sealed_json, out)], indent=1)
+        with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
     return out

@@ -1,4 +1,4 @@
-"Serves chapters 10 and 13: files of tensors that are kept and read back, and are trusted only where their hash says so."
+"Serves chapters 09, 10 and 13: files that are kept and read back, and are trusted only where their hash says so."
 import hashlib
 import json
 import os
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import Refused
 from .atomic import atomic_write
+from .terminal import printable
 
 
 def as_bytes(
@@ -35,17 +36,81 @@ def file_sha256(
     return h.hexdigest()
 
 
+SEAL, BEGINS = 'seal', 'sha256:'      # the key under which a JSON object carries the hash of all others; how that begins
+LONGEST = 256 * 2**20     # bytes of a JSON file that are read
+
+
+def hash_json(
+    value:dict,               # JSON values
+)->str:                       # BEGINS and 16 hex digits
+    "Hash an object as it will be read back: keys are texts, and their order does not matter."
+    plain = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return BEGINS + hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def sealed_json(
+    value:dict,               # JSON values
+)->dict:                      # the same, and its hash
+    "Let an object carry its hash, at its end."
+    return {**value, SEAL: hash_json(value)}
+
+
+def unsealed_json(
+    value:dict,               # from `sealed_json`, or from an earlier version
+)->dict:                      # without the hash
+    "Check an object against the hash it carries, if it does. Raises ValueError where they differ."
+    name, said = next(reversed(value.items()), ('', ''))
+    if name != SEAL and not str(said).startswith(BEGINS): return value
+    rest = {k: v for k, v in value.items() if k != name}
+    if (name, said) == (SEAL, hash_json(rest)): return rest
+    raise ValueError('it holds other values than were written')
+
+
+def parse_json(
+    content:bytes,            # JSON
+    kind:type=dict,           # what it must be
+):                            # the value
+    "Read JSON from bytes. Raises ValueError for anything else, however deep or long its numbers are."
+    try: value = json.loads(content.decode('utf-8'))
+    except RecursionError: raise ValueError('it is nested too deeply') from None
+    if not isinstance(value, kind): raise ValueError(f'it holds a {type(value).__name__}')
+    return unsealed_json(value) if kind is dict else value
+
+
+def read_json(
+    path,                     # a file
+    remedy:str,               # what to do about a damaged one
+    kind:type=dict,           # what it must hold
+):                            # the value
+    "Read a JSON file. Raises Refused, with the remedy, for one that is damaged."
+    path = Path(path)
+    try:
+        if path.stat().st_size > LONGEST: raise ValueError('it is too long')
+        return parse_json(path.read_bytes(), kind)
+    except ValueError as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): {remedy}') from None
+
+
+def write_json(
+    path,                     # file to write; replaced only when the new one is complete
+    value:dict,               # JSON values
+):
+    "Write an object with its hash."
+    with atomic_write(path) as part: part.write_text(json.dumps(sealed_json(value), indent=1), encoding='utf-8')
+
+
 def append_line(
     path,                     # a file of JSON lines
     value:dict,               # JSON values
 ):
-    "Add a line, in one write. Half a line that a crash left before it is closed off."
+    "Add a line with its hash, in one write, and wait for the disk. Half a line of a crash is closed off before it."
     try:
         with open(path, 'ab+') as f:
             end = f.seek(0, os.SEEK_END)
             f.seek(max(end - 1, 0))
             whole = not end or f.read(1) == b'\n'
-            f.write((b'' if whole else b'\n') + json.dumps(value).encode() + b'\n')
+            f.write((b'' if whole else b'\n') + json.dumps(sealed_json(value)).encode() + b'\n')
+            f.flush()
+            os.fsync(f.fileno())                     # a checkpoint may follow: its log must not be the one that is lost
     except OSError as e:
         e.filename = e.filename or str(path)
         raise
@@ -54,11 +119,27 @@ def append_line(
 def read_lines(
     path,                     # a file of JSON lines, or none
 )->list:                      # a dict for each
-    "Read JSON lines; one that a crash cut off is left out."
+    "Read JSON lines; one that a crash cut off is left out. Raises Refused for a line that is damaged otherwise."
     found, path = [], Path(path)
-    for text in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError): found.append(json.loads(text))
-    return [o for o in found if isinstance(o, dict)]
+    for i, text in enumerate(path.read_bytes().split(b'\n') if path.exists() else (), 1):
+        if text[:1] in (b'', b'{') and not text.endswith(b'}'): continue             # cut off, or the end
+        try: found.append(parse_json(text))
+        except ValueError as e:
+            raise Refused(f'{path}, line {i} is damaged ({printable(e)[:120]}): delete this line') from None
+    return found
+
+
+STALE = 3600              # seconds after which nobody is still writing a file
+
+
+def sweep(
+    folder:Path,              # where files were about to be written
+    what:str='*',             # which files
+):
+    "Remove what killed processes had half written: parts that are older than STALE."
+    for left in folder.glob(f'{what}.part'):
+        with suppress(OSError):                      # another process was first
+            if left.is_file() and left.stat().st_mtime <= time.time() - STALE: left.unlink()
 
 
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
@@ -73,6 +154,7 @@ def prune_cache(
     days:float=14,            # since a table was last written to
 ):
     "Remove features of generated pictures that nobody has added to for a while: a checkpoint is seldom measured twice."
+    for made in folder.glob('*-*/'): sweep(made)
     for old in folder.glob('fake-*'):
         try:
             if old.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(old)
@@ -93,18 +175,32 @@ class CacheWarning(UserWarning):
     "Something about a kept file, not about a number."
 
 
+def safetensors_bytes(
+    tensors:dict,             # name -> tensor
+    about:dict,               # name -> text
+)->bytes:                     # a safetensors file
+    "Write tensors under a header in order, so that equal ones make equal bytes, that carries its own hash."
+    from safetensors.torch import save
+    content = save(tensors, about)
+    n = int.from_bytes(content[:8], 'little')
+    facts = json.loads(content[8:8 + n])
+    facts['__metadata__'][SEAL] = hash_json(facts)
+    header = json.dumps(facts, sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)              # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, 'little') + header + content[8 + n:]
+
+
 def write_cache(
     path:Path,                # file to write; replaced only when the new one is complete
     tensors:dict,             # name -> tensor, on the CPU
     facts:dict=None,          # anything JSON can hold
 )->bool:                      # is it there now?
     "Keep tensors in a file. Where that fails (a full disk), warn, and leave what was there."
-    from safetensors.torch import save
     facts = facts or {}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = save(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
+        kept = safetensors_bytes(tensors, dict(facts=json.dumps(facts), sha256=content_hash(tensors, facts)))
         with atomic_write(path) as part: part.write_bytes(kept)
         return True
     except OSError as e:
@@ -171,9 +267,20 @@ def read_safetensors(path:Path)->tuple[dict,dict]:
     "Tensors and metadata. Raises Refused where a file of ours holds other weights than were written."
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: arrays, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    if 'sagan_nb_sha256' in meta and meta['sagan_nb_sha256'] != body_sha256(path.read_bytes()):
+    if not {SEAL, 'sagan_nb_sha256'} & meta.keys(): return arrays, meta
+    content = path.read_bytes()
+    if meta.get('sagan_nb_sha256') != body_sha256(content) or not header_is_whole(content):
         raise Refused(f'{path}: the weights are not those that were written: the file is damaged')
     return arrays, meta
+
+
+def header_is_whole(
+    content:bytes,            # a safetensors file
+)->bool:                      # True for an earlier version, whose header has no hash
+    "Compare the header with the hash it carries."
+    facts = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
+    said = facts['__metadata__'].pop(SEAL, None)
+    return said in (None, hash_json(facts))
 
 
 def read_torch(path:Path)->tuple[dict,dict]:

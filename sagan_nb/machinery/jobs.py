@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,20 +13,17 @@ import numpy as np
 import torch
 
 from ..ablation import Plan, collapse
-from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, from_json, override, preset, to_json
-from ..core import Refused, from_uint8
-from ..data import diversity
-from ..metrics import frechet_distance
-from ..train import GAN, draw, fixed_noise, networks, sampler
+from ..config import BOOKKEEPING, NUMERICS, Config, at_scale, override, preset, to_json
+from ..core import Refused
+from ..train import networks
 from .atomic import atomic_write
-from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_newest, restore
+from .checkpoints import Diverged
+from .curve import SIZES, Curve
 from .door import open_run
-from .evaluate import evaluate, fake_table, real_table
+from .evaluate import evaluate, run_scores
 from .features import Features, open_features
-from .files import append_line
-from .runs import NoteMachine, Stopped, machines, read_log, run_lock, train
-
-SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
+from .files import read_json, sweep, write_json
+from .runs import NoteMachine, Stopped, kept_samples, machines, read_log, run_lock, settings_of, train
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
 PAPER = json.loads(to_json(Config()))
@@ -121,72 +117,6 @@ def measure(
     return evaluate(model.G, source, metrics, features, n_fake, n_real, about=about)
 
 
-class Curve:
-    "Hook: Fréchet distance at a small size, diversity of a fixed batch, agreement and collapse, in curve.jsonl."
-    points = 8                # how often it looks in a run
-    wide = 1000               # pictures from which mutual information is taken
-    def __init__(self,
-        run,                      # run folder
-        source,                   # the real pictures
-        cfg:Config,               # of the run
-        device='cpu',             # where to
-        features='domain',        # see `evaluate`
-    ):
-        self.run, self.n = Path(run), max(SIZES[cfg.scale][0] // 10, 50)
-        self.path, self.steps = self.run/'curve.jsonl', cfg.steps
-        self.every = max(cfg.steps // self.points, 1)
-        self.device = device
-        self.features = features if isinstance(features, Features) else open_features(features, source, device=device)
-        self.real = real_table(source, self.features, 4*self.n).stats()
-        self.rule = source.long_range      # of pictures drawn by code
-        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:self.n]
-        x, y = source.batch(rows)
-        self.real_diversity = diversity(from_uint8(x), y) or math.inf      # unknown where classes have one picture
-
-    def __call__(self, gan:GAN, log:dict=None)->dict:    # the line
-        "Look."
-        G, (z, y) = sampler(gan), fixed_noise(gan.cfg)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')              # more features than pictures: a curve compares at equal n
-            distance = frechet_distance(fake_table(G, self.features, self.n).stats(), self.real)
-        line = dict(t=gan.t, distance=distance, diversity=diversity(draw(G, z, y), y), n_fake=self.n,
-                    n_real=self.real.n, n_diversity=len(y))
-        if self.rule:
-            y = torch.arange(self.wide) % max(gan.cfg.n_classes, 1)
-            z = torch.randn(self.wide, gan.cfg.z_dim, generator=torch.Generator().manual_seed(5))
-            line |= dict(mi=self.rule(draw(G, z, y), y)['mi'], n_mi=len(y))
-        self.note_collapse(line)
-        append_line(self.path, line)
-        return line
-
-    def catch_up(self):
-        "Look at the newest checkpoint, if the run was stopped between saving it and looking at it."
-        if not checkpoints_of(self.run): return
-        gan = restore(read_newest(self.run)[1], device=self.device)
-        due = gan.t and (gan.t % self.every == 0 or gan.t == self.steps)
-        if due and gan.t not in {o['t'] for o in read_log(self.path)}: self(gan)
-
-    def note_collapse(self, line:dict):                      # what is about to be written
-        "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
-        before, log = read_log(self.path, line['t'] - 1), read_log(self.run/'log.jsonl', line['t'])
-        signs = collapse(log, [*before, line], self.real_diversity, self.steps)
-        if signs: line['collapse'] = signs
-        if any('collapse' in o for o in before): return
-        if signs: print('\nsign of collapse:', '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in signs))
-        else: keep_good(self.run)
-
-
-def keep_good(
-    run,                      # run folder
-):
-    "Name the newest checkpoint, if there is one, checkpoints/good.pt, too."
-    try: path = newest_checkpoint(run)
-    except Refused: return
-    with atomic_write(path.with_name('good.pt')) as part:
-        try: os.link(path, part)
-        except (OSError, NotImplementedError, AttributeError): shutil.copy2(path, part)     # where there are no links
-
-
 def timed_curve(
     log:list,                 # from `read_log`
     curve:list,               # from curve.jsonl
@@ -203,10 +133,10 @@ def sample_strip(
 )->tuple:                     # a PIL image; the steps of its grids
     "Samples at several steps, side by side (Figure 4), from the same noise."
     from PIL import Image
-    files = {int(f.stem.split('_')[1]): f for f in (Path(run)/'samples').glob('step_*.png')}
-    wanted = np.linspace(0, max(files), times + 1)[1:]
-    steps = sorted({min(files, key=lambda t: abs(t - w)) for w in wanted})
-    grids = [np.asarray(Image.open(files[t])) for t in steps]
+    kept = kept_samples(run)
+    wanted = np.linspace(0, max(kept), times + 1)[1:]
+    steps = sorted({min(kept, key=lambda t: abs(t - w)) for w in wanted})
+    grids = [kept[t].permute(1, 2, 0).numpy() for t in steps]
     cut = [g[:, :g.shape[1]*columns // 12] for g in grids]
     gap = np.full((cut[0].shape[0], 6, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([p for c in cut for p in (c, gap)][:-1], 1)), steps
@@ -283,10 +213,11 @@ def write_result(
     "Write what a table needs of a run: one picture, one JSON."
     run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out, f'{job.name}.*')
     if any((run/'samples').glob('step_*.png')):
         picture, result['samples_at'] = sample_strip(run)
         with atomic_write(out/f'{job.name}.png') as part: picture.save(part, format='PNG', optimize=True)
-    with atomic_write(out/f'{job.name}.json') as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+    write_json(out/f'{job.name}.json', result)
     for path in (out/'replaced').glob(f'{job.stem}-*'): path.unlink()
     return result
 
@@ -301,7 +232,7 @@ def adopt(
     "Take a finished run for one of the jobs, and measure it as one. Raises Refused for a run that is none of them."
     run = Path(run)
     if not (run/'metrics.json').exists(): raise Refused(f'{run}: no finished run with its metrics here')
-    cfg, there = from_json((run/'config.json').read_text()), json.loads((run/'metrics.json').read_text())
+    cfg, there = settings_of(run), run_scores(run)
     job = next((j for j in jobs if j.stem == Job(cfg, j.features).stem), None)
     if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
     if not any(o.get('step') == cfg.steps and o.get('numerics') == NUMERICS for o in there):
@@ -380,6 +311,21 @@ def stem_of(result:dict)->str:
     return result['name'].rsplit('-', 1)[0]
 
 
+RESULT = dict(row=str, seed=int, scale=str, name=str, status=str, numerics=int, env=dict, config=dict, parameters=dict,
+              records=list, curve=list, collapse=list)                       # what must be there
+
+
+def read_result(
+    path:Path,                # a result file
+)->dict:                      # as of `result_of`
+    "Read a result. Raises Refused where it is damaged, or lacks what a table needs."
+    remedy = 'delete it, and it is made anew'
+    found = read_json(path, remedy)
+    if lacks := [k for k, kind in RESULT.items() if not isinstance(found.get(k), kind)]:
+        raise Refused(f'{path} is damaged or no result ({lacks[0]} is not there): {remedy}')
+    return found
+
+
 def collect(
     out,                      # folder of results
     rows=None,                # presets; None: all
@@ -388,8 +334,7 @@ def collect(
     "Read the results that are there, of one version of the numbers."
     found = []
     for path in sorted(Path(out).glob('*-s*-*-v*.json')):
-        try: found.append(json.loads(path.read_text(encoding='utf-8')))
-        except ValueError: raise Refused(f'{path} is damaged: delete it, and it is made anew') from None
+        found.append(read_result(path))
     wanted = numerics or max((o['numerics'] for o in found), default=0)
     same = [o for o in found if o['numerics'] == wanted and (rows is None or o['row'] in rows)]
     return sorted(same, key=lambda o: (o['row'], o['seed']))

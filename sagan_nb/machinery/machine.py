@@ -1,6 +1,7 @@
 "Serves chapters 09, 14 and 16: devices, number formats, and what a number was made on."
 import os
 import platform
+import re
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,31 @@ def environment(
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),
                 threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
+
+
+def out_of_memory(
+    e:BaseException,              # what was raised
+)->bool:
+    "Tell whether memory ran out: Python's, torch's on a CPU or a GPU, or that of a thread that could not start."
+    words = ['allocate memory', "can't start new thread", 'out of memory', 'std::bad_alloc']
+    if memory_is_limited(): words.append('could not create a primitive')             # oneDNN's way to say it
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(o in str(e) for o in words)
+
+
+def memory_is_limited()->bool:
+    "Tell whether this process may have only so much memory (ulimit -v)."
+    try: import resource
+    except ImportError: return False                                                 # Windows
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def short_of_memory(
+    e:BaseException,              # of which `out_of_memory` is true
+)->str:                           # one line
+    "Say in a few words what could not be had."
+    asked = re.search(r'[Tt]ried to allocate ([\d.]+ ?\w+)', str(e).replace('ou tried to allocate', 'Tried to allocate'))
+    if isinstance(e, MemoryError) and str(e): return str(e)
+    return f'{asked[1]} could not be had' if asked else 'the machine, or a limit on this process, has no more'
 
 
 def fast_bf16(

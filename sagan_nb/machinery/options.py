@@ -1,5 +1,7 @@
 "Serves chapter 16: what the words of a command line mean."
+import errno
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -11,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 
 from ..ablation import TABLES
-from ..config import Config, at_scale, from_json, override, preset
+from ..config import Config, at_scale, override, preset
 from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
@@ -19,11 +21,11 @@ from .checkpoints import Diverged
 from .console import read_words
 from .files import CacheWarning
 from .jobs import row_configs, setting_name
-from .machine import fast_bf16
+from .machine import fast_bf16, out_of_memory, short_of_memory
 from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
-from .runs import Stopped, stop_at
+from .runs import Stopped, settings_of, stop_at
 from .terminal import printable
 
 
@@ -49,13 +51,32 @@ def command(f):               # a function with docments
         warnings.formatwarning = warn_in_a_line
         try:
             with reading_images(**how): f(**given)
-        except (Refused, Diverged) as e: fault, code = str(e), 1
-        except OSError as e: fault, code = f'{e.filename or ""}: {e.strerror or e}'.lstrip(': '), 1
-        except (Stopped, KeyboardInterrupt) as e: fault, code = str(e) or 'stopped', 130
-        else: return
-        print(f'{f.__name__}: {printable(fault)}', file=sys.stderr)
-        sys.exit(code)
+        except (Exception, KeyboardInterrupt) as e:
+            if not (line := fault_line(e)): raise
+            print(f'{f.__name__}: {line}', file=sys.stderr)
+            sys.exit(130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1)
     return run
+
+
+def fault_line(
+    e:BaseException,          # what stopped a command
+)->str:                       # one line to print; '' for a bug, which keeps its traceback
+    "Say what happened: an input that cannot be used, a disk, memory, the user."
+    if out_of_memory(e): return printable(f'out of memory: {short_of_memory(e)}')
+    if isinstance(e, (Refused, Diverged)): return printable(e)
+    if isinstance(e, OSError): return printable(disk_line(e))
+    return printable(str(e) or 'stopped') if isinstance(e, (Stopped, KeyboardInterrupt)) else ''
+
+
+def disk_line(
+    e:OSError,                # what the system said
+)->str:
+    "Say what happened to which file, and, where a disk or a limit is to blame, what is safe."
+    path, said = re.sub(r'\.\d+\.part$', '', str(e.filename or '')), f'{e.strerror or e}'
+    spent = 'ENOSPC EDQUOT EROFS EIO EMFILE ENFILE EFBIG'.split()
+    if e.errno in {getattr(errno, name, None) for name in spent} and ';' not in said:
+        said += '; no file that was there is lost, and the same command goes on once there is a remedy'
+    return f'{path}: {said}'.lstrip(': ')
 
 
 def pick_classes(
@@ -132,9 +153,7 @@ def run_settings(
         cfg = at_scale(preset(preset_name or 't1_attn_16'), scale or 'laptop', fast_bf16(device))
         without = dict(n_classes=0, head='none') if unlabelled else {}
         return override(replace(cfg, data='toy' if data is None else data, **without), pairs)
-    saved = Path(out)/'config.json'
-    if not saved.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
-    cfg = from_json(saved.read_text(encoding='utf-8'))
+    cfg = settings_of(Path(out))
     cfg = replace(cfg, preset=preset_name or cfg.preset, scale=scale or cfg.scale,
                   data=cfg.data if data is None else data)
     return override(cfg, pairs)
@@ -152,7 +171,7 @@ def time_update(
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
     with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
-        fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.time() + most))])
+        fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.monotonic() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 

@@ -1,6 +1,5 @@
 "Serves chapter 06: a pack: images and labels as .npy files that any NumPy maps, and a JSON that says what they are."
 import hashlib
-import json
 import random
 from itertools import accumulate
 from pathlib import Path
@@ -8,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
+from .files import LONGEST, parse_json
 from .pictures import CHUNK, Pictures, fingerprint_of
 from .terminal import printable, progress
 
 FORMAT, VERSION = 'sagan_nb pack', 2
 HEAD = 128                       # bytes of a .npy header as it is written here
 OLD = b'SAGANPK1'                # the first bytes of packs of version 1, a format of this package alone
-LONGEST = 256 * 2**20            # bytes of pack.json
 SAMPLED = 64 * 2**20             # bytes of images that are checked whenever a pack is opened
 
 
@@ -63,7 +62,7 @@ def read_about(
 )->dict:
     "Read what a pack says of itself. Raises ValueError where it is not that, or longer than LONGEST."
     if path.stat().st_size > LONGEST: raise ValueError('pack.json is too long')
-    about = json.loads(path.read_text(encoding='utf-8'))
+    about = parse_json(path.read_bytes())
     if about['format'] != FORMAT or about['version'] != VERSION:
         raise ValueError(f'its format is {about["format"]!r}, version {about["version"]!r}')
     n, res, classes, chunks = (about[k] for k in ('n', 'res', 'classes', 'chunks'))

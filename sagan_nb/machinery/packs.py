@@ -12,6 +12,7 @@ import numpy as np
 from ..core import Refused
 from ..data import is_toy, open_world
 from .atomic import atomic_write, sync_folder
+from .files import parse_json, sealed_json, sweep
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
@@ -71,6 +72,7 @@ def pack(
     if not is_toy(spec) and not is_named(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
     how = how_to_read(max_bad, truncated, stretch)
     with packing_alone(out):
+        sweep(out.parent, f'{out.name}.part.log.*')
         listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_images(spec, unlabelled)
         part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
         records = write_chunks(listing, res, how, part, log)
@@ -101,15 +103,26 @@ def unfinished(
     "Read what an interrupted pack left behind. Raises Refused where it was packing something else."
     if not ((part/'images.npy').exists() and log.exists()): return []
     records = []
-    for line in log.read_text(encoding='utf-8').splitlines():
-        try: records.append(json.loads(line))
-        except ValueError: break                                 # the last line may be torn
+    for line in log.read_bytes().splitlines():
+        try: records.append(parse_json(line))
+        except ValueError: break                                 # torn, or damaged: what follows is packed again
     if len(records) < 2: return []                               # nothing was packed yet
-    if records[0] != identity:
+    if records[0] != dict(identity=identity):
         raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
-    records, size = records[1:], (part/'images.npy').stat().st_size
-    while records and HEAD + sum(r['n'] for r in records) * bytes_each > size: records.pop()
-    return records
+    return records[1:1 + whole_chunks(part/'images.npy', records[1:], bytes_each)]
+
+
+def whole_chunks(
+    path:Path,            # images.npy of an unfinished pack
+    records:list,         # of its chunks
+    bytes_each:int,       # of one image
+)->int:                   # how many, from the first
+    "Count the chunks that are in the file as they were packed."
+    with open(path, 'rb') as f:
+        f.seek(HEAD)
+        for i, r in enumerate(records):
+            if hashlib.sha256(f.read(r['n']*bytes_each)).hexdigest() != r['sha256']: return i
+    return len(records)
 
 
 def write_chunks(
@@ -123,7 +136,7 @@ def write_chunks(
     identity, shape = identity_of(listing, res, how), (3, res, res)
     records = unfinished(part, log, identity, 3 * res**2)
     part.mkdir(exist_ok=True)
-    text = ''.join(json.dumps(r) + '\n' for r in [identity, *records])
+    text = ''.join(json.dumps(sealed_json(r)) + '\n' for r in [dict(identity=identity), *records])
     with atomic_write(log) as new: new.write_text(text, encoding='utf-8')
     with open(part/'images.npy', 'r+b' if records else 'w+b') as f, open(log, 'a', encoding='utf-8') as lines:
         if not records: f.write(npy_header(np.uint8, (0, *shape)))
@@ -135,7 +148,7 @@ def write_chunks(
             sync(f)
             records.append(dict(n=len(chunk.labels), sha256=hashlib.sha256(pixels).hexdigest(), bad=chunk.bad,
                                 dark=chunk.dark, cut=chunk.cut))
-            lines.write(json.dumps(records[-1]) + '\n')
+            lines.write(json.dumps(sealed_json(records[-1])) + '\n')
             sync(lines)
     return records
 
@@ -177,7 +190,7 @@ def finish_pack(
         f.write(npy_header(np.int64, (n,)) + np.asarray(labels, '<i8').tobytes())
         sync(f)
     with open(part/'pack.json', 'w', encoding='utf-8') as f:
-        f.write(json.dumps(about, indent=1) + '\n')
+        f.write(json.dumps(sealed_json(about), indent=1) + '\n')
         sync(f)
 
 

@@ -365,6 +365,8 @@ def tensors(
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None
+        if t.numel()*t.element_size() > t.untyped_storage().nbytes():
+            raise Refused(f'{name} claims {t.numel():,} numbers, more than the file holds')
         if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():      # the sum is fast
             raise Refused(f'{name} holds numbers that are not finite')
     return out
@@ -382,20 +384,27 @@ def convert(
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
-    if source == 'sagan_nb': recipe, state, report = convert_ours(arrays, kind)
-    else:
-        c = Conversion(arrays, source, kind)
-        try: recipe = (convert_g if kind == 'Generator' else convert_d)(c)
-        except (RuntimeError, IndexError, ValueError) as e:
-            if isinstance(e, Refused): raise
-            raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
-        state, report = c.state, c.report
-        over = [name for name in arrays if name not in report.used]
-        more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
-        if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
+    try: recipe, state, report = convert_ours(arrays, kind) if source == 'sagan_nb' else convert_peer(arrays, source, kind)
+    except Refused: raise
+    except (RuntimeError, IndexError, KeyError, ValueError) as e:
+        raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
     report.used, report.unused = {origin[k]: v for k, v in report.used.items()}, report.unused | left
     report.notes += weight_notes(source, recipe)
     return recipe, {k: t.float() for k, t in state.items()}, report
+
+
+def convert_peer(
+    arrays:dict,                  # names to tensors
+    source:str,                   # whose
+    kind:str,                     # 'Generator' or 'Discriminator'
+)->tuple[dict,dict,Report]:       # as of `convert`
+    "Convert another code base's network. Raises Refused for a tensor that has no place in it."
+    c = Conversion(arrays, source, kind)
+    recipe = (convert_g if kind == 'Generator' else convert_d)(c)
+    over = [name for name in arrays if name not in c.report.used]
+    more = f' (and {len(over) - 1} more)' if len(over) > 1 else ''
+    if over: raise Refused(f'{source}: {over[0]} has no place in a SAGAN {kind.lower()}{more}')
+    return recipe, c.state, c.report
 
 
 def convert_nnabla(arrays:dict)->tuple[dict,dict,Report]:

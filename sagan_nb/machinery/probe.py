@@ -25,6 +25,7 @@ from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
 from .atomic import atomic_write
+from .files import read_json, write_json
 from .machine import environment
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out
@@ -126,10 +127,10 @@ def run_probe(
         torch.manual_seed(own.seed)
         D = Discriminator(own.res, own.width, 1, row.attn_at, row.block, row.form, own.reduction, head='none')
     D.to(memory_format=torch.channels_last)
-    began, cpu = time.time(), time.process_time()
+    began, cpu = time.monotonic(), time.process_time()
     curve = probe(D, intact, dealt, own.updates, own.every, own.seed, own.batch, own.rate)
     gamma = {m: block.gamma.item() for m, block in D.extra.items()}
-    took = dict(seconds=round(time.time() - began, 1), cpu_seconds=round(time.process_time() - cpu, 1))
+    took = dict(seconds=round(time.monotonic() - began, 1), cpu_seconds=round(time.process_time() - cpu, 1))
     return dict(settings=asdict(own), data_id=intact.fingerprint, curve=curve, gamma=gamma, **took,
                 weights=sum(p.numel() for p in D.parameters()), env=environment('cpu'))
 
@@ -137,7 +138,7 @@ def run_probe(
 def run_missing(
     wanted: list,             # Settings
     out,                      # folder of results
-    end: float = math.inf,    # time.time() after which nothing new is begun
+    end: float = math.inf,    # time.monotonic() after which nothing new is begun
     say=print,                # where progress goes
 ) -> list:                    # Settings that have no result yet
     "Run every probe that has no file. Several processes may share a folder: each takes what no other is at."
@@ -145,12 +146,12 @@ def run_missing(
     (out/'locks').mkdir(parents=True, exist_ok=True)
     for own in wanted:
         path = out/f'{own.name}.json'
-        if path.exists() or time.time() > end: continue
+        if path.exists() or time.monotonic() > end: continue
         try:
             with FileLock(out/'locks'/f'{own.name}.lock', timeout=0):
                 if path.exists(): continue
                 result = run_probe(own)
-                with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1), encoding='utf-8')
+                write_json(path, result)
         except Timeout: continue
         seen = ' '.join(f'{o["auc"]:.2f}' for o in result['curve'])
         say(f'{own.row} seed {own.seed}, {result["seconds"]:.0f} s: {seen}', flush=True)
@@ -165,7 +166,7 @@ def read_results(
     found = {}
     for own in wanted:
         path = Path(out)/f'{own.name}.json'
-        if path.exists(): found.setdefault(own.row, {})[own.seed] = json.loads(path.read_text(encoding='utf-8'))
+        if path.exists(): found.setdefault(own.row, {})[own.seed] = read_json(path, 'delete it, and it is made anew')
     return found
 
 
@@ -308,7 +309,7 @@ def main(
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
     wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
-    missing = run_missing(wanted, out, time.time() + 60*minutes)
+    missing = run_missing(wanted, out, time.monotonic() + 60*minutes)
     found = read_results(wanted, out)
     if found:
         text = judge_claims(found, claims, level)

@@ -14,7 +14,7 @@ from ..networks import Generator
 from ..self_attention import SelfAttention
 from .atomic import atomic_write
 from .door import open_run
-from .files import body_sha256
+from .files import body_sha256, safetensors_bytes, sweep
 from .peers import PEER_NAMES, halving_blocks
 from .recipe import recipe_of, restore_network
 
@@ -53,7 +53,9 @@ def save_pretrained(
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
-    content = save(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
+    content = safetensors_bytes(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
+    sweep(file.parent, file.name + '.*')
+    sweep(file.parent, 'README.md.*')
     with atomic_write(file) as part: part.write_bytes(content)
     if file == path: return file
     with atomic_write(path/'README.md') as part: part.write_text(card, encoding='utf-8')

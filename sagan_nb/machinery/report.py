@@ -16,15 +16,16 @@ from ..train import draw, fixed_noise
 from .atomic import atomic_write
 from .charts import chart, in_words, series
 from .door import open_run
-from .evaluate import evaluate
+from .evaluate import evaluate, run_scores
 from .features import Features, domain
 from .film import film, gif, there_and_back, timelapse
+from .guard import incidents
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .live import live_html
 from .queries import find_queries
-from .runs import kept_samples, pictures_of, read_log
+from .runs import kept_samples, machines, pictures_of, read_log
 from .settings import meaning
-from .summary import run_scores, summary_html
+from .summary import summary_html
 
 
 def config_html(
@@ -138,6 +139,23 @@ def film_html(
             + figure_html(beside_names(moving, names, 14/pitch), 'As a film. After a collapse, columns are alike.'))
 
 
+def incidents_html(
+    run:Path,                 # run folder
+)->dict:                      # title -> HTML; empty where nothing happened
+    "What went wrong on the way, when, what was done about it, and the last samples before it."
+    happened = incidents(run)
+    if not happened: return {}
+    done = dict(go='it went on', stop='it was stopped', back='it went back to the last good checkpoint')
+    rows = [(o['t'], o['words'], 'none' if o['good'] is None else o['good'], done[o['action']]) for o in happened]
+    table = table_html(['step', 'what was seen', 'last good checkpoint', 'what was done'], rows)
+    try: grids = {t: x for t, x in kept_samples(run).items() if t <= (happened[0]['good'] or 0)}
+    except Refused: grids = {}
+    if not grids: return {'Incidents': table + '<p>No samples were drawn before it.</p>'}
+    at, x = max(grids.items())
+    tag = image_tag(gif([x], 400), 'gif', f'Samples at step {at}', 2*x.shape[2], x.shape[2])
+    return {'Incidents': table + figure_html(tag, f'The last samples before it, at step {at}: one row per class.')}
+
+
 def maps_html(
     net:nn.Module,            # generator or discriminator
     x:Tensor,                 # noise, or pictures
@@ -213,8 +231,7 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    try: records = run_scores(run)
-    except ValueError: return '<p>metrics.json is damaged: <code>sagan_eval</code> makes it anew.</p>'
+    records = run_scores(run)
     if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
@@ -233,10 +250,10 @@ def sections(
     features,                 # whose distances say what is near, or None
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
-    read = lambda name: json.loads((run/name).read_text(encoding='utf-8')) if (run/name).exists() else {}
     log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
     z, y = draw_z(4, cfg.z_dim, cfg.seed), torch.arange(4) % max(cfg.n_classes, 1)
     out = {'Summary': summary_html(run, cfg, model.step, G, names, log)}
+    out |= incidents_html(run)
     out |= {'Samples': samples_html(G, cfg, names) + film_html(run, cfg, names)}
     if live := play_html(G, names): out |= {'Draw': live}
     attention = maps_html(G, z, y, names, 'Generator')
@@ -254,7 +271,7 @@ def sections(
         used = '' if features is None else silenced_numbers(G, source, features)
         out |= {'Attention': attention, 'Is attention used?': curves_html(log, USE) + silence_html(G, cfg) + used}
     return out | {'Training': curves_html(log, TRAINING), 'Singular values': curves_html(log, NORMS),
-                  'Metrics': metrics_html(run), 'Configuration': config_html(cfg, read('env.json'))}
+                  'Metrics': metrics_html(run), 'Configuration': config_html(cfg, machines(run)[0])}
 
 
 def report(

@@ -4,20 +4,22 @@ import math
 import signal
 import threading
 import time
+import warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from ..config import Config, from_json, to_json
+from ..config import Config, differences, from_json, to_json
 from ..core import Refused, grid_image
 from ..data import Stream, open_source
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .atomic import atomic_write
-from .checkpoints import Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore
-from .files import append_line, file_sha256, read_lines
-from .machine import environment
+from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore,
+                          say_not_finite)
+from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
+from .machine import environment, out_of_memory, short_of_memory
 from .terminal import printable
 
 
@@ -37,7 +39,7 @@ class Log:
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
         means, now = {k: (v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
         bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number')
+        if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
         seconds, per_step = now - self.steps_t, gan.cfg.batch*gan.cfg.d_per_g
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
                     seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds,
@@ -70,15 +72,13 @@ def class_names(
     run,                      # run folder
     n:int,                    # number of classes
 )->list:                      # n names, printable
-    "Read the names of a run's classes; their numbers, and a line that says so, where data.json is lost or damaged."
-    path = Path(run)/'data.json'
-    if not path.exists(): return [str(k) for k in range(n)]
-    try:
-        names = [printable(c) for c in json.loads(path.read_text(encoding='utf-8'))['classes']]
-        if len(names) == n: return names
-    except (ValueError, TypeError, KeyError, RecursionError, OSError): pass
-    print(f'{path} is damaged: classes are called by their numbers')
-    return [str(k) for k in range(n)]
+    "Read the names of a run's classes; without data.json, their numbers. Raises Refused where it is damaged."
+    path, by_number = Path(run)/'data.json', [str(k) for k in range(n)]
+    remedy = 'delete it, and classes are called by their numbers'
+    if not path.exists(): return by_number
+    names = read_json(path, remedy).get('classes')
+    if isinstance(names, list) and len(names) == n: return [*map(printable, names)]
+    raise Refused(f'{path} is damaged (it does not name {n} classes): {remedy}')
 
 
 def read_log(
@@ -86,9 +86,10 @@ def read_log(
     until:int=None,           # leave out later steps
 )->list:                      # one dict per line, by step
     """Read a log, which is only ever added to. Lines that a resumed run made anew count as they are there last, and a
-    line that a crash cut off is left out."""
+    line that a crash cut off is left out. Raises Refused for a line that is damaged."""
     found = []
     for line in read_lines(path):
+        if type(line.get('t')) is not int: raise Refused(f'{path} is no log: a line of it has no step')
         while found and found[-1]['t'] >= line['t']: found.pop()
         for key in {'usage_G', 'usage_D'} & line.keys(): line[key] = by_name(line[key])
         found.append(line)
@@ -145,9 +146,34 @@ def fill_folder(
                  unreadable=source.unreadable, **source.found)
     for name, value in (('env', environment(device)), ('data', facts)):
         if (path := out/f'{name}.json').exists(): continue
-        with atomic_write(path) as part: part.write_text(json.dumps(value, indent=1), encoding='utf-8')
+        write_json(path, value)
     for left in out.rglob('*.part'):                        # of a process that was killed; metrics belong to sagan_eval
         if not left.name.startswith('metrics.'): left.unlink(missing_ok=True)
+
+
+def stored_settings(
+    out:Path,                 # run folder
+)->Config:                    # of config.json
+    "Read the settings that a run was begun with. Raises Refused where they are not there or damaged."
+    path = out/'config.json'
+    if not path.exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
+    rest = 'delete it, and the checkpoint says them' if checkpoints_of(out) else 'begin the run anew, in another --out'
+    try: return from_json(json.dumps(read_json(path, rest)))
+    except Refused as e: raise Refused(f'{path}: {e}' if str(path) not in str(e) else str(e)) from None
+
+
+def settings_of(
+    out:Path,                 # run folder
+)->Config:                    # of its newest checkpoint; of config.json where there is none
+    "Read the settings to go on with; a config.json that says otherwise is named. Raises Refused where it is damaged."
+    stored = stored_settings(out) if (out/'config.json').exists() or not checkpoints_of(out) else None
+    if not checkpoints_of(out): return stored
+    path, state = read_newest(out, lazily=True)
+    saved = from_json(state['config'])
+    if stored and (changed := differences(saved, stored)):
+        words = '; '.join(f'{n} is {a!r} there, {b!r} here' for n, (a, b) in changed.items())
+        warnings.warn(f'{out}/config.json is not as {path.name}, which counts: {words}', CacheWarning, stacklevel=2)
+    return saved
 
 
 def go_on(
@@ -159,7 +185,7 @@ def go_on(
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
     if checkpoints_of(out): gan = restore(read_newest(out)[1], cfg, stream, device)
     else:
-        refuse_changes(from_json((out/'config.json').read_text(encoding='utf-8')), cfg)
+        refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)
     if cfg.steps < gan.t: raise Refused(f'{out} is at step {gan.t} already; ask for more --steps than that')
     return gan
@@ -178,7 +204,7 @@ def start_run(
     if not resume:
         check_free(out)
         gan = make_gan(cfg, device)                          # before anything is written: it may refuse
-    elif not (out/'config.json').exists(): raise Refused(f'{out}: no run to go on with here (no config.json)')
+    else: settings_of(out)                                   # there, and whole
     with run_lock(out), closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream:
         if resume: gan = go_on(cfg, out, stream, device)
         else:
@@ -186,6 +212,16 @@ def start_run(
             with atomic_write(out/'config.json') as part: part.write_text(to_json(cfg), encoding='utf-8')
         fill_folder(out, source, device)
         yield gan, stream
+
+
+def finite(
+    stream:Stream,            # batches
+    gan:GAN,                  # at which step
+):                            # yields the same
+    "Pass batches on. Raises Diverged for pictures that hold NaN or infinity, by the step that was to see them."
+    for x, y in stream:
+        if not x.sum().isfinite(): raise Diverged(f'at step {gan.t + 1} a picture holds a number that is not finite')
+        yield x, y
 
 
 def train(
@@ -202,19 +238,25 @@ def train(
         if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
-        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.checkpoint_every, keep),
-               (cfg.sample_every, Sampler(out, sample))]
+        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),
+               (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:
-            try: return fit(gan, stream, [*own, *hooks])
+            try: return fit(gan, finite(stream, gan), [*own, *hooks])
             except Stopped:
                 keep(gan)
                 raise
         except Diverged as e: raise Diverged(f'{e}; {keep.last_good()}') from None
         except OSError as e: raise OSError(e.errno, f'{e.strerror or e}; {keep.last_good()}', e.filename) from e
+        except (MemoryError, RuntimeError) as e:
+            if not out_of_memory(e): raise
+            raise MemoryError(f'{short_of_memory(e)}; {keep.last_good()}') from e
 
 
 class Stopped(Exception):
     "Raised by a hook to end a run between two steps; `train` saves before it passes on."
+
+
+ENV_LOST = 'delete it: records then do not say on what the run was trained'
 
 
 def about_run(
@@ -224,7 +266,7 @@ def about_run(
 )->dict:                      # JSON values
     "What a record says of the generator of a run."
     env, known = path.parent.parent/'env.json', {}
-    if env.exists(): known = json.loads(env.read_text(encoding='utf-8'))
+    if env.exists(): known = read_json(env, ENV_LOST)
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
     return dict(preset=cfg.preset, scale=cfg.scale, train_seed=cfg.seed, step=step, ema=bool(cfg.ema), batch_norm=norm,
                 checkpoint=path.name, checkpoint_sha256=file_sha256(path), trained_commit=known.get('commit'),
@@ -234,8 +276,9 @@ def about_run(
 def machines(
     run,                      # run folder
 )->list:                      # as of `environment`: where it began, then each other one that went on with it
-    "On what a run was trained."
-    return [json.loads((Path(run)/'env.json').read_text(encoding='utf-8')), *read_lines(Path(run)/'machines.jsonl')]
+    "On what a run was trained; {} where that is lost."
+    path = Path(run)/'env.json'
+    return [read_json(path, ENV_LOST) if path.exists() else {}, *read_lines(Path(run)/'machines.jsonl')]
 
 
 class NoteMachine:
@@ -254,13 +297,13 @@ class NoteMachine:
 
 
 def stop_at(
-    end:float,                # time.time() at which to stop
+    end:float,                # time.monotonic() at which to stop: a clock that is set back changes nothing
     then_say:str='',          # what else to say then
 ):                            # a hook
     "End a slice of a long table between two steps."
     words = f'the time of this slice is over; all is saved. {then_say}'.rstrip()
     def check(gan:GAN, log:dict):
-        if time.time() > end and gan.t < gan.cfg.steps: raise Stopped(words)
+        if time.monotonic() > end and gan.t < gan.cfg.steps: raise Stopped(words)
     return check
 
 
@@ -272,7 +315,9 @@ def kept_samples(
     from PIL import Image
     files = sorted((Path(run)/'samples').glob('step_*.png'))
     if not files: raise Refused(f'{run}: this run kept no samples')
-    read = lambda p: torch.from_numpy(np.array(Image.open(p).convert('RGB'))).permute(2, 0, 1)
+    def read(path):
+        try: return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
+        except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {int(p.stem.removeprefix('step_')): read(p) for p in files}
 
 

@@ -54,6 +54,8 @@ def typed_value(
     if kind is tuple:
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value): return tuple(value)
         raise Refused(f'{f.name} must be a list of whole numbers, got {value!r}')
+    most = 2**63 if f.metadata['may'] == '0..2**63 - 1' else 2**31            # what no seed, no size and no rate is above
+    if type(value) is int and abs(value) > most: raise Refused(f'{f.name} is too large a number, above {most}')
     if kind is float and type(value) is int: return float(value)
     if type(value) is float and not math.isfinite(value):
         raise Refused(f'{f.name} must be a finite number, got {value}')
@@ -117,6 +119,7 @@ def read_json(
 )->dict:                      # name -> value
     "Read settings of a file. Raises Refused for broken JSON, unknown names and wrong types."
     try: found = json.loads(text)
-    except json.JSONDecodeError as e: raise Refused(f'this is not a configuration: {e}') from None
+    except ValueError as e: raise Refused(f'this is not a configuration: {e}') from None
+    except RecursionError: raise Refused('this is not a configuration: it is nested too deeply') from None
     if not isinstance(found, dict): raise Refused('this is not a configuration: expected a JSON object')
     return {name: typed_value(find_field(name, known), value) for name, value in found.items()}

@@ -1,6 +1,5 @@
 "Serves chapter 15: the first lines of a run's page: what it drew, its scores, its attention, signs of collapse."
 import html
-import json
 import math
 from pathlib import Path
 
@@ -8,28 +7,18 @@ from ..ablation import collapse
 from ..config import Config
 from ..networks import Generator
 from ..train import draw, fixed_noise
+from .evaluate import run_scores
 from .html import pictures_html
+from .runs import read_log
 
 UNUSED = .001                 # |gamma o| / |x| below which a layer is called hardly used
-
-
-def run_scores(
-    run:Path,                 # run folder
-)->list:                      # of metrics.json; [] without one. Raises ValueError where it is damaged
-    "Read the scores of a run."
-    path = run/'metrics.json'
-    records = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
-    good = isinstance(records, list) and all(isinstance(o, dict) and {'metric', 'value'} <= o.keys() for o in records)
-    if not good: raise ValueError('no list of records')
-    return records
 
 
 def say_scores(
     run:Path,                 # run folder
 )->str:                       # a sentence
     "Say the scores, each next to that of real pictures."
-    try: records = run_scores(run)
-    except ValueError: return 'metrics.json is damaged; sagan_eval makes it anew.'
+    records = run_scores(run)
     if not records: return f'Not measured yet: sagan_eval {run} does it.'
     number = lambda v: f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
     said = []
@@ -59,8 +48,7 @@ def say_collapse(
     log:list,                 # from `read_log`
 )->str:                       # a sentence
     "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
-    path = run/'curve.jsonl'
-    curve = [json.loads(o) for o in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+    curve = read_log(run/'curve.jsonl')
     if not log and not curve: return 'Unknown: the log has no line yet.'
     signs = collapse(log, curve, math.inf, cfg.steps)
     looked = '' if curve else ' Diversity was not looked at; sagan_table does.'

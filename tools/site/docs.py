@@ -31,7 +31,7 @@ from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
 PAPER = ('reproduced', 'paper_vs_code', 'weights', 'ports', 'glossary', 'references')
-PROJECT = ('tests', 'contributing', 'changelog', 'licence')
+PROJECT = ('survives', 'tests', 'contributing', 'changelog', 'licence')
 
 
 def settings():

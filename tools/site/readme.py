@@ -118,6 +118,35 @@ def wanted():
         yield path, refreshed(path.read_text(encoding='utf-8'))
 
 
+def survives():
+    "What survives what: a table for each part of the suite, from what its last campaign left."
+    out = []
+    for part, title in PARTS.items():
+        path = ROOT/'results'/'faults'/f'{part}.json'
+        if not path.exists(): continue
+        about = read(path)
+        rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows']]
+        days, seconds = sorted({o['date'] for o in about['slices']}), sum(o['seconds'] for o in about['slices'])
+        made = ', '.join(sorted({(o['commit'] or 'unknown')[:7] for o in about['slices']}))
+        n = sum(o['tries'] for o in about['rows'])
+        out += [f'## {title}', '', f'{n:,} tries in {len(about["slices"])} slices, {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.', '',
+                table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
+    return '\n'.join(out).strip()
+
+
+PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'What nobody meant', 'soak': 'A long run'}
+CAME = dict(refused='refused by name', named='named, and made again or an earlier one used', same='the same values', other='other values: nothing guards it')
+
+
+def came_of(o):
+    "The outcome of a row, in words."
+    if o['wrong']: return f'**{len(o["wrong"])} went wrong**: ' + o['wrong'][0].replace('|', '/').splitlines()[0][:200]
+    if 'outcomes' in o: return '; '.join(f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items())
+    if 'found' in o: return 'taken or refused' + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')
+    if o['fault'].startswith('a long run'): return o['said'][-1]
+    return 'nothing lost; the same end' + ('' if o.get('said') is None else ', one line says what happened' if o['said'] else ', without a word to say')
+
+
 def main(check):
     stale = [(path, new) for path, new in wanted() if not path.exists() or path.read_text(encoding='utf-8') != new]
     for path, new in stale:

@@ -1,0 +1,86 @@
+"Serves chapter 16: what a run ends with: its pictures, curves, scores and page; what fails of it costs nothing else."
+from pathlib import Path
+
+from ..core import Refused, save_fig, show_grid
+from ..train import GAN, draw, fixed_noise, show_curves
+from .door import open_run
+from .evaluate import as_table, save_records
+from .guard import incidents
+from .jobs import measure
+from .options import command_path, fault_line, say_next
+from .report import report
+from .runs import read_log
+from .terminal import wrap
+
+WRITTEN = {'report.html': 'all of it on one page', 'samples.png': 'one row per class',
+           'curves.png': 'logits, losses, attention, norms', 'metrics.json': 'the numbers above, with how they were made',
+           'log.jsonl': 'everything logged', 'incidents.jsonl': 'what went wrong on the way',
+           'checkpoints': 'to go on from'}
+
+
+def write_samples(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Write samples.png, one row per class."
+    names, cfg, (z, y) = list(source.classes)[:10], gan.cfg, fixed_noise(gan.cfg)
+    grid = show_grid(draw(open_run(out, gan.device).G, z, y), 12, rows=names, title=f'{cfg.preset}, step {gan.t}')
+    save_fig(grid, out/'samples.png', dpi=150)
+
+
+def write_curves(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Write curves.png."
+    title = f'{gan.cfg.preset}, {gan.cfg.scale} scale, seed {gan.cfg.seed}'
+    save_fig(show_curves(read_log(out/'log.jsonl'), title), out/'curves.png')
+
+
+def write_metrics(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Measure, write metrics.json, and print the numbers."
+    try: records = measure(out, source, gan.device)
+    except Refused as e: return print(f'not measured: {e}')      # the run is good, its pictures are too few to learn from
+    save_records(out/'metrics.json', records)
+    print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
+
+
+def write_report(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Write report.html, but at smoke scale."
+    if gan.cfg.scale != 'smoke': report(out, source=source, device=gan.device)
+
+
+ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics, 'report.html': write_report}
+
+
+def summarise(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out,                      # its run folder
+):
+    """Write pictures, curves, scores and page into the run folder, and say where they are and what to try next. A part
+    that fails costs no other. Raises Refused, naming those that failed, and the command that makes up for them."""
+    out, failed = Path(out), {}
+    for name, write in ENDINGS.items():
+        try: write(gan, source, out)
+        except Exception as e: failed[name] = fault_line(e) or f'{type(e).__name__}: {e}'
+    for name, what in WRITTEN.items():
+        if (out/name).exists() and name not in failed: print(f'  {out/name}   {what}')
+    if seen := incidents(out): print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
+    again = ('sagan_train', '--resume', '--out', out)
+    if failed:
+        words = '; '.join(f'{name} ({why})' for name, why in failed.items())
+        raise Refused(f'the run is trained and saved, but not made are: {words}. To make up for it: {command_path(*again)}')
+    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
+             (*again, '--steps', 2*gan.cfg.steps),
+             ('sagan_train', gan.cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))

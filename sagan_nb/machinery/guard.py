@@ -1,0 +1,167 @@
+"Serves chapter 12: what a long run does about a collapse: note it, stop, or go back; and the best looks that are kept."
+import re
+from pathlib import Path
+
+import torch
+
+from ..config import Config
+from ..core import Refused, choose
+from ..data import seed_of
+from ..train import GAN
+from .atomic import atomic_write
+from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, sealed, step_of
+from .curve import Curve, give_name
+from .files import append_line, read_lines
+from .runs import Stopped, read_log, run_lock, train
+
+ACTIONS = ('go', 'stop', 'back')
+MOST_BACKS = 3            # times that a run goes back before it stops
+
+
+class Collapsed(Stopped):
+    "A sign of collapse, in a run that is to do something about it."
+
+
+def kept_best(
+    text:str,                 # best:K, or None
+)->int:                       # K; 0 where nobody asks
+    "Read how many of the best looks are kept. Raises Refused for anything else."
+    if text is None: return 0
+    if found := re.fullmatch(r'best:([1-9]\d?)', text): return int(found[1])
+    raise Refused(f'--keep takes best:K, with K from 1 to 99; got {text!r}')
+
+
+class Guard:
+    "Hook: look at the run, keep the best looks, and raise Collapsed at a sign of collapse where that is asked for."
+    def __init__(self,
+        curve:Curve,              # what looks
+        best:int=0,               # how many checkpoints to keep by their distance
+        action:str='go',          # one of ACTIONS
+    ):
+        self.curve, self.best, self.action, self.folder = curve, best, action, Path(curve.run)/'checkpoints'
+
+    def __call__(self, gan:GAN, log:dict=None):
+        "Look; a sign is acted on once."
+        before = any('collapse' in o for o in read_log(self.curve.path, gan.t - 1))
+        line = self.curve(gan)
+        if self.best: self.keep_best(gan.t)
+        if before or 'collapse' not in line: return
+        words = '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in line['collapse'])
+        note_incident(self.curve.run, gan.t, f'sign of collapse: {words}', self.action)
+        if self.action != 'go': raise Collapsed(f'sign of collapse: {words}{last_good(self.curve.run)}')
+
+    def keep_best(self, t:int):
+        "Name the checkpoint of this step best_XXXXXXX.pt, too, if its distance is among the smallest; one more goes."
+        order = sorted(read_log(self.curve.path, t), key=lambda o: o['distance'])
+        wanted = {o['t'] for o in order[:self.best]}
+        here = self.folder/f'step_{t:07}.pt'
+        if t in wanted and here.exists(): give_name(here, f'best_{t:07}.pt')
+        for path in self.folder.glob('best_*.pt'):
+            if int(path.stem.removeprefix('best_')) not in wanted: path.unlink()
+
+
+def note_incident(
+    run,                      # run folder
+    t:int,                    # step at which it was seen
+    words:str,                # what
+    action:str,               # what is done about it
+):
+    "Add a line to incidents.jsonl."
+    good = Path(run)/'checkpoints'/'good.pt'
+    step = read_checkpoint(good, lazily=True)['t'] if good.exists() else None
+    append_line(Path(run)/'incidents.jsonl', dict(t=t, words=words, action=action, good=step))
+
+
+def incidents(
+    run,                      # run folder
+)->list:                      # dicts: t, words, action, good (a step, or None)
+    "Read what went wrong in a run, and what was done about it."
+    return read_lines(Path(run)/'incidents.jsonl')
+
+
+def step_back(
+    run,                      # run folder
+    times:int,                # how often it went back before
+)->int:                       # the step from which it goes on
+    """Make the last good checkpoint the newest, with noise drawn anew and pictures from where the run was: the same
+    noise and pictures would end alike. Raises Refused where there is none."""
+    run = Path(run)
+    good = run/'checkpoints'/'good.pt'
+    with run_lock(run):
+        state = read_checkpoint(good if good.exists() else newest_checkpoint(run))
+        state['data'] = read_newest(run)[1]['data']
+        state['rng'] = torch.Generator().manual_seed(seed_of('back', state['t'], times)).get_state()
+        with atomic_write(run/'checkpoints'/f'step_{state["t"]:07}.pt') as part: part.write_bytes(sealed(state))
+        for path in checkpoints_of(run):
+            if step_of(path) > state['t']: path.unlink()
+    return state['t']
+
+
+def check_watch(
+    cfg:Config,               # of the run
+    every:int,                # steps between two looks; 0: none
+    keep:str,                 # as of `kept_best`
+    action:str,               # one of ACTIONS
+)->int:                       # K of `kept_best`
+    "Check what is asked of a guard. Raises Refused for what does not go together."
+    choose(action, ACTIONS, '--on_collapse')
+    best = kept_best(keep)
+    if not every and (best or action != 'go'): raise Refused('--keep and --on_collapse need --look_every')
+    if every < 0 or every % cfg.checkpoint_every:
+        raise Refused(f'--look_every must be a multiple of checkpoint_every, {cfg.checkpoint_every}; got {every}')
+    return best
+
+
+def train_guarded(
+    cfg:Config,               # this and the next six: as of `train`
+    source,                   # the pictures
+    out,                      # run folder
+    resume:bool=False,        # go on from the newest checkpoint
+    device='cpu',             # where to
+    hooks=(),                 # more hooks
+    prepare=None,             # called with the GAN before the first step
+    every:int=0,              # steps between two looks; 0: none
+    keep:str=None,            # as of `kept_best`
+    action:str='go',          # one of ACTIONS
+    features='domain',        # what the distance is measured with
+)->GAN:                       # at the last step
+    "Train, look on the way, and act on a collapse. Raises Stopped where it ends the run, with what to do next."
+    best = check_watch(cfg, every, keep, action)
+    if not every: return train(cfg, source, out, resume, device, hooks, prepare)
+    curve = Curve(out, source, cfg, device, features)
+    if resume: curve.catch_up()
+    guard = Guard(curve, best, action)
+    if resume and action == 'back' and 'collapse' in (read_log(curve.path) or [{}])[-1]: go_back(out, 'it had collapsed')
+    while True:
+        try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
+        except (Collapsed, Diverged) as e:
+            if isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
+            if action != 'back' or not go_back(out, str(e)): raise
+            resume = True
+
+
+def go_back(
+    run,                      # run folder
+    why:str,                  # what to print
+)->bool:                      # False: it did so too often, or there is no checkpoint
+    "Go back to the last good checkpoint, and say so."
+    times = sum(o['action'] == 'back' for o in incidents(run))
+    if times > MOST_BACKS or not checkpoints_of(run): return False
+    print(f'\n{why}: back to step {step_back(run, times)}, with other noise')
+    return True
+
+
+def last_good(
+    run,                      # run folder
+)->str:                       # for the end of a sentence
+    "Say which checkpoint is from before a collapse."
+    good = Path(run)/'checkpoints'/'good.pt'
+    return f'; the last good checkpoint is {good}' if good.exists() else ''
+
+
+def newest_step(
+    run,                      # run folder
+)->int:                       # of its newest checkpoint; 0 without one
+    "Say how far a run is saved."
+    found = checkpoints_of(run)
+    return step_of(found[-1]) if found else 0

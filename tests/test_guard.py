@@ -1,0 +1,141 @@
+"A guard for long runs: it looks on the way, keeps the best, and acts on a collapse; numbers that are not finite are named by step and layer."
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sagan_nb.core import Refused
+from sagan_nb.machinery import guard
+from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, read_checkpoint, step_of
+from sagan_nb.machinery.ending import ENDINGS, summarise
+from sagan_nb.machinery.report import incidents_html
+from sagan_nb.machinery.runs import Stopped, read_log, train
+from tools.faults.works import Place, settings, small
+
+STEPS = 12
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory): return Place(tmp_path_factory.mktemp('place'))
+
+
+def cfg_of(place, **own): return settings(place.source, steps=STEPS, standing=0, ema=0., ema_start=0, sample_every=2, **own)
+
+
+def collapse_once(at, value=50.):
+    "A hook: G draws one colour from this step on; once, whatever comes after."
+    done = []
+    def hook(gan, log):
+        if gan.t == at and not done:
+            done.append(at)
+            gan.G.conv.bias.data.fill_(value)
+    return [(1, hook)]
+
+
+def run(place, out, hooks=(), **how):
+    with small(place): return guard.train_guarded(cfg_of(place), place.source, out, hooks=hooks, every=2, features=place.features, **how)
+
+
+def test_it_goes_on_and_notes(place, tmp_path):
+    gan = run(place, tmp_path/'run', collapse_once(5))
+    seen = guard.incidents(tmp_path/'run')
+    assert gan.t == STEPS and len(seen) == 1 and seen[0]['t'] == 6 and seen[0]['good'] == 4 and seen[0]['action'] == 'go' and 'diversity at step 6' in seen[0]['words']
+    page = incidents_html(tmp_path/'run')['Incidents']
+    assert 'Samples at step 4' in page and 'it went on' in page and 'diversity' in page
+
+
+def test_it_stops_with_the_good_state_named(place, tmp_path):
+    with pytest.raises(Stopped, match=r'sign of collapse: diversity at step 6, .*; the last good checkpoint is .*good\.pt'): run(place, tmp_path/'run', collapse_once(5), action='stop')
+    assert read_checkpoint(tmp_path/'run'/'checkpoints'/'good.pt')['t'] == 4 and step_of(checkpoints_of(tmp_path/'run')[-1]) == 6
+
+
+def test_it_goes_back_and_ends_well(place, tmp_path, capsys):
+    "With other noise from the good state on; what a collapsed run wrote is replaced, and a second resume has nothing to do."
+    out = tmp_path/'run'
+    gan = run(place, out, collapse_once(5), action='back')
+    assert gan.t == STEPS and not any('collapse' in o for o in read_log(out/'curve.jsonl')) and [o['t'] for o in read_log(out/'log.jsonl')] == [*range(1, STEPS + 1)]
+    assert [o['action'] for o in guard.incidents(out)] == ['back']
+    whole = run(place, tmp_path/'whole')
+    state, other = (read_checkpoint(checkpoints_of(p)[-1]) for p in (out, tmp_path/'whole'))
+    assert not torch.equal(state['rng'], other['rng']) and whole.t == STEPS
+    assert run(place, out, resume=True, action='back').t == STEPS
+
+
+def test_it_does_not_go_back_for_ever(place, tmp_path):
+    def always(gan, log):
+        if gan.t >= 5: collapse_once(gan.t)[0][1](gan, log)
+    with pytest.raises(Stopped, match='sign of collapse'): run(place, tmp_path/'run', [(1, always)], action='back')
+    assert len(guard.incidents(tmp_path/'run')) == guard.MOST_BACKS + 1
+
+
+def test_numbers_that_are_not_finite_send_it_back_too(place, tmp_path):
+    out = tmp_path/'run'
+    assert run(place, out, collapse_once(5, float('nan')), action='back').t == STEPS
+    seen = guard.incidents(out)
+    assert len(seen) == 1 and 'is not finite' in seen[0]['words'] or 'not a finite number' in seen[0]['words']
+
+
+def test_the_best_looks_are_kept(place, tmp_path):
+    run(place, tmp_path/'run', keep='best:2')
+    by_distance = sorted(read_log(tmp_path/'run'/'curve.jsonl'), key=lambda o: o['distance'])
+    assert len(by_distance) == STEPS // 2
+    kept = {int(p.stem[5:]): read_checkpoint(p)['t'] for p in (tmp_path/'run'/'checkpoints').glob('best_*.pt')}
+    assert kept == {o['t']: o['t'] for o in by_distance[:2]}
+
+
+@pytest.mark.parametrize('how, words', [(dict(keep='best:0'), 'best:K'), (dict(keep='3'), 'best:K'), (dict(action='cry'), 'on_collapse'), (dict(every=3), 'multiple of checkpoint_every'),
+                                        (dict(every=0, action='stop'), 'need --look_every'), (dict(every=0, keep='best:1'), 'need --look_every'), (dict(every=-2), 'multiple')])
+def test_what_does_not_go_together(place, tmp_path, how, words):
+    with pytest.raises(Refused, match=words): guard.train_guarded(cfg_of(place), place.source, tmp_path/'run', **dict(dict(every=2), **how))
+    assert not (tmp_path/'run').exists()
+
+
+class Spoilt:
+    "A source whose pictures hold NaN from some batch on."
+    def __init__(self, source, good): self.source, self.good, self.n = source, good, 0
+
+    def __getattr__(self, name): return getattr(self.source, name)
+
+    def __len__(self): return len(self.source)
+
+    def batch(self, indices):
+        x, y = self.source.batch(indices)
+        self.n += 1
+        return (x.float() if self.n <= self.good else x.float() + float('nan')), y
+
+
+def test_a_picture_that_is_not_finite_is_named_by_its_step(place, tmp_path):
+    with pytest.raises(Diverged, match=r'at step 4 a picture holds a number that is not finite; the last good checkpoint is .*step_0000002'): train(cfg_of(place), Spoilt(place.source, 3), tmp_path/'run')
+
+
+@pytest.mark.parametrize('part, words', [('weight', r'so is G\.linear\.'), ('gradient', r'so is gradient of G\.linear\.|so is G\.')])
+def test_a_layer_that_is_not_finite_is_named(place, tmp_path, part, words):
+    def spoil(gan, log):
+        if gan.t != 3: return
+        p = gan.G.linear.parametrizations.weight.original
+        (p.data if part == 'weight' else p.grad).view(-1)[0] = float('nan')
+        log['loss_g'] = log['loss_g'] * float('nan')
+    from sagan_nb.machinery import runs
+    look = runs.Log.__call__
+    def call(self, gan, log):
+        spoil(gan, log)
+        look(self, gan, log)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(runs.Log, '__call__', call)
+        with pytest.raises(Diverged, match=rf'at step 3 loss_g is not a finite number \({words}.*; the last good checkpoint is .*step_0000002'): train(cfg_of(place), place.source, tmp_path/'run')
+
+
+# the end of a run
+
+@pytest.mark.parametrize('part', ENDINGS)
+def test_a_part_that_fails_costs_no_other(place, tmp_path, part, monkeypatch, capsys):
+    "Names, locale, backend, disk: whatever it is. One line says what is not made, and how to make up for it; the rest is there."
+    out, made = tmp_path/'run', {name: (lambda gan, source, out, name=name: (out/name).write_text('made')) for name in ENDINGS}
+    gan = train(replace(cfg_of(place), steps=2), place.source, out)
+    def fails(*args): raise RuntimeError('no such font')
+    monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made | {part: fails})
+    with pytest.raises(Refused, match=rf'trained and saved, but not made are: {part} \(RuntimeError: no such font\)\. To make up for it: .*sagan_train --resume --out'): summarise(gan, place.source, out)
+    assert {p.name for p in out.iterdir()} >= {*ENDINGS} - {part} and part not in capsys.readouterr().out
+    monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made)
+    summarise(gan, place.source, out)
+    assert (out/part).exists()

@@ -1,0 +1,70 @@
+"""Train for a while and watch what grows: `python -m tools.faults.soak --minutes 30 --out results/faults`.
+
+Resident memory, open handles, the time of a step and the log of a run at the smallest size, looked at every 200 steps by a hook. After a warm-up of a fifth, memory may grow
+by 1 MiB in 1,000 steps, handles by none, the time of a step by a fifth (as processor time, in medians of the first and the last third), and the log by its lines alone.
+"""
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from fastcore.script import call_parse
+
+from sagan_nb.machinery.runs import stop_at, Stopped, train
+
+from .results import add_rows
+from .works import Place, settings, small
+
+EVERY = 200
+
+
+def resident():
+    "Bytes of memory that this process has now."
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+class Watch:
+    "Hook: note what grows."
+    def __init__(self, run): self.run, self.seen = run, []
+
+    def __call__(self, gan, log):
+        self.seen.append(dict(t=gan.t, memory=resident(), handles=len(os.listdir('/proc/self/fd')), cpu=time.process_time(), log=(self.run/'log.jsonl').stat().st_size))
+
+
+def verdicts(seen):
+    "Rows: what was watched, how it went, what is wrong."
+    late = seen[len(seen)//5:]
+    t, memory = (np.array([o[k] for o in late], float) for k in ('t', 'memory'))
+    slope = np.polyfit(t, memory, 1)[0] * 1000 / 2**20
+    paces = np.diff([o['cpu'] for o in late]) / np.diff(t)
+    third = len(paces) // 3
+    slower = np.median(paces[-third:]) / np.median(paces[:third])
+    lines = np.diff([o['log'] for o in late]) / np.diff(t)
+    found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps', slope < 1), 'handles': (f'{late[0]["handles"]} to {late[-1]["handles"]}', late[-1]['handles'] <= late[0]['handles']),
+             'time of a step': (f'{slower:.2f} times that of the beginning', slower < 1.2), 'log': (f'{lines.min():.0f} to {lines.max():.0f} bytes a step', lines.max() < 1.3*lines.min() + 1)}
+    return [dict(fault=f'a long run: {name}', how=f'{seen[-1]["t"]:,} steps', tries=len(seen), said=[words], wrong=[] if good else [words]) for name, (words, good) in found.items()]
+
+
+@call_parse
+def main(
+    minutes:float=30,         # to train
+    out:str=None,             # folder for soak.json; nothing is written without
+):
+    "Train and watch. Ends with 1 where something grows."
+    began = time.time()
+    with tempfile.TemporaryDirectory() as d:
+        place, run = Place(d), Path(d)/'run'
+        cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=1000)
+        watch = Watch(run)
+        with small(place):
+            try: train(cfg, place.source, run, hooks=[(EVERY, watch), (10, stop_at(time.monotonic() + 60*minutes))])
+            except Stopped: pass
+    rows = verdicts(watch.seen)
+    for o in rows: print(f'{o["fault"]}: {o["said"][0]}, {o["how"]}' + ' WRONG'*bool(o['wrong']))
+    if out: add_rows(Path(out)/'soak.json', rows, time.time() - began)
+    raise SystemExit(any(o['wrong'] for o in rows))
+
+
+if __name__ == '__main__': main()

@@ -39,6 +39,7 @@ class ConditionalBatchNorm2d(nn.Module):
         self.register_buffer('mean', torch.zeros(channels))
         self.register_buffer('var', torch.ones(channels))
         self.standing = None          # (sum of means, sum of variances, batches) while standing statistics are taken
+        self.ranks = self.parts = None        # whom a batch is shared with; statistics of its parts so far (chapter 08)
 
 # %% ../nbs/03_blocks.ipynb #d99e22b9
 @patch
@@ -56,6 +57,7 @@ def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B,
     "By the statistics of each chunk; moves the moving statistics."
     B, chunk = len(x), self.ghost or len(x)
     if B % chunk: raise Refused(f'ghost batch norm: a batch of {B} does not split into chunks of {chunk}')
+    if self.ranks and not self.ghost: return self.normalise_shared(x)
     out, stats = [], []
     for part in x.split(chunk):
         mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
@@ -65,10 +67,24 @@ def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B,
     self.update(stats)
     return out[0] if len(out) == 1 else torch.cat(out)
 
+# %% ../nbs/03_blocks.ipynb #1f3b5e3d
+@patch
+def normalise_shared(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:       # (B, C, H, W) -> (B, C, H, W)
+    "By the statistics of a batch of which every rank has an equal part (chapter 08)."
+    var, mean = torch.var_mean(x.to(self.mean.dtype), (0, 2, 3), correction=0)
+    means, vars = self.ranks.gather(torch.stack([mean, var])[None]).unbind(1)                   # (R, C) each
+    mean, var = means.mean(0), vars.mean(0) + means.var(0, correction=0)
+    n = x.numel() / x.shape[1] * len(means)
+    self.update([(mean, var*(n/(n - 1)) if self.unbiased else var)])
+    scale = (var + self.eps).rsqrt()
+    return (x*scale[:, None, None] - (mean*scale)[:, None, None]).to(x.dtype)
+
 @patch
 @torch.no_grad()
 def update(self:ConditionalBatchNorm2d, stats:list):                       # (mean, var) of each chunk, (C) each
-    "Move the moving statistics."
+    "Move the moving statistics, once the chunks of all ranks and of all parts are there."
+    if self.parts is not None: return self.parts.extend(stats)
+    if self.ranks and self.ghost: stats = [*self.ranks.gather(torch.stack([*map(torch.stack, stats)]))]
     if self.ghost_update == 'mean': stats = [tuple(torch.stack(s).mean(0) for s in zip(*stats))]
     for mean, var in stats:
         if self.standing is not None: self.standing = tuple(a + b for a, b in zip(self.standing, (mean, var, 1)))

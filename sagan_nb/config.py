@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from .core import Refused, choose
 from .machinery.published import PUBLISHED as PUBLISHED        # handed on: this chapter is its door
-from .machinery.settings import check_value, list_fields, read_json, read_pairs, setting
+from .machinery.settings import check_value, list_fields, read_values, read_pairs, setting
 
 # %% ../nbs/07_config.ipynb #67c429bd
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Training:
     d_per_g:int = setting(1, 'updates of D per update of G', 'paper 5.1', '> 0')
     order:str = setting('d_then_g', 'which step is first', 'ours: the paper does not say', ('d_then_g', 'g_then_d'))
     batch:int = setting(256, 'pictures per update over all ranks', 'released code: 4 x 64', '> 0')
+    micro:int = setting(0, 'pictures in memory at once, on each rank; 0: all', 'ours: same result', '>= 0')
     steps:int = setting(1_000_000, 'updates of G', 'paper 5', '> 0')
     precision:str = setting('fp32', 'number format; bf16 by autocast', 'released code', ('fp32', 'bf16'))
     channels_last:bool = setting(False, 'memory layout', 'ours')
@@ -117,6 +118,9 @@ def check_config(cfg:Config):
     for name, f in FIELDS.items(): object.__setattr__(cfg, name, check_value(f, getattr(cfg, name)))
     if cfg.bn_ghost and cfg.batch % cfg.bn_ghost:
         raise Refused(f'batch {cfg.batch} does not split into chunks of bn_ghost={cfg.bn_ghost}')
+    if cfg.micro and (not cfg.bn_ghost or cfg.micro % cfg.bn_ghost):
+        raise Refused(f'micro={cfg.micro} must be a multiple of bn_ghost, which is {cfg.bn_ghost}: '
+                      'what batch norm takes together must be in memory together')
     if cfg.n_classes == 0 and cfg.head != 'none':
         raise Refused(f"without classes (n_classes=0) D's head must be 'none', not {cfg.head!r}")
 
@@ -129,7 +133,7 @@ def from_json(
     text:str,             # what `to_json` wrote
 )->Config:                # the same value
     "Read a Config back. Raises Refused for broken JSON, unknown names and wrong types."
-    return Config(**read_json(text, FIELDS))
+    return Config(**read_values(text, FIELDS))
 
 def override(
     cfg:Config,           # where to start

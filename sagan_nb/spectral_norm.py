@@ -107,6 +107,7 @@ class SpectralNorm(nn.Module):
         for name, value, allowed in options: choose(value, allowed, f'spectral-norm {name}')
         self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
+        self.held = None          # the divided weight to compute with, while a batch comes in parts (chapter 08)
         W = self.matrix(weight.detach())
         u = unit(torch.randn(len(W), device=W.device, dtype=W.dtype))
         self.register_buffer('u', u)
@@ -134,6 +135,7 @@ def reorder(self:SpectralNorm, v:Tensor, weight:Tensor, back:bool=False)->Tensor
 @patch
 def moves(self:SpectralNorm)->bool:
     "Does a forward, now, move u?"
+    if self.held is not None: return False
     return self.update == 'always' or (self.training and (self.update == 'forward' or self.real))
 
 @patch
@@ -174,6 +176,7 @@ def sigma(self:SpectralNorm, weight:Tensor)->Tensor:     # a scalar with gradien
 @patch
 def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same shape, in the weight's own precision
     "The normalised weight."
+    if self.held is not None: return self.held
     if not self.detach or torch.jit.is_tracing(): return weight / self.sigma(weight)   # what a trace can store
     order = self.order(weight)
     by_rows = weight.permute(order)

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from .blocks import standing_statistics
 from .config import Config
-from .distributed import Ranks
+from .distributed import Ranks, in_parts
 from .losses import class_loss, hinge_d, hinge_g
 from .machinery.augment import as_judged
 from .machinery.terminal import progress
@@ -94,11 +94,13 @@ def make_gan(
     cfg:Config,               # settings
     device='cpu',             # where to
 )->GAN:                       # at step 0
-    "Build networks and optimisers from the seed. Leaves the global random state as it was."
+    "Build networks and optimisers from the seed; the global random state stays. Raises Refused if ranks do not fit."
+    ranks = Ranks()
+    ranks.share(cfg.batch, cfg.bn_ghost)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         G, D = networks(cfg)
-    G, D = (net.to(device, memory_format=layout(cfg)) for net in (G, D))
+    G, D = (ranks.connect(net).to(device, memory_format=layout(cfg)) for net in (G, D))
     if cfg.compiled: G.compile(), D.compile()           # copies of them, as for sampling, are not
     options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
     def adam(net, lr):
@@ -106,7 +108,7 @@ def make_gan(
         return epsilon_hat(made) if cfg.adam_eps_rule == 'tensorflow' else made
     ema = copy.deepcopy(G) if cfg.ema else None
     rng = torch.Generator().manual_seed(cfg.seed)
-    return GAN(cfg, G, D, adam(G, cfg.lr_g), adam(D, cfg.lr_d), ema, rng, Ranks(), torch.device(device))
+    return GAN(cfg, G, D, adam(G, cfg.lr_g), adam(D, cfg.lr_d), ema, rng, ranks, torch.device(device))
 
 # %% ../nbs/09_train.ipynb #941fa6a3
 @contextmanager
@@ -124,7 +126,7 @@ def judge(
     y:Tensor,                 # classes, (B,)
 )->tuple:                     # logits float32 (B,), classifier loss (0 without an AC-GAN head)
     "What D says of pictures, in full precision whatever the layers ran in."
-    out = gan.D(as_judged(gan, x), y)
+    out = in_parts(gan.D, gan.cfg.micro, as_judged(gan, x), y)
     if not isinstance(out, tuple): return out.float(), 0.
     logit, classes = out
     return logit.float(), class_loss(classes.float(), y)
@@ -138,12 +140,13 @@ def d_step(
     "One update of D on the hinge loss (paper, eq. 4)."
     z, y_fake = gan.noise(len(x))
     with gan.precision():
-        with torch.no_grad(): fake = gan.G(z, y_fake)
+        with torch.no_grad(): fake = in_parts(gan.G, gan.cfg.micro, z, y_fake)
         with real_pass(gan.D): real, class_real = judge(gan, x, y)
         fake, class_fake = judge(gan, fake, y_fake)
     loss = hinge_d(real, fake) + class_real + class_fake
     gan.opt_d.zero_grad()
     loss.backward()
+    gan.ranks.average(gan.D)
     gan.opt_d.step()
     return dict(loss_d=loss.detach(), d_real=real.detach().mean(), d_fake=fake.detach().mean())
 
@@ -153,10 +156,11 @@ def g_step(
 )->dict:                      # loss_g: a detached scalar
     "One update of G: make D say real (paper, eq. 4)."
     z, y = gan.noise(n)
-    with frozen(gan.D), gan.precision(): logit, class_fake = judge(gan, gan.G(z, y), y)
+    with frozen(gan.D), gan.precision(): logit, class_fake = judge(gan, in_parts(gan.G, gan.cfg.micro, z, y), y)
     loss = hinge_g(logit) + class_fake
     gan.opt_g.zero_grad()
     loss.backward()
+    gan.ranks.average(gan.G)
     gan.opt_g.step()
     return dict(loss_g=loss.detach())
 
@@ -170,7 +174,7 @@ def fit(
     cfg = gan.cfg
     for _ in progress(range(gan.t, cfg.steps), 'training'):
         log = {}
-        if cfg.order == 'g_then_d': log |= g_step(gan, cfg.batch // gan.ranks.world)
+        if cfg.order == 'g_then_d': log |= g_step(gan, gan.ranks.share(cfg.batch))
         for _ in range(cfg.d_per_g):
             x, y = next(data)
             log |= d_step(gan, gan.place(x), y.to(gan.device))
@@ -196,11 +200,11 @@ def sampler(
     gan:GAN,                  # trained or not; left as it is
 )->Generator:                 # a copy in evaluation mode: averaged weights if any, u settled, batch statistics ready
     "The generator to sample from. If cfg.standing > 0, batch statistics are the mean over that many seeded fakes."
-    G = settle(copy.deepcopy(gan.G if gan.ema is None else gan.ema)).eval()
+    alone = Ranks(0, 1)                                  # whatever the others do meanwhile
+    G = alone.connect(settle(copy.deepcopy(gan.G if gan.ema is None else gan.ema))).eval()
     if not gan.cfg.standing: return G
-    other = replace(gan, rng=torch.Generator().manual_seed(0))
-    n, batches = gan.cfg.batch // gan.ranks.world, math.ceil(gan.cfg.standing / gan.cfg.batch)
-    return standing_statistics(G, (other.noise(n) for _ in range(batches)))
+    other, batches = replace(gan, rng=torch.Generator().manual_seed(0), ranks=alone), gan.cfg.standing / gan.cfg.batch
+    return standing_statistics(G, (other.noise(gan.cfg.batch) for _ in range(math.ceil(batches))))
 
 # %% ../nbs/09_train.ipynb #7d3e68be
 @torch.no_grad()
@@ -283,3 +287,8 @@ def show_curves(
         if ax.lines: ax.legend(frameon=False, fontsize=8)
     fig.suptitle(title, fontsize=10, parse_math=False)
     return fig
+
+# %% ../nbs/09_train.ipynb #e1ad3d2d
+if __name__ == '__main__' and __package__ == 'sagan_nb':             # started as a command, not opened as a notebook
+    from importlib import import_module
+    import_module('sagan_nb.machinery.cli').sagan_train()

@@ -8,7 +8,7 @@ import pytest
 from sagan_nb.config import FIELDS, PRESETS, Config, from_json, to_json
 from sagan_nb.core import Refused
 from sagan_nb.machinery.jobs import Job
-from sagan_nb.machinery.settings import check_value, find_field, list_fields, meaning, parse_value, read_json, read_pairs, setting
+from sagan_nb.machinery.settings import check_value, find_field, list_fields, meaning, parse_value, read_values, read_pairs, setting
 
 RESULTS = Path(__file__).resolve().parents[1]/'results'
 
@@ -47,11 +47,11 @@ def test_a_value_that_does_not_fit_is_refused(name, value, words):
 
 
 def test_numbers_and_lists_of_a_file_are_converted():
-    assert read_json('{"heat": 200, "trays": [1, 2]}', OVEN) == dict(heat=200., trays=(1, 2))
+    assert read_values('{"heat": 200, "trays": [1, 2]}', OVEN) == dict(heat=200., trays=(1, 2))
     assert type(check_value(OVEN['heat'], 200)) is float
     assert read_pairs(['heat = 5', 'mode=grill'], OVEN) == dict(heat=5., mode='grill')
     for text in ('[1]', '1', '{'):
-        with pytest.raises(Refused, match='not a configuration'): read_json(text, OVEN)
+        with pytest.raises(Refused, match='not a configuration'): read_values(text, OVEN)
     with pytest.raises(Refused, match='expected key=value'): read_pairs(['heat'], OVEN)
     with pytest.raises(Refused, match="did you mean 'heat'"): find_field('heet', OVEN)
 

@@ -4,10 +4,10 @@ What a check must find is planted first (`test_planted_*`), so that none of them
 """
 import io
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,13 +24,19 @@ from tools.site.docs import WAYS_IN, chapters, sentences
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def processor_seconds():
+    "Of processes that this one started and that have ended: what else the machine does takes no part in it."
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
     "The folder of the built site; warnings are errors."
-    out, began = tmp_path_factory.mktemp('site'), time.perf_counter()
+    out, began = tmp_path_factory.mktemp('site'), processor_seconds()
     done = subprocess.run([sys.executable, '-m', 'tools.site.docs', '--out', out], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.perf_counter() - began < 180, 'the build takes more than three minutes'
+    assert processor_seconds() - began < 180, 'the build takes more than three minutes of a core'
     return out/'html'
 
 

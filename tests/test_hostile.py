@@ -225,6 +225,9 @@ def test_class_names_of_a_strange_pack(tmp_path):
     about = json.loads((tmp_path/'p.pack'/'pack.json').read_text())
     about['classes'] = ['a\x1b[2J', 'b']
     (tmp_path/'p.pack'/'pack.json').write_text(json.dumps(about))
+    with pytest.raises(Refused, match='other values than were written'): open_source(tmp_path/'p.pack')
+    del about['seal']                                                                    # as a stranger would write it
+    (tmp_path/'p.pack'/'pack.json').write_text(json.dumps(about))
     with pytest.raises(Refused, match='do not fit the fingerprint'): open_source(tmp_path/'p.pack')
 
 

@@ -23,20 +23,20 @@ class Public:
     note: str = ''                # what else a user must know
 
 
-MMGEN = 'https://download.openmmlab.com/mmgen/sagan/'
+MMGEN_FILES = 'https://download.openmmlab.com/mmgen/sagan/'
 MMGEN_PAGE = 'https://github.com/open-mmlab/mmgeneration/blob/master/configs/sagan/README.md'
 NNABLA_PAGE = 'https://github.com/sony/nnabla-examples/tree/master/image-generation/sagan'
 
 
 def of_mmgen(
-    file:str,                     # in MMGEN; its name ends in the first eight digits of its hash
+    file:str,                     # in MMGEN_FILES; its name ends in the first eight digits of its hash
     what:str,                     # trained on what, chosen by what
     score:str,                    # as published
     **more,                       # other fields
 )->Public:
     "An entry of mmgeneration's table."
     known = dict(sha256=file[-12:-4], licence='Apache-2.0 (code)', by='mmgen', read_at=MMGEN_PAGE, bgr='imagenet' in file)
-    return Public(what, MMGEN + file, **dict(known, score=score, **more))
+    return Public(what, MMGEN_FILES + file, **dict(known, score=score, **more))
 
 
 CATALOGUE = {

@@ -14,8 +14,8 @@ from .port_layers import check_loss, check_norm
 from .port_networks import check_discriminator, check_generator
 
 KINDS = ('attention', 'norm', 'loss', 'generator', 'discriminator')
-SIZES = dict(channels=64, in_dim=64, in_channels=64, in_planes=64, in_channel=64, ch=64, num_feat=64, c=64, dim=64)
-WORDS = dict(activation='relu', act='relu')
+USUAL_SIZES = dict(channels=64, in_dim=64, in_channels=64, in_planes=64, in_channel=64, ch=64, num_feat=64, c=64, dim=64)
+USUAL_WORDS = dict(activation='relu', act='relu')
 
 
 def find_object(
@@ -84,8 +84,8 @@ def build(
     positional, named = read_args(args) if args else ([], {})
     if not args:
         for p in needed(thing):
-            if p.name.lower() not in SIZES | WORDS: raise Refused(f'{thing.__name__} needs {p.name}: say --args')
-            positional.append((SIZES | WORDS)[p.name.lower()])
+            if p.name.lower() not in USUAL_SIZES | USUAL_WORDS: raise Refused(f'{thing.__name__} needs {p.name}: say --args')
+            positional.append((USUAL_SIZES | USUAL_WORDS)[p.name.lower()])
     try: made = thing(*positional, **named)
     except Exception as e:
         raise Refused(f'{thing.__name__} cannot be made ({type(e).__name__}: {e}): say --args') from None

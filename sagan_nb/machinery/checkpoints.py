@@ -20,6 +20,7 @@ from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
 from .atomic import atomic_write
 from .files import CacheWarning
+from .group import differences_between, digests
 
 PARTS = ('G', 'D', 'opt_g', 'opt_d', 'ema')
 DIGITS = 64               # of a SHA-256 in hexadecimal
@@ -47,6 +48,16 @@ def check_finite(
     for name, v in every_tensor(state):
         if v.is_floating_point() and not v.isfinite().all(): raise Diverged(f'at step {gan.t} {name} is not finite')
     return state
+
+
+def check_alike(
+    gan:GAN,                  # on this rank
+):
+    "Compare all numbers of the ranks, to the last bit. Raises Diverged, on every rank, where they differ or are not finite."
+    if gan.ranks.world == 1: return
+    state = check_finite(gan, {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None})
+    words = differences_between(digests(every_tensor(state)))
+    if words: raise Diverged(f'at step {gan.t} the ranks do not have the same numbers: {words}')
 
 
 def not_finite(
@@ -279,6 +290,8 @@ class Keeper:
 
     def __call__(self, gan:GAN, log:dict=None)->Path:
         "Write checkpoints/step_XXXXXXX.pt. A later one is damaged, or it had been gone on with: it goes, too."
+        check_alike(gan)
+        if not gan.ranks.first: return None
         folder = self.out/'checkpoints'
         path = save_checkpoint(gan, self.data, folder/f'step_{gan.t:07}.pt', self.sample(gan))
         with atomic_write(self.out/'config.json') as part: part.write_text(to_json(gan.cfg), encoding='utf-8')

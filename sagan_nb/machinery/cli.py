@@ -12,6 +12,7 @@ from ..ablation import TABLES, measured_alike
 from ..attention_maps import LayerMaps, describe_attention, show_attention
 from ..core import Refused, save_fig, show_grid
 from ..data import open_source
+from ..distributed import Ranks
 from ..networks import RESOLUTIONS
 from ..train import networks
 from .atomic import atomic_write
@@ -26,14 +27,16 @@ from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
 from .finetune import tuning_of
+from .group import apart
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
 from .machine import pick_device
 from .many import goes_to_many, write_many
-from .options import (FIGURE_SUFFIXES, asked_rows, check_eval_options, check_sample_options, command, command_path,
-                      commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of, run_settings,
-                      say_next, steps_within)
+from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
+                      command_path, commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
+                      run_settings, say_next, steps_within, time_update)
 from .packs import pack, verify_pack
+from .plan import ANCHORS, given_for_plan, plan_of
 from .power import power_text
 from .probe import with_probe
 from .protocols import by_protocol_table, by_protocols, compare, open_pair
@@ -71,8 +74,10 @@ def sagan_train(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
+    ranks = Ranks()
     if within is not None and (resume or not within > 0):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
+    resume = begun(out, resume)
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     tuning = tuning_of(init, freeze, out, resume)
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
@@ -85,16 +90,16 @@ def sagan_train(
     print(describe(source))
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
-    if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    if within is not None and not resume: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg)
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
-               f'{cfg.precision} on {where}, '
+               f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
-    board = [(100, Board(out))] if tensorboard else []
+    board = [(100, Board(out))] if tensorboard and ranks.first else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     hooks = [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)]
     gan = train_guarded(cfg, source, out, resume, where, hooks, tuning, look_every, keep, on_collapse, features)
-    return summarise(gan, source, out)
+    return summarise(gan, source, out) if ranks.first else None
 
 
 @command
@@ -184,7 +189,7 @@ def sagan_eval(
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    asked = [m.strip() for m in metrics.split(',')]
+    ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
     check_eval_options(asked, labels, seed, per_class, protocol)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
@@ -193,8 +198,8 @@ def sagan_eval(
     elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
     else:
         records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
-                           seed=seed, rounding=not floats, labels=labels, about=about)
-    save_records(out, records)
+                           seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)
+    if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
     if not fake: say_next(('sagan_attention', run), ('sagan_report', run))
@@ -244,6 +249,29 @@ def say_power(
     print(power_text(table, results))
 
 
+def say_stored(
+    table:str,                # 'public', or a key of TABLES
+    out:Path,                 # folder of results
+):
+    "Print what needs no training: the weights of others, or what the results that are there could have seen."
+    if table == 'public': print(public_table())
+    else: say_power(table, out)
+
+
+def say_plan(
+    found:dict,               # row -> Config
+    seeds:int,                # runs of each row
+    pairs,                    # key=value texts, as of `given_for_plan`
+    source,                   # the pictures
+    device,                   # where an update is timed, if none is stated
+):
+    "Print what a table would take, and what others report."
+    given = given_for_plan(pairs)
+    timed = lambda cfg: given['step'] or time_update(cfg, source, device, 60)
+    print(plan_of(found, seeds, {row: timed(cfg) for row, cfg in found.items()}, given['gpus'], given['price']))
+    print(ANCHORS)
+
+
 @with_probe
 @command
 def sagan_table(
@@ -257,19 +285,22 @@ def sagan_table(
     adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
+    plan:Param('only print what it would take: step=SECONDS (default: timed here) gpus=N price=HOUR', str, nargs='*')=None,
     power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # domain, inception, or inception:PATH
     set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
-    if table == 'public': return print(public_table())
-    if power: return say_power(table, Path(out or f'results/{table}'))
+    rank, world = apart()
+    if table == 'public' or power: return say_stored(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     there = [row for row in rows if row in found]
+    if plan is not None: return say_plan({row: found[row] for row in there}, len(numbers), plan, source, pick_device(device))
     jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
+    jobs = jobs[rank::world]                                 # several processes of torchrun share the rows
     if print_commands:
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import Refused, from_uint8, to_uint8
 from ..data import diversity, seed_of
+from ..distributed import Ranks
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .atomic import atomic_write
 from .features import Features, open_features, weights_hash
@@ -34,6 +35,7 @@ class Table:
     ):
         self.n, self.y, self.make, self.features = len(y), y, make, features
         self.folder, self.shard, self.batch, self.held, self.recent = folder, shard, batch, {}, None
+        self.ranks = Ranks(0, 1)             # who makes the shards
 
     def __len__(self): return -(-self.n // self.shard)
 
@@ -56,9 +58,11 @@ class Table:
         return dict(zip(('features', 'logits'), map(torch.cat, zip(*rows))))
 
     def complete(self)->'Table':
-        "Make missing shards, with a progress bar."
-        for i in progress(range(len(self)), 'computing features'):
+        "Make missing shards, with a progress bar; several ranks that see one folder take turns, and wait for the others."
+        mine = range(self.ranks.rank, len(self), self.ranks.world) if self.folder else range(len(self))
+        for i in progress(mine, 'computing features'):
             if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
+        self.ranks.any(False)
         return self
 
     def by_class(self, K:int):               # classes; the table is sorted by class -> K matrices (m, d), one at a time
@@ -259,6 +263,18 @@ def steady_generator(
     return G
 
 
+def in_turn(
+    ranks:Ranks,              # all of them call this
+    f,                        # what to call
+    *args,                    # with what
+):                            # what it returned
+    "Call a function on rank 0, which may keep what it makes, and then on the others."
+    if not ranks.first: ranks.any(False)
+    made = f(*args)
+    if ranks.first: ranks.any(False)
+    return made
+
+
 def evaluate(
     G:nn.Module,              # generator in evaluation mode, with z_dim, n_classes and res
     source,                   # the real pictures, from `open_source`
@@ -273,13 +289,15 @@ def evaluate(
     batch:int=100,            # pictures at a time
     labels:str='uniform',     # of generated images: 'uniform', or 'data': as often as in the data
     about:dict=None,          # what else to say of the generator: step, checkpoint, ema, batch_norm, commit, ...
+    ranks:Ranks=None,         # which share the work, and all call this; None: this process alone
 )->list:                      # records
     "Measure a generator; each number carries its protocol. Raises Refused for unknown metrics and images that misfit."
     check_task(G, source, metrics, n_fake, n_real)
+    ranks = ranks or Ranks(0, 1)
     given, G = G, steady_generator(G)
     held = {} if G is given else dict(spectral_norm='u held still')
     K, device = max(len(source.classes), 1), next(G.parameters()).device
-    net = features if isinstance(features, Features) else open_features(features, source, cache, device)
+    net = features if isinstance(features, Features) else in_turn(ranks, open_features, features, source, cache, device)
     folder = cache_folder() if cache == 'default' else cache and Path(cache)
     how = dict(features=net, seed=seed, rounding=rounding, folder=folder, batch=batch)
     if folder: prune_cache(folder)
@@ -287,6 +305,7 @@ def evaluate(
     task = Task(fake_table(G, n=n_fake, labels=labels, counts=source.counts, **how),
                 fake_table(G, n=balanced, labels='balanced', **how),
                 *(real_table(source, n=n_real or n, **how) for n in (50_000, len(source))), source, G)
+    for table in (task.fake, task.balanced, task.real, task.reference): table.ranks = ranks
     judged = {f'features_{k}': v for k, v in net.facts.items() if k in ('accuracy', 'held_out', 'task')}
     stamp = dict(features=net.name, features_hash=net.hash, **judged, resize=net.resize,
                  n_fake=n_fake, n_real=task.real.n, pictures='rounded to uint8' if rounding else 'floats',

@@ -12,8 +12,8 @@ from .atomic import atomic_write
 from ..train import GAN
 from .door import open_run
 
-TABLES = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
-NAME = 'init.json'                # in a run folder: what it began with
+CLASS_ROWS = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
+BEGAN = 'init.json'                # in a run folder: what it began with
 
 
 def blocks_held(
@@ -46,7 +46,7 @@ def take_over(
     for name, t in net.state_dict().items():
         other = theirs.get(name)
         if other is not None and other.shape == t.shape: t.copy_(other)
-        elif name.endswith(TABLES) and other is not None and other.shape[1:] == t.shape[1:]:
+        elif name.endswith(CLASS_ROWS) and other is not None and other.shape[1:] == t.shape[1:]:
             t.copy_(other.mean(0, keepdim=True).expand_as(t))
             anew.append(name)
         elif name.startswith(('embed.', 'classify.')): anew.append(name)
@@ -90,7 +90,9 @@ class FineTune:
             model = open_run(self.init, gan.device)
             for part in 'GD': print(begin_with(getattr(gan, part), model, part))
             if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
-        with atomic_write(self.out/NAME) as part: part.write_text(json.dumps(dict(init=self.init, held=self.held)))
+        facts = json.dumps(dict(init=self.init, held=self.held))
+        if gan.ranks.first:
+            with atomic_write(self.out/BEGAN) as part: part.write_text(facts)
         for block in list(gan.D.blocks)[:self.held]:
             for p in block.parameters(): p.register_hook(torch.zeros_like)
 
@@ -102,7 +104,7 @@ def tuning_of(
     resume:bool,                  # then the run says what it began with
 )->FineTune:                      # None for a run from scratch
     "What to begin with. Raises Refused for a resumed run that is told something else."
-    saved, held = Path(out)/NAME, blocks_held(freeze)
+    saved, held = Path(out)/BEGAN, blocks_held(freeze)
     if resume and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
     if resume and saved.exists():
         try: known = json.loads(saved.read_text(encoding='utf-8'))

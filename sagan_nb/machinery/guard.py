@@ -7,6 +7,7 @@ import torch
 from ..config import Config
 from ..core import Refused, choose
 from ..data import seed_of
+from ..distributed import Ranks
 from ..train import GAN
 from .atomic import atomic_write
 from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, sealed, step_of
@@ -106,6 +107,7 @@ def check_watch(
     "Check what is asked of a guard. Raises Refused for what does not go together."
     choose(action, ACTIONS, '--on_collapse')
     best = kept_best(keep)
+    if every and Ranks().world > 1: raise Refused('--look_every is for one rank: measure runs of several by sagan_eval')
     if not every and (best or action != 'go'): raise Refused('--keep and --on_collapse need --look_every')
     if every < 0 or every % cfg.checkpoint_every:
         raise Refused(f'--look_every must be a multiple of checkpoint_every, {cfg.checkpoint_every}; got {every}')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..core import Refused
 
-NAME = r'hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?'
+REPO_NAME = r'hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?'
 NO_HUB = 'the hub needs an optional package: pip install sagan_nb[hub]'
 
 
@@ -13,14 +13,14 @@ def is_repo(
     what,                         # what a user named
 )->bool:
     "Does this name a repository of the hub? Without hf: it would be a path."
-    return re.fullmatch(NAME, str(what)) is not None
+    return re.fullmatch(REPO_NAME, str(what)) is not None
 
 
 def repo_of(
     name:str,                     # hf:USER/REPO, or with @REVISION
 )->tuple:                         # USER/REPO, revision or None
     "Take a name to pieces. Raises Refused for anything else."
-    found = re.fullmatch(NAME, str(name))
+    found = re.fullmatch(REPO_NAME, str(name))
     if not found: raise Refused(f'{name}: say hf:USER/REPO, or hf:USER/REPO@REVISION')
     return found.groups()
 

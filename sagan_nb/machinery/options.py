@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import closing, suppress
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -20,12 +20,13 @@ from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import read_words
 from .files import CacheWarning
+from .group import Lost, place, text_of_first
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16, out_of_memory, short_of_memory
 from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
-from .runs import Stopped, settings_of, stop_at
+from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
 from .terminal import printable
 
 
@@ -43,19 +44,31 @@ def warn_in_a_line(
 
 
 def command(f):               # a function with docments
-    "Make a shell command of a function. A known fault is one line on stderr, exit code 1; a bug keeps its traceback."
+    """Make a shell command of a function. A known fault is one line on stderr, and an exit code; a bug keeps its traceback.
+    Of several ranks the first one alone prints."""
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
         given, how = read_words(f.__name__, sys.argv[1:])
         warnings.formatwarning = warn_in_a_line
+        name = f.__name__
         try:
-            with reading_images(**how): f(**given)
+            rank, world = place()
+            if world > 1: name += f', rank {rank}'
+            with reading_images(**how), redirect_stdout(open(os.devnull, 'w') if rank else sys.stdout): f(**given)
         except (Exception, KeyboardInterrupt) as e:
             if not (line := fault_line(e)): raise
-            print(f'{f.__name__}: {line}', file=sys.stderr)
-            sys.exit(130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1)
+            print(f'{name}: {line}', file=sys.stderr)
+            sys.exit(exit_code(e))
     return run
+
+
+def exit_code(
+    e:BaseException,          # what stopped a command
+)->int:                       # 75: "try again" (EX_TEMPFAIL of sysexits.h); 130: as after Ctrl-C
+    "Choose the exit code: a run that a scheduler stopped wants to come back, one that a user stopped does not."
+    if isinstance(e, Requeue): return 75
+    return 130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1
 
 
 def fault_line(
@@ -63,7 +76,7 @@ def fault_line(
 )->str:                       # one line to print; '' for a bug, which keeps its traceback
     "Say what happened: an input that cannot be used, a disk, memory, the user."
     if out_of_memory(e): return printable(f'out of memory: {short_of_memory(e)}')
-    if isinstance(e, (Refused, Diverged)): return printable(e)
+    if isinstance(e, (Refused, Diverged, Lost)): return printable(e)
     if isinstance(e, OSError): return printable(disk_line(e))
     return printable(str(e) or 'stopped') if isinstance(e, (Stopped, KeyboardInterrupt)) else ''
 
@@ -138,6 +151,15 @@ def replaces(
     return ' (in place of the file that was there)' if Path(path).is_file() else ''
 
 
+def begun(
+    out:str,                  # run folder
+    resume:bool,              # asked for
+)->bool:                      # is it to be gone on with?
+    "A run that torchrun starts again, after one of its ranks was lost, goes on where it was."
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0': return resume
+    return text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
+
+
 def run_settings(
     preset_name:str,          # row, or None
     data:str,                 # pictures, or None
@@ -170,7 +192,8 @@ def time_update(
     def clock(gan, log):
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
-    with closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream, suppress(Stopped):
+    stream = Stream(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world, flip=cfg.flip)
+    with closing(stream), suppress(Stopped):
         fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.monotonic() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
@@ -183,7 +206,9 @@ def steps_within(
 )->int:                       # cfg.steps, or a multiple of ten
     "How many updates fit, as it says. Raises Refused where not even ten do."
     print('timing an update', flush=True)
+    agree_on(cfg)
     each = time_update(cfg, source, device, 6*minutes)        # a tenth of the time
+    each = float(text_of_first(lambda: repr(each)))
     n = 60*minutes / each
     if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
     n = cfg.steps if n >= cfg.steps else int(n)//10*10

@@ -140,7 +140,7 @@ POOLING = dict(none=(AS_PAPER, 'none, as the paper; the released code takes the 
                avg=(DEVIATES, 'mean of 2x2 on keys and values; the released code takes the maximum'))
 
 
-def widths(
+def widths_inside(
     seen:Seen,                # of a block
     names:tuple,              # of query, key and value
 )->Finding:
@@ -192,7 +192,7 @@ def check_attention(
         return [Finding('formula', UNSURE, words), *out]
     f, how, names = found
     told = Finding('softmax', *SOFTMAX[f.axis]), Finding('scale', *SCALE[f.scale]), Finding('pooling', *POOLING[f.pool])
-    return [*told, mixing(how, next(iter(starts.values()), None)), widths(seen, names), normed(block), *out]
+    return [*told, mixing(how, next(iter(starts.values()), None)), widths_inside(seen, names), normed(block), *out]
 
 
 def at_rest(

@@ -10,7 +10,7 @@ from .catalogue import CATALOGUE, place_of
 from .door import open_run
 from .terminal import text_table
 
-HEAD = ('weights', 'what', 'published', 'by', 'gamma', 'adds', 'bits', 'pixels', 'lost without')
+COLUMNS = ('weights', 'what', 'published', 'by', 'gamma', 'adds', 'bits', 'pixels', 'lost without')
 
 
 @torch.no_grad()
@@ -47,6 +47,6 @@ def public_table()->str:      # for a terminal
         else:
             try: rows.append([name, p.what, p.score, p.by, *use_of_weights(name)])
             except Refused as e: missing.append(f'{name}: {e}')
-    table = [text_table(list(HEAD), rows)] if rows else ['No public weights are in the cache.']
+    table = [text_table(list(COLUMNS), rows)] if rows else ['No public weights are in the cache.']
     note = 'Scores are as published, each by its own protocol; sagan_eval NAME --data PICTURES --protocol all measures.'
     return '\n'.join([*table, note, *missing])

@@ -1,11 +1,12 @@
 "Serves chapter 09: a run is a folder: checkpoints, log, samples, where it was trained, and what stops it."
 import json
 import math
+import os
 import signal
 import threading
 import time
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ import torch
 from ..config import Config, differences, from_json, to_json
 from ..core import Refused, grid_image
 from ..data import Stream, open_source
+from ..distributed import Ranks
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .atomic import atomic_write
-from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, read_newest, refuse_changes, restore,
-                          say_not_finite)
+from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
+                          refuse_changes, restore, say_not_finite)
 from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
+from .group import agree, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .terminal import printable
 
@@ -37,14 +40,13 @@ class Log:
         for k, v in log.items(): self.sums[k] = self.sums.get(k, 0.) + v
         self.n += 1
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
-        means, now = {k: (v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
+        means, now = {k: gan.ranks.mean(v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
         seconds, per_step = now - self.steps_t, gan.cfg.batch*gan.cfg.d_per_g
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
-                    seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds,
-                    **self.look(gan))
-        append_line(self.path, line)
+                    seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds)
+        if gan.ranks.first: append_line(self.path, line | self.look(gan))
         self.sums, self.n, self.steps_t, self.wait = {}, 0, time.perf_counter(), self.data.wait_s
 
     def look(self, gan:GAN)->dict:
@@ -105,7 +107,8 @@ class Sampler:
         self.folder, self.sample = Path(out)/'samples', sample
 
     def __call__(self, gan:GAN, log:dict=None)->Path:
-        "Write samples/step_XXXXXXX.png."
+        "Write samples/step_XXXXXXX.png, on rank 0 alone."
+        if not gan.ranks.first: return None
         from PIL import Image
         z, y = fixed_noise(gan.cfg)
         path, grid = self.folder/f'step_{gan.t:07}.png', grid_image(draw(self.sample(gan), z, y), 12)
@@ -176,6 +179,16 @@ def settings_of(
     return saved
 
 
+def state_to_go_on_from(
+    out:Path,                 # run folder, which all ranks see
+    world:int,                # number of ranks
+)->dict:                      # None where no checkpoint was written yet
+    "Read the newest checkpoint; several ranks read the one that rank 0 finds."
+    if world == 1: return read_newest(out)[1] if checkpoints_of(out) else None
+    name = text_of_first(lambda: newest_checkpoint(out).name if checkpoints_of(out) else '')
+    return read_checkpoint(out/'checkpoints'/name) if name else None
+
+
 def go_on(
     cfg:Config,               # settings; those of bookkeeping may differ from the run's
     out:Path,                 # run folder
@@ -183,12 +196,19 @@ def go_on(
     device,                   # where to
 )->GAN:                       # at the newest checkpoint that is whole, or at step 0 where none was written yet
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
-    if checkpoints_of(out): gan = restore(read_newest(out)[1], cfg, stream, device)
+    if state := state_to_go_on_from(out, Ranks().world): gan = restore(state, cfg, stream, device)
     else:
         refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)
     if cfg.steps < gan.t: raise Refused(f'{out} is at step {gan.t} already; ask for more --steps than that')
     return gan
+
+
+def agree_on(
+    cfg:Config,               # this rank's
+):
+    "Raise Refused, on every rank, where they have other settings, images, code or torch. The images may lie elsewhere."
+    agree({name: value for name, value in json.loads(to_json(cfg)).items() if name != 'data'})
 
 
 @contextmanager
@@ -200,17 +220,19 @@ def start_run(
     device='cpu',             # where to
 ):                            # yields (GAN, Stream), ready for `fit`, while the folder is locked
     "Make a run folder, or open the one that is there. Raises Refused for a folder in use, or a changed configuration."
-    out = Path(out)
+    out, ranks = Path(out), Ranks()
+    agree_on(cfg)
     if not resume:
-        check_free(out)
+        if ranks.first: check_free(out)
         gan = make_gan(cfg, device)                          # before anything is written: it may refuse
-    else: settings_of(out)                                   # there, and whole
-    with run_lock(out), closing(Stream(source, cfg.batch, cfg.seed, flip=cfg.flip)) as stream:
+    elif ranks.first: settings_of(out)                       # there, and whole
+    stream = Stream(source, cfg.batch, cfg.seed, ranks.rank, ranks.world, flip=cfg.flip)
+    with run_lock(out) if ranks.first else nullcontext(), closing(stream):
         if resume: gan = go_on(cfg, out, stream, device)
-        else:
+        elif ranks.first:
             check_free(out)
             with atomic_write(out/'config.json') as part: part.write_text(to_json(cfg), encoding='utf-8')
-        fill_folder(out, source, device)
+        if ranks.first: fill_folder(out, source, device)
         yield gan, stream
 
 
@@ -256,6 +278,10 @@ class Stopped(Exception):
     "Raised by a hook to end a run between two steps; `train` saves before it passes on."
 
 
+class Requeue(Stopped):
+    "Stopped by a scheduler: the same command with --resume goes on."
+
+
 ENV_LOST = 'delete it: records then do not say on what the run was trained'
 
 
@@ -290,7 +316,7 @@ class NoteMachine:
         self.run, self.device, self.noted = Path(run), device, False
 
     def __call__(self, gan:GAN, log:dict):
-        if self.noted: return
+        if self.noted or not gan.ranks.first: return
         self.noted, here = True, environment(self.device)
         if here == machines(self.run)[-1]: return
         append_line(self.run/'machines.jsonl', here)
@@ -303,7 +329,7 @@ def stop_at(
     "End a slice of a long table between two steps."
     words = f'the time of this slice is over; all is saved. {then_say}'.rstrip()
     def check(gan:GAN, log:dict):
-        if time.monotonic() > end and gan.t < gan.cfg.steps: raise Stopped(words)
+        if gan.ranks.any(time.monotonic() > end) and gan.t < gan.cfg.steps: raise Stopped(words)
     return check
 
 
@@ -330,21 +356,25 @@ def pictures_of(
 
 
 class StopOnSignal:
-    "Hook that ends the run after the step in which SIGINT or SIGTERM came; the next such signal acts as usual."
+    """Hook that ends the run after the step in which SIGINT, SIGTERM or SIGUSR1 came to any rank; the next such signal acts
+    as usual, unless torchrun passes them on, which does so twice."""
+    signals = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
     def __init__(self,
         message:str,              # what to say when the run has been saved
     ):
-        self.message, self.asked = message, False
+        self.message, self.asked = message, None
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, self.ask)
+            for s in self.signals: signal.signal(s, self.ask)
 
     def ask(self, number, frame):
         "Note the wish; restore what signals do."
-        self.asked = True
-        print('\nstopping after this step; once more to stop at once', flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.asked is None: print('\nstopping after this step; once more to stop at once', flush=True)
+        self.asked = number
+        if 'TORCHELASTIC_RUN_ID' in os.environ: return
+        for s in self.signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
     def __call__(self, gan:GAN, log:dict):
         "Raise Stopped if it was asked for."
-        if self.asked and gan.t < gan.cfg.steps: raise Stopped(f'stopped at step {gan.t} and saved. {self.message}')
+        if not gan.ranks.any(self.asked is not None) or gan.t == gan.cfg.steps: return
+        again = self.asked not in (None, signal.SIGINT)       # a scheduler wants the machine, the user did not end the run
+        raise (Requeue if again else Stopped)(f'stopped at step {gan.t} and saved. {self.message}')

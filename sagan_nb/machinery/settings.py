@@ -113,7 +113,7 @@ def read_pairs(
     return own
 
 
-def read_json(
+def read_values(
     text:str,                 # a JSON object
     known:dict,               # name -> field
 )->dict:                      # name -> value

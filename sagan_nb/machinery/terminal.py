@@ -111,7 +111,8 @@ def track(
     items,                    # anything with a length
     label:str,                # what is being done
 ):                            # an iterable over the same items
-    "Show how far the work is: a bar in a notebook and on a terminal, a line every half minute elsewhere."
+    "Show how far the work is: a bar in a notebook and on a terminal, a line every half minute elsewhere. Rank 0 does."
+    if os.environ.get('RANK', '0') != '0': return items
     if 'ipykernel' in sys.modules:
         from fastprogress.fastprogress import progress_bar
         return progress_bar(items, leave=False)

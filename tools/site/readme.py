@@ -125,11 +125,11 @@ def survives():
         path = ROOT/'results'/'faults'/f'{part}.json'
         if not path.exists(): continue
         about = read(path)
-        rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows']]
+        rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows'] if o['tries']]
         days, seconds = sorted({o['date'] for o in about['slices']}), sum(o['seconds'] for o in about['slices'])
         made = ', '.join(sorted({(o['commit'] or 'unknown')[:7] for o in about['slices']}))
         n = sum(o['tries'] for o in about['rows'])
-        out += [f'## {title}', '', f'{n:,} tries in {len(about["slices"])} slices, {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.', '',
+        out += [f'## {title}', '', f'{n:,} tries in slices: {len(about["slices"])}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.', '',
                 table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
     return '\n'.join(out).strip()
 

@@ -80,7 +80,7 @@ const between = t => {
 root.querySelector('.static').hidden = true
 const box = root.querySelector('.live'), [left, right] = box.querySelectorAll('canvas'), [t, k] = box.querySelectorAll('input, select')
 const told = box.querySelector('output')
-let made, at = [data.res >> 1, data.res >> 2]
+let made, at = [data.res >> 2, data.res >> 2]
 const paint = (canvas, n, colour) => {
   const image = new ImageData(n, n)
   for (let i = 0; i < n*n; i++) image.data.set([...colour(i), 255], 4*i)

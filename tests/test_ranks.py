@@ -1,0 +1,439 @@
+"N ranks, or a batch in parts, give what one rank gives with the whole batch; and each trap of that has a test which finds it."
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sagan_nb import blocks, distributed, train
+from sagan_nb.config import at_scale, preset
+from sagan_nb.core import Refused
+from sagan_nb.data import Toy
+from sagan_nb.machinery import evaluate as evaluation, group, runs
+from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
+from sagan_nb.machinery.crew import Crew, free_port
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.features import Features
+from sagan_nb.machinery.runs import read_log
+from sagan_nb.spectral_norm import SpectralNorm
+from commands import shell
+from tools.golden import Double
+
+STEPS = 20
+CASES = {                                     # name -> (preset, what else is set); batch of 8
+    'paper, batch statistics of all': ('t1_attn_16', dict(ema=.9, ema_start=2)),
+    'v1, chunks of 2': ('t1_attn_16', dict(form='v1', bn_ghost=2)),
+    'released, with its epsilon': ('released', dict(attn_at=(16,), adam_eps=1e-3)),
+    'released, chunks one after another': ('released', dict(attn_at=(16,), bn_ghost=2, bn_ghost_update='sequential')),
+    'best_known': ('best_known', dict(attn_at=(16,), bn_ghost=2, ema=.9, ema_start=2)),
+    'AC-GAN, five steps of D': ('t2_acgan', dict(ema=.9)),
+}
+
+
+def config(name, **own):
+    row, given = CASES[name]
+    return replace(at_scale(preset(row), 'smoke'), **dict(n_classes=4, width=2, steps=STEPS, standing=0) | given | own)
+
+
+def flat(gan):
+    "All numbers of a GAN: weights, u, statistics, the average, Adam's moments."
+    found = {f'{n}.{k}': v for n in ('G', 'D', 'ema') if getattr(gan, n) for k, v in getattr(gan, n).state_dict().items()}
+    for n in ('opt_g', 'opt_d'):
+        found |= {f'{n}.{i}.{k}': v for i, s in getattr(gan, n).state_dict()['state'].items() for k, v in s.items()}
+    return found
+
+
+def updates(cfg, trap=None):
+    "Train on this rank's share, in float64: losses over all ranks, and all numbers at the end."
+    torch.set_default_dtype(torch.float64)
+    losses, undo = [], pytest.MonkeyPatch()
+    try:
+        if trap: TRAPS[trap](undo)
+        gan = train.make_gan(cfg)
+        note = lambda gan, log: losses.append([gan.ranks.mean(log[k]).item() for k in ('loss_d', 'loss_g')])
+        source = Toy(cfg.res, n=50)
+        with closing(Double(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world)) as data:
+            train.fit(gan, data, [(1, train.average), (1, note)])
+    finally:
+        undo.undo()
+        torch.set_default_dtype(torch.float32)
+    return dict(losses=torch.tensor(losses), **flat(gan))
+
+
+def check(ranks, whole):
+    "The ranks agree to the last bit; with one rank they agree to rounding."
+    first, *others = ranks
+    assert all(set(o) == set(first) == set(whole) for o in others) and len(first) > 50
+    assert [k for k in first for o in others if not torch.equal(first[k], o[k])] == []
+    for k in whole: torch.testing.assert_close(first[k], whole[k], rtol=1e-6, atol=1e-9, msg=lambda m, k=k: f'{k}: {m}')
+
+
+@pytest.fixture(scope='module')
+def crew():
+    with Crew(4) as made: yield made
+
+
+@pytest.fixture(scope='module')
+def alone():
+    "What one rank computes, once for each case."
+    found = {}
+    def get(cfg):
+        if cfg not in found: found[cfg] = updates(cfg)
+        return found[cfg]
+    return get
+
+
+@pytest.mark.parametrize('world, name', [(world, name) for world in (4, 2) for name in CASES])
+def test_ranks_together_are_one(crew, alone, world, name):
+    cfg = config(name)
+    if len(crew.pools) != world: crew.regroup(world)
+    check(crew(updates, cfg), alone(cfg))
+
+
+# The traps: each takes one of the cures away, on the ranks alone.
+
+def trap(f):
+    TRAPS[f.__name__] = f
+    return f
+
+
+TRAPS = {}
+
+
+def only_alone(right, wrong):
+    "A method that is wrong on several ranks, and right on one."
+    return lambda self, *args: (wrong if distributed.Ranks().world > 1 else right)(self, *args)
+
+
+@trap
+def gradients_are_not_averaged(patch): patch.setattr(distributed.Ranks, 'average', lambda self, net: None)
+
+
+@trap
+def gradients_of_one_network_alone_are_averaged(patch):
+    right = distributed.Ranks.average
+    patch.setattr(distributed.Ranks, 'average', lambda self, net: isinstance(net, train.Discriminator) and right(self, net))
+
+
+@trap
+def every_rank_begins_with_its_own_weights_and_u(patch):
+    right = distributed.Ranks.connect
+    def wrong(self, net):
+        if self.rank: [t.copy_(torch.randn(t.shape)) for t in net.state_dict().values()]
+        return right(distributed.Ranks(0, 1), net)
+    patch.setattr(distributed.Ranks, 'connect', wrong)
+
+
+@trap
+def u_alone_is_not_sent(patch):
+    right = distributed.Ranks.connect
+    def wrong(self, net):
+        right(self, net)
+        if self.rank: [m.u.copy_(torch.randn(m.u.shape)) for m in net.modules() if isinstance(m, SpectralNorm)]
+        return net
+    patch.setattr(distributed.Ranks, 'connect', wrong)
+
+
+@trap
+def batch_statistics_are_those_of_each_rank(patch):
+    patch.setattr(distributed.Ranks, 'gather', lambda self, x: x)
+
+
+@trap
+def batch_statistics_have_no_gradient(patch):
+    right = distributed.Ranks.gather
+    patch.setattr(distributed.Ranks, 'gather', lambda self, x: right(self, x.detach()))
+
+
+@trap
+def rank_0_alone_keeps_the_average(patch):
+    right = train.average
+    patch.setattr(train, 'average', lambda gan, log=None: gan.ranks.first and right(gan, log))
+
+
+@trap
+def every_rank_draws_its_own_rows_from_the_same_seed(patch):
+    patch.setattr(distributed.Ranks, 'mine', lambda self, x: x[:len(x) // self.world])
+
+
+@pytest.mark.parametrize('name', TRAPS)
+def test_a_trap_is_found(crew, alone, name):
+    cfg = config('paper, batch statistics of all', steps=4)
+    if len(crew.pools) != 2: crew.regroup(2)
+    check(crew(updates, cfg), alone(cfg))
+    with pytest.raises(AssertionError): check(crew(updates, cfg, name), alone(cfg))
+
+
+def test_moving_statistics_of_chunks_are_those_of_all_ranks(crew, alone):
+    cfg = config('best_known', steps=2)
+    check(crew(updates, cfg), alone(cfg))
+    with pytest.raises(AssertionError): check(crew(updates, cfg, 'batch_statistics_are_those_of_each_rank'), alone(cfg))
+
+
+def test_two_forwards_before_one_backward(monkeypatch):
+    "u moves between them: the first must keep the u it was computed with."
+    cfg = config('paper, batch statistics of all', steps=1)
+    updates(cfg)
+    monkeypatch.setattr(SpectralNorm, 'vectors', lambda self, W, weight: (self.u, self.reorder(self.v, weight)))
+    with pytest.raises(RuntimeError, match='inplace'): updates(cfg)
+
+
+# A batch in parts.
+
+IN_PARTS = {'v1, chunks of 2': {}, 'released, chunks one after another': {}, 'best_known': {},
+            'AC-GAN, five steps of D': dict(bn_ghost=2, steps=4)}
+
+
+@pytest.mark.parametrize('name', IN_PARTS)
+def test_parts_together_are_the_whole_batch(alone, name):
+    cfg = config(name, **IN_PARTS[name])
+    check([updates(replace(cfg, micro=4))], alone(cfg))
+
+
+def test_parts_of_a_share_are_the_whole_batch(crew, alone):
+    cfg = config('best_known', steps=4)
+    check(crew(updates, replace(cfg, micro=2)), alone(cfg))
+
+
+def one_forward_for_each_part(net, micro, *args):
+    outs = [net(*part) for part in zip(*(a.split(micro or len(a)) for a in args))]
+    return tuple(map(torch.cat, zip(*outs))) if isinstance(outs[0], tuple) else torch.cat(outs)
+
+
+def test_parts_that_move_u_and_statistics_each_are_found(alone, monkeypatch):
+    "As in other code bases. Without spectral norm and moving statistics the gradients alone would be right."
+    cfg = config('best_known', steps=2)
+    monkeypatch.setattr(train, 'in_parts', one_forward_for_each_part)
+    with pytest.raises(AssertionError): check([updates(replace(cfg, micro=4))], alone(cfg))
+
+
+def test_u_statistics_and_adam_move_once_for_an_update(monkeypatch):
+    gan, moved = train.make_gan(config('best_known', micro=2)), []
+    for cls, name in ((SpectralNorm, 'advance'), (blocks.ConditionalBatchNorm2d, 'update')):
+        def count(self, *args, right=getattr(cls, name)):
+            if getattr(self, 'parts', None) is None: moved.append(id(self))
+            return right(self, *args)
+        monkeypatch.setattr(cls, name, count)
+    train.g_step(gan, 8)
+    layers = [m for net in (gan.G, gan.D) for m in net.modules() if isinstance(m, SpectralNorm | blocks.ConditionalBatchNorm2d)]
+    assert sorted(moved) == sorted(map(id, layers)) and {int(s['step']) for s in gan.opt_g.state.values()} == {1}
+
+
+def test_what_a_part_keeps_is_what_is_in_memory():
+    "Peak over a forward and backward, from the profiler: a batch of 32 in parts of 4 takes little more than a batch of 4."
+    def peak(n, micro):
+        torch.manual_seed(0)
+        D, x = train.Discriminator(32, 8, 4, attn_at=(16,), sn=False), torch.randn(n, 3, 32, 32)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+            distributed.in_parts(D, micro, x, torch.arange(n) % 4).sum().backward()
+        now = most = 0
+        for e in prof.profiler.kineto_results.events():
+            if e.name() != '[memory]': continue
+            now += e.nbytes()
+            most = max(most, now)
+        return most
+    whole, parts, part = peak(32, 0), peak(32, 4), peak(4, 0)
+    assert part < parts < 1.5*part < whole/2
+
+
+@pytest.mark.parametrize('given, words', [(dict(bn_ghost=0, micro=4), 'must be a multiple of bn_ghost, which is 0'),
+                                          (dict(bn_ghost=4, micro=2), 'must be a multiple of bn_ghost, which is 4')])
+def test_parts_that_cut_a_chunk_are_refused(given, words):
+    with pytest.raises(Refused, match=words): config('best_known', **given)
+
+
+# A run of several ranks: who writes, who is refused, what ends it.
+
+SMOKE = replace(at_scale(preset('t1_attn_16'), 'smoke'), n_classes=4, width=2, data_id=Toy(32).fingerprint, sample_every=1000)
+
+
+def run(out, cfg, resume=False):
+    runs.train(cfg, Toy(32), out, resume)
+    return sorted(p.name for p in Path(out).rglob('*') if p.is_file())
+
+
+def same_bits(a, b):
+    "Compare two checkpoints."
+    a, b = map(read_checkpoint, (a, b))
+    flat = lambda s: {f'{n}.{k}': v for n in ('G', 'D') for k, v in s[n].items()} | {
+        f'{n}.{i}.{k}': v for n in ('opt_g', 'opt_d') for i, m in s[n]['state'].items() for k, v in m.items()} | {'rng': s['rng']}
+    a, b = flat(a), flat(b)
+    return len(a) > 100 and set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_goes_on_with_any_number_of_ranks(crew, tmp_path):
+    cfg = replace(SMOKE, steps=2)
+    crew.regroup(2)
+    files, _ = crew(run, tmp_path, cfg)
+    assert {'config.json', 'data.json', 'env.json', 'log.jsonl', 'step_0000002.pt', 'step_0000002.png'} <= {*files}
+    assert [o['t'] for o in read_log(tmp_path/'log.jsonl')] == [1, 2]
+    found = []
+    for world in (1, 2, 4):                                     # the first update after it: the same, to rounding
+        folder = tmp_path.with_name(f'on{world}')
+        subprocess.run(['cp', '-r', tmp_path, folder], check=True)
+        if world == 1: run(folder, replace(cfg, steps=3), True)
+        else: crew.regroup(world)(run, folder, replace(cfg, steps=3), True)
+        last = read_log(folder/'log.jsonl')[-1]
+        assert last['t'] == 3
+        found.append([last['loss_d'], last['loss_g']])
+    torch.testing.assert_close(torch.tensor(found[1:]), torch.tensor(found[:1]*2), rtol=1e-3, atol=1e-4)
+
+
+def refusal(out, cfgs, other_code=False):
+    "What a rank is told at the start, where the ranks do not agree."
+    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
+    if rank and other_code: undo.setattr(group, 'code_version', lambda: 'other')
+    try: run(out, cfgs[rank])
+    except Refused as e: return str(e)
+    finally: undo.undo()
+
+
+@pytest.mark.parametrize('change, words', [(dict(lr_g=1e-3), 'lr_g is 0.0001 on rank 0, 0.001 on rank 1'),
+                                           (dict(data_id='another'), "'another' on rank 1"), ({}, "'other' on rank 1")])
+def test_ranks_that_do_not_agree_are_refused(crew, tmp_path, change, words):
+    if len(crew.pools) != 2: crew.regroup(2)
+    first, second = crew(refusal, tmp_path/'run', (SMOKE, replace(SMOKE, **change)), not change)
+    assert first == second and first.startswith('the ranks do not agree: ') and words in first
+    assert not (tmp_path/'run').exists()
+
+
+def numbers_that_differ(out):
+    "Rank 1 loses a bit: no checkpoint is written."
+    def flip(gan, log=None):
+        if gan.ranks.rank:
+            with torch.no_grad(): gan.D.linear.bias[0] = gan.D.linear.bias[0].nextafter(torch.tensor(9.))
+    undo = pytest.MonkeyPatch()
+    undo.setattr(runs, 'average', flip)
+    try: run(out, SMOKE)
+    except runs.Diverged as e: return str(e)
+    finally: undo.undo()
+
+
+def test_no_checkpoint_is_written_of_ranks_that_differ(crew, tmp_path):
+    if len(crew.pools) != 2: crew.regroup(2)
+    found = crew(numbers_that_differ, tmp_path)
+    assert all('at step 2 the ranks do not have the same numbers: D.linear.bias is' in o for o in found)
+    assert checkpoints_of(tmp_path) == []
+
+
+def waits_for(path):
+    "Rank 1 hangs until a file is there; rank 0 says what it waited for."
+    ranks = distributed.Ranks()
+    try:
+        while ranks.rank and not path.exists(): time.sleep(.05)
+        ranks.any(True)
+    except group.Lost as e: return str(e)
+    finally: path.touch()
+
+
+def test_a_rank_that_hangs_ends_the_wait_of_the_others(crew, tmp_path):
+    crew.wait, was = 5, crew.wait
+    try: found = crew.regroup(2)(waits_for, tmp_path/'go')
+    finally: crew.wait = was
+    assert all('lost another rank, or waited more than 5 s (SAGAN_NB_TIMEOUT) for it' in o for o in found)
+    crew.regroup(2)
+
+
+def test_a_meeting_to_which_nobody_comes(monkeypatch):
+    for name, value in dict(RANK=0, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), SAGAN_NB_TIMEOUT=1).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(Refused, match=r'rank 0 waited 1 s \(SAGAN_NB_TIMEOUT\) at 127.0.0.1:\d+ for 2 ranks'): distributed.Ranks()
+
+
+@pytest.mark.parametrize('env, words', [(dict(RANK='2', WORLD_SIZE='2'), 'rank 2 of 2 does not exist'),
+                                        (dict(RANK='0', WORLD_SIZE='two'), 'must be numbers'),
+                                        (dict(RANK='0', WORLD_SIZE='2'), 'without MASTER_ADDR: use torchrun'),
+                                        (dict(SAGAN_NB_TIMEOUT='soon', RANK='0', WORLD_SIZE='2', MASTER_ADDR='x', MASTER_PORT='1'), 'must be a number of seconds')])
+def test_an_environment_that_makes_no_sense(monkeypatch, env, words):
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    with pytest.raises(Refused, match=words): distributed.Ranks()
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_whether_to_come_back(monkeypatch, capsys, tmp_path, number, code):
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setattr(runs, 'average', lambda gan, log=None: os.kill(os.getpid(), number) if gan.t == 3 else None)
+    try: found, _, said = shell(monkeypatch, capsys, 'sagan_train', '--scale', 'smoke', '--out', tmp_path/'run', '--set', 'width=2')
+    finally: [signal.signal(s, f) for s, f in before.items()]
+    assert found == code and 'stopped at step 3 and saved. Go on with' in said
+    assert [p.name for p in checkpoints_of(tmp_path/'run')][-1] == 'step_0000003.pt'
+
+
+def lines(out):
+    "How many updates were logged in all, those made twice twice."
+    path = out/'log.jsonl'
+    return path.read_text().count('\n') if path.exists() else 0
+
+
+def workers(process):
+    "The ranks of a torchrun."
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    return [int(o) for o in children if b'sagan_nb.train' in Path(f'/proc/{o}/cmdline').read_bytes()]
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='this system does not list processes in /proc')
+def test_a_killed_rank_and_a_stopped_job_cost_no_bit(crew, tmp_path):
+    "kill -9 of one rank, a restart by torchrun, then SIGTERM: the last checkpoint is that of a run without any of it."
+    out, cfg = tmp_path/'run', replace(SMOKE, steps=10_000)
+    pairs = [f'{k}={getattr(cfg, k)}' for k in ('width', 'steps', 'sample_every')]
+    process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--max-restarts', '1',
+                                '-m', 'sagan_nb.train', 't1_attn_16', '--scale', 'smoke', '--device', 'cpu', '--out', str(out), '--set', *pairs],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    def until(n):
+        while lines(out) < n and process.poll() is None: time.sleep(.05)
+    try:
+        until(5)
+        os.kill(workers(process)[-1], signal.SIGKILL)
+        until(lines(out) + 6)
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=300)[0]
+    finally: process.kill()
+    last = checkpoints_of(out)[-1]
+    t = int(last.stem.removeprefix('step_'))
+    assert process.returncode and f'stopped at step {t} and saved' in text, text
+    assert [o['t'] for o in read_log(out/'log.jsonl')] == [*range(1, t + 1)] and lines(out) > t - 1
+    if len(crew.pools) != 2: crew.regroup(2)
+    crew(run, tmp_path/'calm', replace(cfg, steps=t))
+    assert same_bits(last, checkpoints_of(tmp_path/'calm')[-1])
+
+
+# What else uses several ranks.
+
+class Small(torch.nn.Module):
+    "Features of a picture: random sums of its mean colours."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(48, 12)
+
+    def forward(self, x):
+        h = self.linear(torch.nn.functional.avg_pool2d(x.float(), 8).flatten(1) / 100)
+        return h, h
+
+
+def measured(out, cache):
+    "The records of an evaluation on all ranks, and how many shards this one made."
+    made, undo = [], pytest.MonkeyPatch()
+    right = evaluation.Table.compute
+    undo.setattr(evaluation.Table, 'compute', lambda self, i: made.append(i) or right(self, i))
+    undo.setattr(evaluation.Table.__init__, '__defaults__', (None, 20, 20))                 # small shards
+    try:
+        G, features, ranks = open_run(out).G, Features(Small(), 'small'), distributed.Ranks()
+        records = evaluation.evaluate(G, Toy(32), ('distance', 'kid'), features, 100, 100, cache=cache, ranks=ranks)
+    finally: undo.undo()
+    return [(o['metric'], o['value']) for o in records], len(made)
+
+
+def test_ranks_share_an_evaluation(crew, tmp_path):
+    run(tmp_path/'run', replace(SMOKE, steps=1))
+    crew.regroup(2)
+    alone, all_made = measured(tmp_path/'run', tmp_path/'alone')
+    (first, made), (second, made_there) = crew(measured, tmp_path/'run', tmp_path/'together')
+    assert first == second == alone and made + made_there == all_made and min(made, made_there) > all_made / 3

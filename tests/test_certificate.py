@@ -59,8 +59,9 @@ def test_our_attention_passes(form, fast):
 @pytest.mark.parametrize('what, fast, property', [
     ('softmax over the wrong axis', False, 'softmax'), ('gamma dropped', True, 'gamma'), ('fused attention scaled by 1/sqrt(d)', True, 'scale')])
 def test_planted_faults_of_attention(monkeypatch, what, fast, property):
-    faulty = planted(what, monkeypatch).SelfAttention
-    assert [*named(certify(faulty(64, 'released', fast=fast), 'attention'))] == [property]
+    room = planted(what, monkeypatch)
+    if what.startswith('fused'): monkeypatch.setattr(room, 'attend', room.fused_attention)      # what a GPU or a compiler takes
+    assert [*named(certify(room.SelfAttention(64, 'released', fast=fast), 'attention'))] == [property]
 
 
 class Port(nn.Module):

@@ -105,7 +105,7 @@ def sagan_train(
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
-    n:int=64,                 # pictures in all, rounded up to whole rows, or any number of single ones
+    n:int=64,                 # pictures; a grid has whole rows; of neighbours, one in eight is generated
     classes:str=None,         # names or numbers separated by commas (default: all)
     seed:int=0,               # of z
     out:str=None,             # picture to write; .gif animates, DIR/ and .npz take single ones (default: into the run)

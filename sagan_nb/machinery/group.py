@@ -54,9 +54,12 @@ def join(
     if world == 1 or dist.is_initialized(): return
     gpus, local, seconds = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0)), patience()
     if local < gpus: torch.cuda.set_device(local)
+    wait, attempt = timedelta(seconds=seconds), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', rank=rank, world_size=world,
-                                timeout=timedelta(seconds=seconds))
+        store = next(dist.rendezvous('env://', rank, world, timeout=wait))[0]
+        store = dist.PrefixStore(f'attempt_{attempt}', store)     # else a restart finds addresses of dead ranks
+        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', store=store, rank=rank, world_size=world,
+                                timeout=wait)
     except (dist.DistError, RuntimeError) as e:
         where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         words = str(e).splitlines()[0]

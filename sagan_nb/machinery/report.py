@@ -231,7 +231,8 @@ def metrics_html(
     run:Path,                 # run folder
 )->str:                       # HTML
     "The numbers of a run, each with how it was made."
-    records = run_scores(run)
+    try: records = run_scores(run)
+    except Refused: return '<p>metrics.json is damaged: delete it, and <code>sagan_eval</code> makes it anew.</p>'
     if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
     number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')

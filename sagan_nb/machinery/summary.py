@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..ablation import collapse
 from ..config import Config
+from ..core import Refused
 from ..networks import Generator
 from ..train import draw, fixed_noise
 from .evaluate import run_scores
@@ -18,7 +19,8 @@ def say_scores(
     run:Path,                 # run folder
 )->str:                       # a sentence
     "Say the scores, each next to that of real pictures."
-    records = run_scores(run)
+    try: records = run_scores(run)
+    except Refused: return 'metrics.json is damaged: delete it, and sagan_eval makes it anew.'
     if not records: return f'Not measured yet: sagan_eval {run} does it.'
     number = lambda v: f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
     said = []

@@ -23,10 +23,8 @@ EXAMPLES = dict(
         sagan_sample runs/first --n 64 --classes 0,1
         sagan_sample runs/first --kind classes --out walk.gif''',
     eval='''
-        sagan_eval runs/first --metrics kid,prdc
         sagan_eval runs/first --data PICTURES --features inception --n_fake 50000
-        sagan_eval runs/first --protocol all
-        sagan_eval REAL FAKE --metrics distance,prdc''',
+        sagan_eval REAL FAKE --protocol all''',
     attention='''
         sagan_attention runs/first --n 4 --points 3
         sagan_attention runs/first --queries 12,20 20,8 --out maps.html''',

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,8 @@ from sagan_nb.machinery.files import CacheWarning, append_line
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from sagan_nb.train import make_gan, sampler
 from tools.faults.damage import Kind, damage
+
+ROOT = Path(__file__).resolve().parents[1]
 from tools.faults.works import WORKS, check_whole
 
 TOY = Toy(32, 4, n=50)
@@ -58,7 +61,7 @@ def last_bytes(run): return checkpoints_of(run)[-1].read_bytes()
 
 def suite(part, out, *args):
     "Run a part of it in a process of its own: its rows."
-    done = subprocess.run([sys.executable, '-m', f'tools.faults.{part}', '--out', out, *map(str, args)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', f'tools.faults.{part}', '--out', out, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return json.loads((out/f'{part}.json').read_text())['rows']
 
@@ -101,7 +104,7 @@ with Layer(folder, at, int(fault) if fault.isdecimal() else fault).on():
                                                          ('28', 2, 'in place', 28, False), ('28', 2, 'atomic', 28, True), ('30', 5, 'atomic', 30, True), ('kill', 9, 'in place', 0, True)])
 def test_the_layer_finds_writers_that_write_in_place(tmp_path, fault, at, way, code, whole):
     (tmp_path/'a.json').write_text('[1, 2]')
-    assert subprocess.run([sys.executable, '-c', PLANTED, tmp_path, fault, str(at), way]).returncode == code
+    assert subprocess.run([sys.executable, '-c', PLANTED, tmp_path, fault, str(at), way], cwd=ROOT).returncode == code
     assert (check_whole(tmp_path) == []) == whole
 
 

@@ -1,6 +1,7 @@
 "What Python says of our objects: `help` names parameters with their meaning, a repr fits a line or a screen."
 import inspect
 import pydoc
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sagan_nb.metrics import Stats
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
 
-GENERATOR = 'results/generator/t1_attn_16-pairs.safetensors'
+GENERATOR = Path(__file__).resolve().parents[1]/'results'/'generator'/'t1_attn_16-pairs.safetensors'
 
 
 @pytest.mark.parametrize('cls', [Generator, Discriminator, SelfAttention])

@@ -144,12 +144,12 @@ def test_an_encrypted_member_is_a_reason(tmp_path):
 
 # folders
 
-def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path):
+def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path, monkeypatch):
     tree(tmp_path/'d')
     os.mkfifo(tmp_path/'d'/'a'/'pipe.png')
     (tmp_path/'d'/'b'/'zeros.png').symlink_to('/dev/zero')
     s = socket.socket(socket.AF_UNIX)
-    os.chdir(tmp_path/'d'/'b')
+    monkeypatch.chdir(tmp_path/'d'/'b')
     s.bind('socket.png')
     os.symlink('nowhere', 'dangling.png')
     s = open_source(tmp_path/'d', 16, max_bad=.5)

@@ -225,7 +225,7 @@ is more. In its training pictures, shapes across a diagonal share a colour. The 
 
 
 PLAY = """**Let it draw.** The same generator, computed in this page: move the noise, choose a class, click a pixel or use the
-arrow keys. `sagan_report` puts yours on a page like this."""
+arrow keys. [sagan_report](cli.ipynb) puts yours on a page like this."""
 
 
 def front(cells):

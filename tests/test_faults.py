@@ -23,9 +23,9 @@ from sagan_nb.machinery.files import CacheWarning, append_line
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from sagan_nb.train import make_gan, sampler
 from tools.faults.damage import Kind, damage
+from tools.faults.works import WORKS, check_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-from tools.faults.works import WORKS, check_whole
 
 TOY = Toy(32, 4, n=50)
 CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, width=1, attn_at=(8,), steps=6, ema=.9, ema_start=1, standing=16, checkpoint_every=2, sample_every=6,

@@ -1,15 +1,15 @@
-# The commands in a container, on a CPU. Nobody has built it yet; .github/workflows/platforms.yml will.
+# The commands in a container. Nobody has built it yet; .github/workflows/platforms.yml will.
 #   docker build -t sagan_nb .
-#   docker run --rm -v "$PWD/runs:/work/runs" sagan_nb train --scale smoke --out runs/first
-# For a GPU, leave out the index of CPU wheels, and run with --gpus all.
+#   docker run --rm -v "$PWD/runs:/home/reader/runs" sagan_nb train --scale smoke --out runs/first
+# Smaller, for a CPU alone: --build-arg INDEX=(the index of CPU wheels that PyTorch names). For a GPU: run with --gpus all.
 FROM python:3.13-slim
 WORKDIR /src
 COPY . .
-ARG INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir -c constraints.txt torch torchvision --index-url "$INDEX" \
+ARG INDEX=
+RUN pip install --no-cache-dir -c constraints.txt torch torchvision ${INDEX:+--index-url "$INDEX"} \
  && pip install --no-cache-dir -c constraints.txt ".[fid]" \
- && useradd --create-home reader && mkdir -p /work && chown reader /work
+ && useradd --create-home reader
 USER reader
-WORKDIR /work
+WORKDIR /home/reader
 ENTRYPOINT ["sagan"]
 CMD ["--help"]

@@ -2,6 +2,7 @@
 import gc
 import importlib.util
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def kept_bytes(
     return kept
 
 
+def peak_bytes(
+    work:Callable,                # without arguments
+)->int:                           # bytes at the peak, beyond what was there before
+    "Measure the peak memory of some work on the CPU, from the profiler's record of every allocation."
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: work()
+    now = peak = 0
+    for e in prof.profiler.kineto_results.events():
+        if e.name() != '[memory]': continue
+        now += e.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
 def attention_bytes(
     form:str='paper',             # attention form
     fused:bool=True,              # the kernel that never stores the map, or the explicit softmax
@@ -89,16 +103,9 @@ def attention_bytes(
     channels:int=128,             # C
     batch:int=8,                  # pictures
 )->int:                           # bytes at the peak of one forward and backward, beyond input and weights
-    "Measure the peak memory of one attention layer on the CPU, from the profiler's record of every allocation."
+    "Measure the peak memory of one attention layer on the CPU."
     block, x = SelfAttention(channels, form, fast=fused), torch.randn(batch, channels, side, side, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
-        block(x).sum().backward()
-    now = peak = 0
-    for e in prof.profiler.kineto_results.events():
-        if e.name() != '[memory]': continue
-        now += e.nbytes()
-        peak = max(peak, now)
-    return peak
+    return peak_bytes(lambda: block(x).sum().backward())
 
 
 class Draw:

@@ -37,7 +37,7 @@ def main(
     if not python.exists():
         venv.create(folder, with_pip=True)
         wanted = [*map(oldest, requirements()), 'pytest', 'hypothesis', 'nbformat']
-        subprocess.run([python, '-m', 'pip', 'install', '-q', '--extra-index-url', 'https://download.pytorch.org/whl/cpu', *wanted], check=True)
+        subprocess.run([python, '-m', 'pip', 'install', '-q', *wanted], check=True)
         subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-deps', '-e', ROOT], check=True)
     raise SystemExit(subprocess.run([python, '-m', 'pytest', '-q', *tests.split()], cwd=ROOT).returncode)
 

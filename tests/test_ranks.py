@@ -16,7 +16,7 @@ from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
 from sagan_nb.machinery import evaluate as evaluation, group, runs
-from sagan_nb.machinery.bench import peak_bytes
+from sagan_nb.machinery.bench import peak_of
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
 from sagan_nb.machinery.crew import Crew, free_port
 from sagan_nb.machinery.door import open_run
@@ -231,7 +231,7 @@ def test_what_a_part_keeps_is_what_is_in_memory():
     def peak(n, micro):
         torch.manual_seed(0)
         D, x = train.Discriminator(32, 8, 4, attn_at=(16,), sn=False), torch.randn(n, 3, 32, 32)
-        return peak_bytes(lambda: distributed.in_parts(D, micro, x, torch.arange(n) % 4).sum().backward())
+        return peak_of(lambda: distributed.in_parts(D, micro, x, torch.arange(n) % 4).sum().backward())
     whole, parts, part = peak(32, 0), peak(32, 4), peak(4, 0)
     assert part < parts < 1.5*part < whole/2
 

@@ -83,7 +83,7 @@ def kept_bytes(
     return kept
 
 
-def peak_bytes(
+def peak_of(
     work:Callable,                # without arguments
 )->int:                           # bytes at the peak, beyond what was there before
     "Measure the peak memory of some work on the CPU, from the profiler's record of every allocation."
@@ -105,7 +105,7 @@ def attention_bytes(
 )->int:                           # bytes at the peak of one forward and backward, beyond input and weights
     "Measure the peak memory of one attention layer on the CPU."
     block, x = SelfAttention(channels, form, fast=fused), torch.randn(batch, channels, side, side, requires_grad=True)
-    return peak_bytes(lambda: block(x).sum().backward())
+    return peak_of(lambda: block(x).sum().backward())
 
 
 class Draw:

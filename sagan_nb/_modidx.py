@@ -66,6 +66,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.ConditionalBatchNorm2d.forward': ( 'blocks.html#conditionalbatchnorm2d.forward',
                                                                                      'sagan_nb/blocks.py'),
+                                 'sagan_nb.blocks.ConditionalBatchNorm2d.move': ( 'blocks.html#conditionalbatchnorm2d.move',
+                                                                                  'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.ConditionalBatchNorm2d.normalise': ( 'blocks.html#conditionalbatchnorm2d.normalise',
                                                                                        'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.ConditionalBatchNorm2d.normalise_shared': ( 'blocks.html#conditionalbatchnorm2d.normalise_shared',

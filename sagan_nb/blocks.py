@@ -56,8 +56,8 @@ def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (
 def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)
     "By the statistics of each chunk; moves the moving statistics."
     B, chunk = len(x), self.ghost or len(x)
+    if self.ranks and (not self.ghost or self.ghost > B): return self.normalise_shared(x)
     if B % chunk: raise Refused(f'ghost batch norm: a batch of {B} does not split into chunks of {chunk}')
-    if self.ranks and not self.ghost: return self.normalise_shared(x)
     out, stats = [], []
     for part in x.split(chunk):
         mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
@@ -70,21 +70,28 @@ def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B,
 # %% ../nbs/03_blocks.ipynb #1f3b5e3d
 @patch
 def normalise_shared(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:       # (B, C, H, W) -> (B, C, H, W)
-    "By the statistics of a batch of which every rank has an equal part (chapter 08)."
+    "By the statistics of a chunk, or of the batch, of which several ranks have an equal part each (chapter 08)."
     var, mean = torch.var_mean(x.to(self.mean.dtype), (0, 2, 3), correction=0)
-    means, vars = self.ranks.gather(torch.stack([mean, var])[None]).unbind(1)                   # (R, C) each
-    mean, var = means.mean(0), vars.mean(0) + means.var(0, correction=0)
-    n = x.numel() / x.shape[1] * len(means)
-    self.update([(mean, var*(n/(n - 1)) if self.unbiased else var)])
+    together = self.ghost // len(x) or self.ranks.world                                         # ranks that share a chunk
+    parts = [o.unbind(1) for o in self.ranks.gather(torch.stack([mean, var])[None]).split(together)]    # (r, C) each
+    stats = [(mean.mean(0), var.mean(0) + mean.var(0, correction=0)) for mean, var in parts]
+    n = x.numel() / x.shape[1] * together
+    self.move([(mean, var*(n/(n - 1)) if self.unbiased else var) for mean, var in stats])
+    mean, var = stats[self.ranks.rank // together]
     scale = (var + self.eps).rsqrt()
     return (x*scale[:, None, None] - (mean*scale)[:, None, None]).to(x.dtype)
 
 @patch
 @torch.no_grad()
-def update(self:ConditionalBatchNorm2d, stats:list):                       # (mean, var) of each chunk, (C) each
+def update(self:ConditionalBatchNorm2d, stats:list):                       # (mean, var) of each of my chunks, (C) each
     "Move the moving statistics, once the chunks of all ranks and of all parts are there."
     if self.parts is not None: return self.parts.extend(stats)
-    if self.ranks and self.ghost: stats = [*self.ranks.gather(torch.stack([*map(torch.stack, stats)]))]
+    self.move([*self.ranks.gather(torch.stack([*map(torch.stack, stats)]))] if self.ranks else stats)
+
+@patch
+@torch.no_grad()
+def move(self:ConditionalBatchNorm2d, stats:list):                         # (mean, var) of every chunk, (C) each
+    "Move the moving statistics."
     if self.ghost_update == 'mean': stats = [tuple(torch.stack(s).mean(0) for s in zip(*stats))]
     for mean, var in stats:
         if self.standing is not None: self.standing = tuple(a + b for a, b in zip(self.standing, (mean, var, 1)))

@@ -65,11 +65,11 @@ class Ranks:
         batch:int,                # rows over all ranks
         chunk:int=0,              # rows that are normalised together; 0: all
     )->int:                       # rows of this rank
-        "Divide a batch. Raises Refused if the ranks do not divide it, or chunks do not divide a share."
+        "Divide a batch. Raises Refused if the ranks do not divide it, or a chunk would end within a share."
         share, rest = divmod(batch, self.world)
         if rest: raise Refused(f'a batch of {batch} does not split over {self.world} ranks')
-        if chunk and share % chunk:
-            raise Refused(f'{chunk} images normalised together do not fit into the {share} of a rank')
+        if chunk and share % chunk and chunk % share:
+            raise Refused(f'{chunk} images normalised together do not fit the {share} of a rank: one must divide the other')
         return share
 
 # %% ../nbs/08_distributed.ipynb #9c254586

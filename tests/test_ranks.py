@@ -15,7 +15,7 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import evaluate as evaluation, group, runs
+from sagan_nb.machinery import evaluate as evaluation, group, packs, pictures, runs
 from sagan_nb.machinery.bench import peak_of
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
 from sagan_nb.machinery.crew import Crew, free_port
@@ -23,16 +23,17 @@ from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.runs import read_log
 from sagan_nb.spectral_norm import SpectralNorm
-from commands import shell
+from commands import as_folders, shell
 from tools.golden import Double
 
 STEPS = 20
-CASES = {                                     # name -> (preset, what else is set); batch of 8
+CASES = {                                     # name -> (preset, what else is set); batch of 8: chunks of 4 lie on two of 4 ranks
     'paper, batch statistics of all': ('t1_attn_16', dict(ema=.9, ema_start=2)),
     'v1, chunks of 2': ('t1_attn_16', dict(form='v1', bn_ghost=2)),
     'released, with its epsilon': ('released', dict(attn_at=(16,), adam_eps=1e-3)),
     'released, chunks one after another': ('released', dict(attn_at=(16,), bn_ghost=2, bn_ghost_update='sequential')),
     'best_known': ('best_known', dict(attn_at=(16,), bn_ghost=2, ema=.9, ema_start=2)),
+    'best_known, chunks of 4, one after another': ('best_known', dict(attn_at=(16,), bn_ghost=4, bn_ghost_update='sequential', ema=.9)),
     'AC-GAN, five steps of D': ('t2_acgan', dict(ema=.9)),
 }
 
@@ -431,3 +432,64 @@ def test_ranks_share_an_evaluation(crew, tmp_path):
     alone, all_made = measured(tmp_path/'run', tmp_path/'alone')
     (first, made), (second, made_there) = crew(measured, tmp_path/'run', tmp_path/'together')
     assert first == second == alone and made + made_there == all_made and min(made, made_there) > all_made / 3
+
+
+# Packing, shared out by chunks of images.
+
+def pack_together(folder, out, stop_after=None):
+    "Pack on all ranks, chunks of 4; stop each before it reads its chunk number `stop_after`. The names that this one decoded."
+    ranks, undo, read = distributed.Ranks(), pytest.MonkeyPatch(), []
+    undo.setattr(pictures, 'CHUNK', 4)
+    right = pictures.decode
+    def decode(listing, name, *args):
+        if stop_after is not None and listing.names.index(name) // (4*ranks.world) >= stop_after: raise KeyboardInterrupt
+        read.append(name)
+        return right(listing, name, *args)
+    undo.setattr(pictures, 'decode', decode)
+    try: packs.pack(folder, 16, out, max_bad=.2, place=(ranks.rank, ranks.world))
+    except KeyboardInterrupt: assert stop_after is not None
+    finally: undo.undo()
+    return read
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    "A folder of 30 pictures, two of which cannot be read."
+    as_folders(Toy(16, 3, n=30), tmp_path/'zoo')
+    for name in ('0/3.png', '2/11.png'): (tmp_path/'zoo'/name).write_text('words')
+    return tmp_path/'zoo'
+
+
+def bytes_of(pack): return {p.name: p.read_bytes() for p in pack.iterdir()}
+
+
+def test_ranks_pack_what_one_packs(crew, zoo, tmp_path):
+    alone = pack_together(zoo, tmp_path/'alone.pack')
+    for world in (2, 4):
+        read = crew.regroup(world)(pack_together, zoo, tmp_path/f'{world}.pack')
+        assert bytes_of(tmp_path/f'{world}.pack') == bytes_of(tmp_path/'alone.pack')
+        assert sorted(sum(read, [])) == sorted(alone) and min(map(len, read)) >= 4                 # shared, none twice
+    assert sorted(p.name for p in tmp_path.glob('[!.]*.pack*')) == ['2.pack', '4.pack', 'alone.pack']
+
+
+def test_packing_goes_on_with_another_number_of_ranks(crew, zoo, tmp_path):
+    pack_together(zoo, tmp_path/'alone.pack')
+    read = crew.regroup(2)(pack_together, zoo, tmp_path/'p.pack', 1)
+    done = (tmp_path/'p.pack.part.log').read_text().count('sha256')
+    assert done == 2 and not (tmp_path/'p.pack').exists()
+    read += crew.regroup(4)(pack_together, zoo, tmp_path/'p.pack')
+    assert len(sum(read, [])) == 30 == len({*sum(read, [])}) and bytes_of(tmp_path/'p.pack') == bytes_of(tmp_path/'alone.pack')
+
+
+def refused_to_pack(folders, out, **how):
+    ranks = distributed.Ranks()
+    try: packs.pack(folders[ranks.rank], 16, out, place=(ranks.rank, ranks.world), **how)
+    except Refused as e: return str(e)
+
+
+def test_ranks_that_see_other_pictures_do_not_pack(crew, zoo, tmp_path):
+    as_folders(Toy(16, 3, n=27), tmp_path/'less')
+    first, second = crew.regroup(2)(refused_to_pack, (zoo, tmp_path/'less'), tmp_path/'p.pack')
+    assert first == second and first.startswith('the ranks do not agree: pictures is') and not (tmp_path/'p.pack.part').exists()
+    first, second = crew(refused_to_pack, (zoo, zoo), tmp_path/'p.pack')
+    assert first == second and '2 or more of 30 pictures cannot be read, the limit is 1%' in first

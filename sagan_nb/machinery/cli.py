@@ -339,7 +339,10 @@ def sagan_pack(
         sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
         if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
         print(f'{sizes}: nothing trains on {res}')
-    print(describe(pack(spec, res, out, unlabelled=unlabelled)))
+    ranks = Ranks()
+    packed = pack(spec, res, out, unlabelled=unlabelled, place=(ranks.rank, ranks.world))
+    if not ranks.first: return
+    print(describe(packed))
     print(f'packed into {out}')
     if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
 

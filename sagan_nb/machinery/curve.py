@@ -33,10 +33,11 @@ class Curve:
         cfg:Config,               # of the run
         device='cpu',             # where to
         features='domain',        # see `evaluate`
+        every:int=None,           # steps between two looks; None: `points` looks in all
     ):
         self.run, self.n = Path(run), max(SIZES[cfg.scale][0] // 10, 50)
         self.path, self.steps = self.run/'curve.jsonl', cfg.steps
-        self.every = max(cfg.steps // self.points, 1)
+        self.every = every or max(cfg.steps // self.points, 1)
         self.device = device
         self.features = features if isinstance(features, Features) else open_features(features, source, device=device)
         self.real = real_table(source, self.features, 4*self.n).stats()
@@ -65,8 +66,12 @@ class Curve:
         "Look at the newest checkpoint, if the run was stopped between saving it and looking at it."
         if not checkpoints_of(self.run): return
         gan = restore(read_newest(self.run)[1], device=self.device)
-        due = gan.t and (gan.t % self.every == 0 or gan.t == self.steps)
-        if due and gan.t not in {o['t'] for o in read_log(self.path)}: self(gan)
+        if self.missed(gan.t): self(gan)
+
+    def missed(self, t:int)->bool:
+        "Was it to look at this step, and did not?"
+        due = t and (t % self.every == 0 or t == self.steps)
+        return bool(due) and t not in {o['t'] for o in read_log(self.path)}
 
     def note_collapse(self, line:dict):                      # what is about to be written
         "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."

@@ -78,7 +78,8 @@ def answered():
 def texts_of_all(
     text:str,                 # this rank's
 )->list:                      # of every rank, in order
-    "Exchange texts."
+    "Exchange texts; a process that has met nobody gets its own."
+    if not dist.is_initialized(): return [text]
     own = torch.tensor(list(text.encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     with answered():
@@ -92,8 +93,8 @@ def text_of_first(
     make,                     # a function without arguments; rank 0 calls it
 )->str:                       # what it returned there, on every rank
     "Let rank 0 decide."
-    if not dist.is_initialized(): return make()
-    return texts_of_all(make() if dist.get_rank() == 0 else '')[0]
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    return texts_of_all(make() if first else '')[0]
 
 
 def differences_between(

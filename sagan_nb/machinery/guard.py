@@ -10,10 +10,12 @@ from ..data import seed_of
 from ..distributed import Ranks
 from ..train import GAN
 from .atomic import atomic_write
-from .checkpoints import Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, sealed, step_of
+from .checkpoints import (Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, restore, sealed,
+                          step_of)
 from .curve import Curve, give_name
 from .files import append_line, read_lines
-from .runs import Stopped, read_log, run_lock, train
+from .group import text_of_first
+from .runs import Stopped, read_log, run_lock, state_to_go_on_from, train
 
 ACTIONS = ('go', 'stop', 'back')
 MOST_BACKS = 3            # times that a run goes back before it stops
@@ -35,29 +37,44 @@ def kept_best(
 class Guard:
     "Hook: look at the run, keep the best looks, and raise Collapsed at a sign of collapse where that is asked for."
     def __init__(self,
-        curve:Curve,              # what looks
+        curve:Curve,              # what looks; None on the ranks that wait for what the first one sees
         best:int=0,               # how many checkpoints to keep by their distance
         action:str='go',          # one of ACTIONS
     ):
-        self.curve, self.best, self.action, self.folder = curve, best, action, Path(curve.run)/'checkpoints'
+        self.curve, self.best, self.action = curve, best, action
 
     def __call__(self, gan:GAN, log:dict=None):
-        "Look; a sign is acted on once."
+        "Let rank 0 look; all ranks act on a sign, once."
+        if why := text_of_first(lambda: self.look(gan)): raise Collapsed(why)
+
+    def look(self, gan:GAN)->str:             # why the run is to end; '' where it goes on
+        "Look, keep the best looks, and note a sign of collapse."
         before = any('collapse' in o for o in read_log(self.curve.path, gan.t - 1))
         line = self.curve(gan)
         if self.best: self.keep_best(gan.t)
-        if before or 'collapse' not in line: return
+        if before or 'collapse' not in line: return ''
         words = '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in line['collapse'])
         note_incident(self.curve.run, gan.t, f'sign of collapse: {words}', self.action)
-        if self.action != 'go': raise Collapsed(f'sign of collapse: {words}{last_good(self.curve.run)}')
+        return '' if self.action == 'go' else f'sign of collapse: {words}{last_good(self.curve.run)}'
+
+    def catch_up(self,
+        out:Path,                 # run folder
+        device,                   # where to
+    ):
+        "Look at the newest checkpoint, if the run was stopped between saving it and looking at it. All ranks call this."
+        ranks = Ranks()
+        if not (state := state_to_go_on_from(out, ranks.world)): return
+        gan = restore(state, device=device)                  # on all ranks, which begin alike
+        if ranks.first and self.curve.missed(gan.t): self.curve(gan)
 
     def keep_best(self, t:int):
         "Name the checkpoint of this step best_XXXXXXX.pt, too, if its distance is among the smallest; one more goes."
         order = sorted(read_log(self.curve.path, t), key=lambda o: o['distance'])
         wanted = {o['t'] for o in order[:self.best]}
-        here = self.folder/f'step_{t:07}.pt'
+        folder = self.curve.run/'checkpoints'
+        here = folder/f'step_{t:07}.pt'
         if t in wanted and here.exists(): give_name(here, f'best_{t:07}.pt')
-        for path in self.folder.glob('best_*.pt'):
+        for path in folder.glob('best_*.pt'):
             if int(path.stem.removeprefix('best_')) not in wanted: path.unlink()
 
 
@@ -107,7 +124,6 @@ def check_watch(
     "Check what is asked of a guard. Raises Refused for what does not go together."
     choose(action, ACTIONS, '--on_collapse')
     best = kept_best(keep)
-    if every and Ranks().world > 1: raise Refused('--look_every is for one rank: measure runs of several by sagan_eval')
     if not every and (best or action != 'go'): raise Refused('--keep and --on_collapse need --look_every')
     if every < 0 or every % cfg.checkpoint_every:
         raise Refused(f'--look_every must be a multiple of checkpoint_every, {cfg.checkpoint_every}; got {every}')
@@ -130,16 +146,27 @@ def train_guarded(
     "Train, look on the way, and act on a collapse. Raises Stopped where it ends the run, with what to do next."
     best = check_watch(cfg, every, keep, action)
     if not every: return train(cfg, source, out, resume, device, hooks, prepare)
-    curve = Curve(out, source, cfg, device, features)
-    if resume: curve.catch_up()
+    first = Ranks().first
+    curve = Curve(out, source, cfg, device, features, every) if first else None
     guard = Guard(curve, best, action)
-    if resume and action == 'back' and 'collapse' in (read_log(curve.path) or [{}])[-1]: go_back(out, 'it had collapsed')
+    if resume: guard.catch_up(Path(out), device)
+    if resume and action == 'back':
+        went_back(out, 'it had collapsed', lambda: 'collapse' in (read_log(curve.path) or [{}])[-1])
     while True:
         try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:
-            if isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
-            if action != 'back' or not go_back(out, str(e)): raise
+            if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
+            if action != 'back' or not went_back(out, str(e)): raise
             resume = True
+
+
+def went_back(
+    run,                      # run folder
+    why:str,                  # what to print
+    wanted=lambda: True,      # is it to go back?
+)->bool:                      # as of `go_back`
+    "Let rank 0 go back to the last good checkpoint, from which all go on."
+    return text_of_first(lambda: 'back' if wanted() and go_back(run, why) else '') == 'back'
 
 
 def go_back(

@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from ..core import Refused
 from ..data import is_toy, open_world
 from .atomic import atomic_write, sync_folder
 from .files import parse_json, sealed_json, sweep
+from .group import agree, text_of_first, texts_of_all
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
-from .pictures import Pictures, Reading, fingerprint_of, how_to_read, read_chunks, report_faults
+from .pictures import Chunk, Pictures, Reading, check_bad, fingerprint_of, how_to_read, read_chunks, report_faults
 from .sources import check_res, describe, list_images
 
 
@@ -64,18 +65,19 @@ def pack(
     max_bad:float=None,   # largest share of unreadable images, 0..1; this and the next: None as READING says
     truncated:bool=None,  # read truncated files as far as they go
     stretch:bool=False,   # see square_rgb
-)->Pictures:              # the finished pack, opened
+    place:tuple=(0, 1),   # rank and number of the processes that share the images, and all call this
+)->Pictures:              # the finished pack, opened by rank 0
     "Decode everything into one folder; after an interruption the same call goes on. Raises Refused like open_source."
     spec, out = str(spec), Path(out).expanduser()
     check_target(out)
     check_res(res)
     if not is_toy(spec) and not is_named(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
     how = how_to_read(max_bad, truncated, stretch)
-    with packing_alone(out):
-        sweep(out.parent, f'{out.name}.part.log.*')
+    with nullcontext() if place[0] else packing_alone(out):
         listing = list_world(spec, res, unlabelled, n_classes) if is_toy(spec) else list_images(spec, unlabelled)
         part, log = out.with_name(out.name + '.part'), out.with_name(out.name + '.part.log')
-        records = write_chunks(listing, res, how, part, log)
+        records = write_chunks(listing, res, how, part, log, place)
+        if place[0]: return None
         finish_pack(listing, res, records, part)
         put_in_place(part, out)
         log.unlink()
@@ -131,26 +133,64 @@ def write_chunks(
     how:Reading,          # see there
     part:Path,            # folder of the pack
     log:Path,             # its records
+    place:tuple=(0, 1),   # as of `pack`
 )->list:                  # records of all chunks
-    "Append the chunks that are missing; a record is written only after its images are on the disk."
-    identity, shape = identity_of(listing, res, how), (3, res, res)
+    "Write the chunks that are missing; a record is written only after its images are on the disk."
+    (rank, world), identity, size = place, identity_of(listing, res, how), 3 * res**2
+    if world > 1: agree(dict(pictures=identity))
+    def of_all(record): return [json.loads(o) for o in exchange(json.dumps(record), world)]
+    records = of_all(None if rank else go_on_packing(part, log, identity, res))[0]
+    bad, written = faults_of(records)[0], sum(r['n'] for r in records)
+    with open(part/'images.npy', 'r+b') as f, open(log, 'a', encoding='utf-8') as lines:
+        for chunk in read_chunks(listing, res, how, len(records), place):
+            there = of_all(record_of(chunk))                     # of this round, in the order of the ranks
+            bad |= faults_of(there)[0]
+            check_bad(bad, len(listing.names), how.max_bad)
+            f.seek(HEAD + size*(written + sum(r['n'] for r in there[:rank])))
+            f.write(chunk.pixels)
+            sync(f)
+            exchange('', world)                                  # all of them are on the disk
+            new = [r for r in there if r['n'] or r['bad']]       # the last round may have too few chunks for all
+            records += new
+            written += sum(r['n'] for r in new)
+            if rank: continue
+            lines.writelines(json.dumps(sealed_json(r)) + '\n' for r in new)
+            sync(lines)
+    return records
+
+
+def exchange(
+    text:str,             # of this process
+    world:int,            # how many there are
+)->list:                  # texts of all, in their order
+    "Hand a text to the processes that pack together, and wait for theirs."
+    return texts_of_all(text) if world > 1 else [text]
+
+
+def go_on_packing(
+    part:Path,            # folder of the pack
+    log:Path,             # its records
+    identity:str,         # from identity_of
+    res:int,              # pixels per side
+)->list:                  # records of the chunks that are there
+    "Begin a pack, or cut off what an interrupted one has not recorded. Raises Refused as `unfinished` does."
+    sweep(log.parent, f'{log.name}.*')
     records = unfinished(part, log, identity, 3 * res**2)
     part.mkdir(exist_ok=True)
     text = ''.join(json.dumps(sealed_json(r)) + '\n' for r in [dict(identity=identity), *records])
     with atomic_write(log) as new: new.write_text(text, encoding='utf-8')
-    with open(part/'images.npy', 'r+b' if records else 'w+b') as f, open(log, 'a', encoding='utf-8') as lines:
-        if not records: f.write(npy_header(np.uint8, (0, *shape)))
+    with open(part/'images.npy', 'r+b' if records else 'w+b') as f:
+        if not records: f.write(npy_header(np.uint8, (0, 3, res, res)))
         f.truncate(HEAD + sum(r['n'] for r in records) * 3 * res**2)
-        f.seek(0, os.SEEK_END)
-        for chunk in read_chunks(listing, res, how, len(records), sum(len(r['bad']) for r in records)):
-            pixels = chunk.pixels.tobytes()
-            f.write(pixels)
-            sync(f)
-            records.append(dict(n=len(chunk.labels), sha256=hashlib.sha256(pixels).hexdigest(), bad=chunk.bad,
-                                dark=chunk.dark, cut=chunk.cut))
-            lines.write(json.dumps(sealed_json(records[-1])) + '\n')
-            sync(lines)
     return records
+
+
+def record_of(
+    chunk:Chunk,          # some images
+)->dict:                  # JSON values
+    "Describe a chunk: how many images, their hash, and what was noticed of them."
+    return dict(n=len(chunk.labels), sha256=hashlib.sha256(chunk.pixels).hexdigest(), bad=chunk.bad, dark=chunk.dark,
+                cut=chunk.cut)
 
 
 def sync(

@@ -175,20 +175,20 @@ class Chunk:
 
 def read_chunk(
     listing:Listing,      # what to read
-    names:list,           # of the images of this chunk
-    labels:list,          # their classes
+    at:slice,             # which images make this chunk
+    got:list,             # what `decode` made of them
     res:int,              # pixels per side
     how:Reading,          # see there
-    pool,                 # threads
 )->Chunk:
-    "Decode some images, several at a time, in order."
-    got = list(pool.map(lambda name: decode(listing, name, res, how.stretch), names))
+    "Sort out what was decoded; read truncated images as far as they go where that is asked for."
+    names, labels = listing.names[at], listing.labels[at]
     bad = {name: g for name, g in zip(names, got) if isinstance(g, str)}
     cut = [name for name, why in bad.items() if how.truncated and 'truncated' in why]
     saved = {name: decode_truncated(listing, name, res, how.stretch) for name in cut}
     saved = {name: g for name, g in saved.items() if not isinstance(g, str)}
     good = [(name, saved.get(name, g), k) for name, g, k in zip(names, got, labels) if name in saved or name not in bad]
-    pixels = np.stack([g for _, g, _ in good]) if good else np.empty((0, 3, res, res), np.uint8)
+    pixels = np.empty((len(good), 3, res, res), np.uint8)
+    if good: np.stack([g for _, g, _ in good], out=pixels)
     dark = [name for name, g, _ in good if g.max() <= DARK]
     bad = {name: why for name, why in bad.items() if name not in saved}
     return Chunk(pixels, [k for _, _, k in good], bad, dark, list(saved))
@@ -197,33 +197,42 @@ def read_chunk(
 def read_chunks(
     listing:Listing,      # what to read
     res:int,              # pixels per side
-    how:Reading=None,     # None: READING
+    how:Reading,          # see there
     done:int=0,           # chunks already read
-    bad:int=0,            # images found unreadable so far
-):                        # yields Chunk
-    "Read everything in order. Raises Refused when too many are unreadable."
-    how, total, first = how or READING, len(listing.names), {}
-    if not (starts := range(done*CHUNK, total, CHUNK)): return
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for a in progress(starts, 'reading pictures') if len(starts) > 4 else starts:
-            own = slice(a, a + CHUNK)
-            chunk = read_chunk(listing, listing.names[own], listing.labels[own], res, how, pool)
-            bad, first = bad + len(chunk.bad), first | chunk.bad
-            if bad > how.max_bad * total: raise Refused(too_many_bad(first, bad, total, how.max_bad))
-            yield chunk
+    place:tuple=(0, 1),   # rank and number of those that take chunks in turn
+):                        # yields Chunk; an empty one where only others have a last one
+    "Read everything in order, on all cores; the next chunk is decoded while this one is used."
+    rank, world = place
+    rounds = range(done*CHUNK, len(listing.names), world*CHUNK)
+    with ThreadPoolExecutor(threads_to_use()) as pool:
+        def begin(a):
+            at = slice(a + rank*CHUNK, a + (rank + 1)*CHUNK)
+            return at, pool.map(lambda name: decode(listing, name, res, how.stretch), listing.names[at])
+        ahead = None
+        for a in progress(rounds, 'reading pictures') if len(rounds) > 4 else rounds:
+            at, got = ahead or begin(a)
+            got = list(got)
+            ahead = None if how.truncated else begin(a + world*CHUNK)      # decode_truncated must be alone
+            yield read_chunk(listing, at, got, res, how)
 
 
-def too_many_bad(
-    bad:dict,             # path -> reason
-    n:int,                # how many so far
+def threads_to_use()->int:
+    "Divide the cores that this process may use by the ranks of this machine."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+
+
+def check_bad(
+    bad:dict,             # path -> reason, of images found unreadable so far
     total:int,            # images there are
     limit:float,          # share that is tolerated
-)->str:
-    "Return the sentence that refuses a source."
+):
+    "Raise Refused when too many images are unreadable."
+    if len(bad) <= limit * total: return
     which = short_list([f'{name} ({why})' for name, why in bad.items()])
     truncated = any('truncated' in why for why in bad.values())
     cut = ', or read truncated ones as far as they go with --truncated' if truncated else ''
-    return (f'{n:,} or more of {total:,} pictures cannot be read, the limit is {limit:.0%}: {which}. '
+    raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {limit:.0%}: {which}. '
             f'Mend or remove them, raise the limit with --bad 5%{cut}')
 
 
@@ -294,16 +303,18 @@ def load_pictures(
     how:Reading=None,     # None: READING
 )->Pictures:              # all in memory
     "Decode everything once. Raises Refused where it would not fit into MEMORY."
-    need = len(listing.names) * 3 * res**2
+    how, need = how or READING, len(listing.names) * 3 * res**2
     if need > MEMORY:
         raise Refused(f'{len(listing.names):,} pictures at {res} px need {need / 2**30:.1f} GiB of memory; '
                       f'pack them once: sagan_pack {shlex.quote(listing.spec)} --res {res} --out FILE, then use FILE')
     pixels, labels, hashes, bad, dark, cut = np.empty((len(listing.names), 3, res, res), np.uint8), [], [], {}, [], []
     for chunk in read_chunks(listing, res, how):
+        bad = bad | chunk.bad
+        check_bad(bad, len(listing.names), how.max_bad)
         pixels[len(labels):len(labels) + len(chunk.labels)] = chunk.pixels
         labels += chunk.labels
         hashes.append(hashlib.sha256(chunk.pixels.tobytes()).hexdigest())
-        bad, dark, cut = bad | chunk.bad, dark + chunk.dark, cut + chunk.cut
+        dark, cut = dark + chunk.dark, cut + chunk.cut
     report_faults(bad, dark, cut, len(listing.names))
     made_of = fingerprint_of(hashes, labels, listing.classes, res)
     found = dict(left_out=listing.left_out, truncated=cut, nearly_black=dark)

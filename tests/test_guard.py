@@ -7,7 +7,6 @@ import torch
 from sagan_nb.core import Refused
 from sagan_nb.machinery import guard
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, read_checkpoint, step_of
-from sagan_nb.machinery.crew import Crew
 from sagan_nb.machinery.ending import ENDINGS, summarise
 from sagan_nb.machinery.report import incidents_html
 from sagan_nb.machinery.runs import Stopped, read_log, train
@@ -91,24 +90,10 @@ def test_what_does_not_go_together(place, tmp_path, how, words):
     assert not (tmp_path/'run').exists()
 
 
-def guarded(folder, out, action):
-    "On each of several ranks: how it ended."
-    place = Place(folder)
+def guarded(place, out, action):
+    "How a run that collapses once ends, on each of several ranks (test_ranks.py)."
     try: return run(place, out, collapse_once(5), action=action, keep='best:2').t
     except Stopped as e: return str(e)
-
-
-def test_several_ranks_look_and_act_as_one(place, tmp_path):
-    "Rank 0 looks; all stop, go back and go on together."
-    alone = guarded(place.folder, tmp_path/'alone', 'back')
-    with Crew(2) as crew:
-        first, second = crew(guarded, place.folder, tmp_path/'stop', 'stop')
-        assert first == second and 'sign of collapse: diversity at step 6' in first and step_of(checkpoints_of(tmp_path/'stop')[-1]) == 6
-        assert crew(guarded, place.folder, tmp_path/'back', 'back') == [alone]*2 == [STEPS]*2
-    assert [(o['t'], o['action']) for o in guard.incidents(tmp_path/'back')] == [(6, 'back')]
-    one, two = ([(o['t'], o['diversity']) for o in read_log(tmp_path/name/'curve.jsonl')] for name in ('alone', 'back'))
-    assert [t for t, _ in two] == [t for t, _ in one] and torch.tensor(two).allclose(torch.tensor(one), rtol=.02)
-    assert len([*(tmp_path/'back'/'checkpoints').glob('best_*.pt')]) == 2
 
 
 class Spoilt:

@@ -1,4 +1,5 @@
 "N ranks, or a batch in parts, give what one rank gives with the whole batch; and each trap of that has a test which finds it."
+import json
 import os
 import signal
 import subprocess
@@ -15,15 +16,18 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import evaluate as evaluation, group, packs, pictures, runs
+from sagan_nb.machinery import cli, evaluate as evaluation, group, jobs, packs, pictures, runs
 from sagan_nb.machinery.bench import peak_of
-from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint
+from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step_of
 from sagan_nb.machinery.crew import Crew, free_port
-from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.features import Features
+from sagan_nb.machinery.guard import incidents
 from sagan_nb.machinery.runs import read_log
 from sagan_nb.spectral_norm import SpectralNorm
 from commands import as_folders, shell
+from test_ablation import numbers
+from test_guard import guarded
+from tools.faults.works import Place, small, timeless
 from tools.golden import Double
 
 STEPS = 20
@@ -373,6 +377,26 @@ def workers(process):
     return [int(o) for o in children if b'sagan_nb.train' in Path(f'/proc/{o}/cmdline').read_bytes()]
 
 
+def test_one_rank_of_torchrun_is_sagan_train(monkeypatch, capsys, tmp_path):
+    "To the same bits; SIGUSR1 ends the run after a step, and torchrun passes it on if it is told to."
+    words = 't1_attn_16', '--scale', 'smoke', '--device', 'cpu', '--set', 'width=2', 'sample_every=1000'
+    env = os.environ | dict(TORCHELASTIC_SIGNALS_TO_HANDLE='SIGUSR1')
+    process = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '1', '-m', 'sagan_nb.train',
+                                *words, 'steps=10000', '--out', str(tmp_path/'one')], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    try:
+        while lines(tmp_path/'one') < 3 and process.poll() is None: time.sleep(.05)
+        process.send_signal(signal.SIGUSR1)
+        text = process.communicate(timeout=300)[0]
+    finally: process.kill()
+    last = checkpoints_of(tmp_path/'one')[-1]
+    assert process.returncode and f'stopped at step {step_of(last)} and saved' in text, text
+    monkeypatch.setattr(cli, 'summarise', lambda *args: None)
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try: assert shell(monkeypatch, capsys, 'sagan_train', *words, f'steps={step_of(last)}', '--out', tmp_path/'plain')[0] == 0
+    finally: [signal.signal(s, f) for s, f in before.items()]
+    assert same_bits(last, checkpoints_of(tmp_path/'plain')[-1])
+
+
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='this system does not list processes in /proc')
 def test_a_killed_rank_and_a_stopped_job_cost_no_bit(crew, tmp_path):
     "kill -9 of one rank, a restart by torchrun, then SIGTERM: the last checkpoint is that of a run without any of it."
@@ -414,14 +438,14 @@ class Small(torch.nn.Module):
 
 
 def measured(out, cache):
-    "The records of an evaluation on all ranks, and how many shards this one made."
+    "The records of sagan_eval on all ranks, and how many shards this one made."
     made, undo = [], pytest.MonkeyPatch()
     right = evaluation.Table.compute
     undo.setattr(evaluation.Table, 'compute', lambda self, i: made.append(i) or right(self, i))
     undo.setattr(evaluation.Table.__init__, '__defaults__', (None, 20, 20))                 # small shards
-    try:
-        G, features, ranks = open_run(out).G, Features(Small(), 'small'), distributed.Ranks()
-        records = evaluation.evaluate(G, Toy(32), ('distance', 'kid'), features, 100, 100, cache=cache, ranks=ranks)
+    undo.setattr(evaluation, 'open_features', lambda *args: Features(Small(), 'small'))
+    undo.setenv('SAGAN_NB_CACHE', str(cache))
+    try: records = cli.sagan_eval(str(out), metrics='score,distance,intra,kid,prdc,diversity', n_fake=100, n_real=100, device='cpu', out=f'{cache}.json')
     finally: undo.undo()
     return [(o['metric'], o['value']) for o in records], len(made)
 
@@ -431,7 +455,44 @@ def test_ranks_share_an_evaluation(crew, tmp_path):
     crew.regroup(2)
     alone, all_made = measured(tmp_path/'run', tmp_path/'alone')
     (first, made), (second, made_there) = crew(measured, tmp_path/'run', tmp_path/'together')
-    assert first == second == alone and made + made_there == all_made and min(made, made_there) > all_made / 3
+    assert first == second == alone and len(alone) > 6 and made + made_there == all_made and min(made, made_there) > all_made / 3
+    assert [o['value'] for o in json.loads((tmp_path/'together.json').read_text())['records']] == [value for _, value in alone]
+
+
+def rows_made(place, out):
+    "Make a small table, as each process of torchrun does: the rows that this one trained."
+    made, undo, right = [], pytest.MonkeyPatch(), jobs.run_job
+    undo.setattr(jobs, 'run_job', lambda job, *args: made.append(job.cfg.preset) or right(job, *args))
+    undo.setattr(cli, 'features_of', lambda *args: place.features)
+    try:
+        with small(place): cli.sagan_table('table1', str(place.folder/'pictures'), 'smoke', out=str(out), only='t1_none,t1_attn_8,t1_attn_16', device='cpu',
+                                           set=['width=2', 'batch=4', 'steps=2', 'standing=16'])
+    finally: undo.undo()
+    return made
+
+
+def test_ranks_share_a_table(crew, tmp_path):
+    "Each row is trained by one rank, and the last to finish writes the table of all."
+    place = Place(tmp_path/'place')
+    alone = rows_made(place, tmp_path/'alone')
+    first, second = crew.regroup(2)(rows_made, place, tmp_path/'together')
+    assert (first, second) == (alone[::2], alone[1::2]) and len(alone) == 3
+    assert numbers(tmp_path/'together') == numbers(tmp_path/'alone')
+    one, two = ({o['row']: timeless(o) for o in jobs.collect(tmp_path/name)} for name in ('alone', 'together'))
+    assert one == two and len(one) == 3
+
+
+def test_several_ranks_look_and_act_as_one(crew, tmp_path):
+    "Rank 0 looks; all stop, go back and go on together."
+    place = Place(tmp_path/'place')
+    alone = guarded(place, tmp_path/'alone', 'back')
+    first, second = crew.regroup(2)(guarded, place, tmp_path/'stop', 'stop')
+    assert first == second and 'sign of collapse: diversity at step 6' in first and step_of(checkpoints_of(tmp_path/'stop')[-1]) == 6
+    assert crew(guarded, place, tmp_path/'back', 'back') == [alone]*2
+    assert [(o['t'], o['action']) for o in incidents(tmp_path/'back')] == [(6, 'back')]
+    one, two = ([(o['t'], o['diversity']) for o in read_log(tmp_path/name/'curve.jsonl')] for name in ('alone', 'back'))
+    assert [t for t, _ in two] == [t for t, _ in one] and torch.tensor(two).allclose(torch.tensor(one), rtol=.02)
+    assert len([*(tmp_path/'back'/'checkpoints').glob('best_*.pt')]) == 2
 
 
 # Packing, shared out by chunks of images.

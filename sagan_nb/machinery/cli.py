@@ -215,16 +215,18 @@ def write_table(
     failed:dict=None,         # job name -> error
 )->str:                       # the same for a terminal
     "Write TABLE.md and its figures from the results that are there and were made by these settings."
+    from filelock import FileLock
     out.mkdir(parents=True, exist_ok=True)
-    results, others = asked_for(collect(out, TABLES[table].rows), found, features)
-    for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
-    left = f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n' if others else ''
-    text = markdown(table, results, skipped, failed) + left
-    with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
-    same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
-    if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
-    if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
-    if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
+    with FileLock(out/f'.{table}.lock'):                     # of processes that share the rows, the last one sees all
+        results, others = asked_for(collect(out, TABLES[table].rows), found, features)
+        for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
+        left = f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n' if others else ''
+        text = markdown(table, results, skipped, failed) + left
+        with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
+        same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
+        if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
+        if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
+        if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
     return show_markdown(text)
 
 

@@ -7,6 +7,7 @@ from ..config import Config
 from ..core import Refused
 from ..train import networks
 from .checkpoints import disk_price
+from .memory import kept_by
 from .terminal import text_table
 
 GIVEN = dict(step=None, gpus=1, price=None)      # seconds of an update, GPUs of a row, price of one for an hour
@@ -39,15 +40,7 @@ def kept_for_backward(
     with torch.device('meta'):
         G, D = networks(replace(cfg, attn_at=(), block='none', sn_g=False, sn_d=False, bn_ghost=0, micro=0))
         x, z, y = torch.empty(n, 3, cfg.res, cfg.res), torch.empty(n, cfg.z_dim), torch.zeros(n, dtype=torch.int64)
-        found = {}
-        for name, net, args in (('D', D, (x.requires_grad_(), y)), ('G', G, (z, y))):
-            weights, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
-            def keep(t, weights=weights, kept=kept):
-                if t.untyped_storage()._cdata not in weights: kept[t.untyped_storage()._cdata] = t.untyped_storage()
-                return t
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): net(*args)
-            found[name] = sum(o.nbytes() for o in kept.values())
-    return found
+        return dict(D=kept_by(D, x.requires_grad_(), y), G=kept_by(G, z, y))
 
 
 def how_many_weights(
@@ -96,9 +89,11 @@ def plan_of(
         hours = seeds * cfg.steps*seconds / 3600
         total[0], total[1] = total[0] + hours*gpus, total[1] + seeds*kept*size
         rows.append([row, f'{cfg.steps:,}', f'{seconds:.3g}', str(gpus), f'{hours:,.1f}', f'{memory_of(cfg, gpus)/1e9:.1f}',
-                     f'{seeds*kept*size/1e9:.1f}', f'{sent_of(cfg, gpus)/seconds/1e6:,.0f}' if gpus > 1 else '-',
+                     f'{seeds*kept*size/1e9:.1f}', f'{cfg.batch*cfg.d_per_g/seconds:,.0f}',
+                     f'{sent_of(cfg, gpus)/seconds/1e6:,.0f}' if gpus > 1 else '-',
                      '-' if price is None else f'{hours*gpus*price:,.0f}'])
-    head = 'row', 'updates', 's/update', 'GPUs', 'hours', 'GB/GPU', 'GB disk', 'MB/s sent', 'cost'
+    head = 'row', 'updates', 's/update', 'GPUs', 'hours', 'GB/GPU', 'GB disk', 'read/s', 'MB/s sent', 'cost'
     money = '' if price is None else f', cost {total[0]*price:,.0f}'
-    words = f'in all {total[0]:,.1f} GPU hours{money}, {total[1]/1e9:.1f} GB of checkpoints; {seeds} of each row'
+    words = f'in all {total[0]:,.1f} GPU hours{money}, {total[1]/1e9:.1f} GB of checkpoints; {seeds} of each row; ' \
+            'read/s: images of the data for one run'
     return f'{text_table(head, rows)}\n\n{words}. Evaluation is not counted.\n'

@@ -67,7 +67,7 @@ class Ranks:
     )->int:                       # rows of this rank
         "Divide a batch. Raises Refused if the ranks do not divide it, or a chunk would end within a share."
         share, rest = divmod(batch, self.world)
-        if rest: raise Refused(f'a batch of {batch} does not split over {self.world} ranks')
+        if rest: raise Refused(f'a batch of {batch} does not split over {self.world} ranks: make it a multiple')
         if chunk and share % chunk and chunk % share:
             raise Refused(f'{chunk} images normalised together do not fit the {share} of a rank: one must divide the other')
         return share

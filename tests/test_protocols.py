@@ -227,7 +227,7 @@ def test_clip_is_torch_fidelitys(tmp_path, fake, real):
     with pytest.raises(KeyError): ClipNet({})
 
 
-def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake):
+def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake, nets):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(protocols, 'open_features', lambda *a: Features(Small(), 'small'))
     as_folders(real, tmp_path/'real'), as_folders(fake, tmp_path/'fake')
@@ -236,4 +236,6 @@ def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake):
     assert code == 0 and 'Fréchet classifier distance' in out and {o['generated'] for o in kept} == {'fake'}
     code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--protocol', 'mine')
     assert code == 1 and 'there is no protocol' in err
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--protocol', 'clean', '--seed', 3, '--out', 'clean.json')
+    assert code == 0 and 'KID' in out and {o['seed'] for o in json.loads((tmp_path/'clean.json').read_text())} == {3}
     assert shell(monkeypatch, capsys, 'sagan_eval', 'real', 'nowhere')[0] == 1

@@ -194,7 +194,7 @@ def sagan_eval(
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, pick_device(device))
-    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed, about)
+    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, ranks=ranks)
     elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
     else:
         records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,

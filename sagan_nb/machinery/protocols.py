@@ -167,6 +167,7 @@ def measure_by(
     cache='default',          # see `evaluate`
     seed:int=0,               # see `evaluate`
     about:dict=None,          # what is known of the generator
+    ranks=None,               # see `evaluate`
 )->list:                      # records, each with `protocol` and `departures`
     "Measure by a named protocol. Raises Refused for an unknown one, and where its weights are missing."
     p, about = PROTOCOLS[choose(name, PROTOCOLS, 'protocol')], about or {}
@@ -178,7 +179,7 @@ def measure_by(
         net = p.score_net if metric == 'score' and p.score_net else p.net
         how = dict(features=features_by(net, paths or {}, device), n_real=p.n_real or len(source), seed=seed,
                    cache=cache, rounding=p.rounding, about=said)
-        if isinstance(fake, nn.Module): found = evaluate(fake, source, [metric], n_fake=n, **how)
+        if isinstance(fake, nn.Module): found = evaluate(fake, source, [metric], n_fake=n, ranks=ranks, **how)
         else: found = compare(fake, source, [metric], **how)
         out += [o for o in found if o.get('splits', p.splits) == p.splits]
     return out
@@ -187,7 +188,7 @@ def measure_by(
 def by_protocols(
     name:str,                 # a key of PROTOCOLS, or 'all'
     *how,                     # of `measure_by`: fake, source, n_fake, paths
-    **more,                   # of `measure_by`: seed, about
+    **more,                   # of `measure_by`: seed, about, ranks
 )->list:                      # records
     "Measure by one protocol or by all whose weights are there. Raises Refused where none can be measured by."
     if name != 'all': return measure_by(name, *how, **more)

@@ -396,6 +396,13 @@ def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
     assert sorted(p.name for p in tmp_path.glob('p.pack*')) == ['p.pack']
 
 
+@pytest.mark.parametrize('ranks, threads', [(1, 6), (2, 3), (4, 1), (12, 1)])
+def test_ranks_of_a_machine_share_its_cores(monkeypatch, ranks, threads):
+    monkeypatch.setattr(pictures.os, 'sched_getaffinity', lambda pid: range(6), raising=False)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(ranks))
+    assert pictures.threads_to_use() == threads
+
+
 def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     "The log promises more than the disk kept."
     monkeypatch.setattr(pictures, 'CHUNK', 4)

@@ -13,7 +13,7 @@ from ..core import Refused
 from ..data import is_toy, open_world
 from .atomic import atomic_write, sync_folder
 from .files import parse_json, sealed_json, sweep
-from .group import agree, text_of_first, texts_of_all
+from .group import agree, texts_of_all
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed

@@ -71,6 +71,12 @@ def test_the_job_array_has_a_task_for_every_row():
     assert len(set(rows)) == 9
 
 
+def test_the_job_array_stops_by_a_signal_that_torchrun_passes_on():
+    "SIGUSR1 it does not know, but by an option of newer versions: it would die, and leave its ranks behind."
+    sent = re.findall(r'scancel --signal=(\w+)', SLURM.read_text(encoding='utf-8'))
+    assert len(sent) == 1 and {f'SIG{o}' for o in sent} <= {'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT'}
+
+
 def test_sbatch_knows_its_options():
     options = re.findall(r'(?m)^#SBATCH --([\w-]+)=?(.*)$', SLURM.read_text(encoding='utf-8'))
     assert len(options) > 8

@@ -72,9 +72,9 @@ def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B,
 def normalise_shared(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:       # (B, C, H, W) -> (B, C, H, W)
     "By the statistics of a chunk, or of the batch, of which several ranks have an equal part each (chapter 08)."
     var, mean = torch.var_mean(x.to(self.mean.dtype), (0, 2, 3), correction=0)
-    together = self.ghost // len(x) or self.ranks.world                                         # ranks that share a chunk
-    parts = [o.unbind(1) for o in self.ranks.gather(torch.stack([mean, var])[None]).split(together)]    # (r, C) each
-    stats = [(mean.mean(0), var.mean(0) + mean.var(0, correction=0)) for mean, var in parts]
+    together = self.ghost // len(x) or self.ranks.world                                 # ranks that share a chunk
+    parts = self.ranks.gather(torch.stack([mean, var])[None]).split(together)           # a chunk each, (r, 2, C)
+    stats = [(m.mean(0), v.mean(0) + m.var(0, correction=0)) for m, v in (o.unbind(1) for o in parts)]
     n = x.numel() / x.shape[1] * together
     self.move([(mean, var*(n/(n - 1)) if self.unbiased else var) for mean, var in stats])
     mean, var = stats[self.ranks.rank // together]

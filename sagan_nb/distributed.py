@@ -69,7 +69,8 @@ class Ranks:
         share, rest = divmod(batch, self.world)
         if rest: raise Refused(f'a batch of {batch} does not split over {self.world} ranks: make it a multiple')
         if chunk and share % chunk and chunk % share:
-            raise Refused(f'{chunk} images normalised together do not fit the {share} of a rank: one must divide the other')
+            raise Refused(f'{chunk} images normalised together do not fit the {share} of a rank: one must divide '
+                          'the other')
         return share
 
 # %% ../nbs/08_distributed.ipynb #9c254586

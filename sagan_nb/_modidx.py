@@ -428,6 +428,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'sagan_nb.speed.timing_table': ('speed.html#timing_table', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.usable_variants': ('speed.html#usable_variants', 'sagan_nb/speed.py')},
             'sagan_nb.train': { 'sagan_nb.train.GAN': ('train.html#gan', 'sagan_nb/train.py'),
+                                'sagan_nb.train.GAN.__repr__': ('train.html#gan.__repr__', 'sagan_nb/train.py'),
                                 'sagan_nb.train.GAN.noise': ('train.html#gan.noise', 'sagan_nb/train.py'),
                                 'sagan_nb.train.GAN.place': ('train.html#gan.place', 'sagan_nb/train.py'),
                                 'sagan_nb.train.GAN.precision': ('train.html#gan.precision', 'sagan_nb/train.py'),

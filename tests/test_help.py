@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sagan_nb.config import PRESETS
 from sagan_nb.data import open_source
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.metrics import Stats
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
+from sagan_nb.train import make_gan
 
 GENERATOR = Path(__file__).resolve().parents[1]/'results'/'generator'/'t1_attn_16-pairs.safetensors'
 
@@ -34,6 +36,13 @@ def test_a_printed_network_fits_a_screen_and_adds_up(attn_at):
         assert len(rows) < 20 and max(map(len, rows)) < 100
         assert sum(count(o.split()[-1]) for o in rows) == count(head.split()[-2]) == sum(p.numel() for p in net.parameters())
         assert sum('SelfAttention' in o for o in rows) == len(attn_at)
+
+
+def test_a_printed_gan_fits_a_screen():
+    with torch.device('meta'): gan = make_gan(PRESETS['paper'], 'meta')
+    head, *rows = repr(gan).splitlines()
+    assert head == "GAN at update 0 of 1,000,000: PRESETS['paper']" and len(rows) < 40 and max(map(len, rows)) < 100
+    assert rows == [*repr(gan.G).splitlines(), *repr(gan.D).splitlines()]
 
 
 def test_spectral_norm_is_a_word():

@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'sagan_nb.machinery.bench': {},
             'sagan_nb.machinery.board': {},
             'sagan_nb.machinery.calls': {},
+            'sagan_nb.machinery.captions': {},
             'sagan_nb.machinery.catalogue': {},
             'sagan_nb.machinery.certificate': {},
             'sagan_nb.machinery.charts': {},

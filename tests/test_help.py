@@ -1,6 +1,7 @@
-"What Python says of our objects: `help` names parameters with their meaning, a repr fits a line or a screen."
+"What Python says of our objects: `help` names parameters with their meaning, a repr fits a line or a screen, Jupyter shows captions."
 import inspect
 import pydoc
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from sagan_nb.config import PRESETS
 from sagan_nb.data import open_source
+from sagan_nb.machinery.captions import show_captions
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.metrics import Stats
@@ -58,3 +60,19 @@ def test_spectral_norm_is_a_word():
 def test_a_repr_is_a_line_that_says_something(make, words):
     text = repr(make())
     assert words in text and '\n' not in text and len(text) < 120
+
+
+def test_jupyter_shows_the_caption_of_a_cell_that_ran(monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+    shell, shown = InteractiveShell(), []
+    monkeypatch.setattr('IPython.get_ipython', lambda: shell)
+    monkeypatch.setattr('IPython.display.display', lambda o: shown.append(o.data))
+    monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
+    show_captions()                                                  # a script, a test or the site
+    cell = '#| fig-cap: "It falls. Would show a bug if: it rose."\nx = 1'
+    shell.run_cell(cell)
+    assert shown == []
+    monkeypatch.setitem(sys.modules, 'ipykernel', sys)
+    show_captions(), show_captions()                                 # every chapter imports it
+    for each in (cell, 'x = 2', cell + '/0'): shell.run_cell(each)
+    assert shown == ['It falls. Would show a bug if: it rose.']

@@ -68,13 +68,13 @@ def column_widths(
     wanted:list,              # of each column: what shows every cell on one line
     tight:bool,               # two spaces between columns in place of three
 )->list:                      # of each column; [] where the screen is too narrow
-    "Share the screen out: what is left over goes to the column that lacks most."
+    "Share the screen out: what is left over goes to the narrowest columns that lack some."
     if not tight: return wanted
     widths, room = list(least), screen_width() - 2*len(least)
     if sum(widths) > room: return []
-    while sum(widths) < room:
-        lacks = [a - b for a, b in zip(wanted, widths)]
-        widths[lacks.index(max(lacks))] += 1
+    while sum(widths) < min(room, sum(wanted)):
+        lacking = [i for i, width in enumerate(widths) if width < wanted[i]]
+        widths[min(lacking, key=lambda i: widths[i])] += 1
     return widths
 
 

@@ -203,7 +203,7 @@ def sagan_eval(
     if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
-    if fake: say_next(('sagan_eval', run, fake, '--protocol', 'all'))
+    if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
     else: say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 

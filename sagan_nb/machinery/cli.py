@@ -153,7 +153,7 @@ def write_gif(
     was = replaces(out)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
-    print(f'{len(frames)} frames in {out}{was}')
+    print(f'{len(frames)} {"frame" if len(frames) == 1 else "frames"} in {out}{was}')
     say_next('open it in a browser')
 
 

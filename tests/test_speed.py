@@ -508,6 +508,18 @@ def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
     assert abs(speed.conv_rate(seconds=.5)/expected - 1) < .02
 
 
+@pytest.mark.skipif(machine.platform.libc_ver()[0] != 'glibc', reason='no glibc on this machine')
+@pytest.mark.parametrize('settings, kept', [({}, True), ({'SAGAN_KEEP_MEMORY': '0'}, False), ({'MALLOC_ARENA_MAX': '4'}, False)])
+def test_freed_memory_is_kept_unless_told_otherwise(settings, kept):
+    "Resident memory in MiB, after a tensor of 64 MiB was there and is gone."
+    code = ("import torch\nfrom sagan_nb.machinery.machine import keep_memory\nsaid = keep_memory()\n"
+            "def rss(): return int(open('/proc/self/statm').read().split()[1])*4//1024\n"
+            "torch.ones(8); before = rss(); torch.ones(2**24); print(said, rss() - before)")
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')} | {'PYTHONPATH': str(ROOT)} | settings
+    said, more = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout.split()
+    assert said == str(kept) and (int(more) > 60 if kept else int(more) < 10)
+
+
 # --- the rest ------------------------------------------------------------------------------------------------------------------------
 
 def test_import_is_quick():

@@ -530,7 +530,7 @@ def run(tmp_path_factory):
 EVAL = '--metrics', 'score,distance,intra,prdc,diversity,long_range', '--n_real', 1500
 
 
-def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+def test_eval_killed_goes_on_where_it_stopped_and_two_share_a_cache(run, tmp_path, monkeypatch):
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
     shards = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path/'cache').glob('*/0*.safetensors')}
     args = 'sagan_eval', run, *EVAL, '--n_fake', 2000, '--out'
@@ -551,9 +551,11 @@ def test_eval_killed_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     newest = run/'checkpoints'/records[0]['checkpoint']
     assert all(o['checkpoint_sha256'] == file_sha256(newest) and o['step'] == 4 and o['train_seed'] == 0 and o['trained_commit'] for o in records)
     shutil.rmtree(tmp_path/'cache')
-    third = spawn(*args, tmp_path/'b.json')
-    third.communicate()
-    assert json.loads((tmp_path/'b.json').read_text()) == records                            # in one go, the same
+    both = {name: spawn(*args, tmp_path/name) for name in ('b.json', 'c.json')}              # at once, over one cache
+    for name, process in both.items():
+        process.communicate()
+        assert process.returncode == 0 and json.loads((tmp_path/name).read_text()) == records      # in one go, the same
+    assert not list((tmp_path/'cache').rglob('*.part'))
 
 
 @pytest.mark.parametrize('args, words', [

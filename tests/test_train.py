@@ -179,11 +179,12 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
     assert not list((tmp_path/'run'/'checkpoints').glob('*.part'))
 
 
-def test_divergence_in_mid_run_names_the_last_good_checkpoint(tmp_path):
-    "A weight that turns into NaN after step 5: the run stops at step 6, and the checkpoint of step 5 is whole."
+@pytest.mark.parametrize('log_every', [1, 4])
+def test_divergence_in_mid_run_names_the_last_good_checkpoint(tmp_path, log_every):
+    "A weight that turns into NaN after step 5: the next line of the log ends the run and names step 6, and the checkpoint of step 5 is whole."
     def poison(gan, log):
         if gan.t == 5: gan.D.linear.bias.data.fill_(float('nan'))
-    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, steps=20, checkpoint_every=1)
+    cfg = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), n_classes=4, steps=20, checkpoint_every=5, log_every=log_every)
     with pytest.raises(Diverged, match=r'at step 6 .* is not a finite number.*D.linear.bias.*; the last good checkpoint is .*step_0000005.pt'):
         train(cfg, Toy(32, 4, n=50), tmp_path/'run', hooks=[(1, poison)])
     assert all(v.isfinite().all() for n in ('G', 'D') for v in read_checkpoint(newest_checkpoint(tmp_path/'run'))[n].values())

@@ -1,7 +1,9 @@
-"Serves chapter 12: the first three sentences, computed: what holds, what does not, what could not be seen."
+"Serves chapter 12: the answers it opens with, computed: what holds, what does not, what could not be seen."
 import math
 
-from ..ablation import TABLES, paired_difference, seed_differences, shares, verdict
+import numpy as np
+
+from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares, verdict
 from ..config import NUMERICS, preset
 from .power import plain, power_rows
 from .tables import has_collapsed
@@ -54,8 +56,8 @@ def claim_words(
     if len(seed_differences(results, a, b, 'mi')) < len(TABLES['twins'].seeds): found += ', provisional'
     d, low, high, n = paired_difference(results, a, b, 'mi', 1 - .05/among)
     if not n: return f'{words}: not run'
-    if math.isnan(low): return f'{words}: {d:+.1f} bits, {found}'
-    return f'{words}: {d:+.1f} bits [{low:+.1f}, {high:+.1f}], {found}'
+    ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
+    return f'{words}: {d:+.1f} bits{ends}, {found}'
 
 
 def sorted_claims(
@@ -87,6 +89,15 @@ def missed_words(
     return f'{PLACES[name]}: {", ".join(parts)}' if parts else ''
 
 
+def reached_words(
+    results: list,            # runs of twins
+) -> str:                     # a sentence; empty without runs
+    "Say how far the rows are from the real images."
+    real = [o['real'] for r in results for o in r['records'] if o['metric'] == 'long_range_mi' and 'real' in o]
+    means = [np.mean(list(found.values())) for row in TABLES['twins'].rows if (found := by_seed(results, row, 'mi'))]
+    return f' The best row has {max(means):.1f} of the {real[0]:.0f} bits of real images.' if real and means else ''
+
+
 def large_maps() -> list:     # texts
     "List the maps of Table 1 that need larger images than 32 px."
     return [str(m) for m in sorted({m for row in TABLES['table1'].rows for m in preset(row).attn_at if m > 16})]
@@ -98,17 +109,19 @@ def answers(
     "Write what holds, what does not, and what could not be seen, from results alone."
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
     holds, turned = ([text for o in found.values() for text in o[key]] for key in ('holds', 'is reversed'))
-    older = [f'{len(o["open"])} orderings in {PLACES[name]}' for name, o in found.items() if o['open'] and name != 'twins']
+    older = [f'{len({text.split(" (by ")[0] for text in o["open"]})} in {PLACES[name]}' for name, o in found.items() if o['open'] and name != 'twins']
     unsure = '; '.join(found['twins']['open'])
     missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    first = capital(f'{"; ".join(holds)}.') if holds else 'No ordering that was written down before its runs is resolved as it was written.'
+    first = capital(f'{"; ".join(holds)}.') if holds else 'Nothing yet. No ordering that was written down before its runs is confirmed.'
     second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
     room = f'A true difference of this size would have been found four times in five, a smaller one less often: {missed}. ' if missed else ''
     out = [f'**Holds.** {first} On `twins`, the flagship, {progress_words(results["twins"])}.',
            f'**Does not hold, or is not resolved.** {second}'
-           + (f' On `twins`: {unsure}.' if unsure else '') + (f' Not resolved: {listed(older)}.' if older else ''),
+           + (f' On `twins`, with intervals that share 5 % among the claims: {unsure}.{reached_words(results["twins"])}' if unsure else '')
+           + (f' Orderings not resolved by bits, by distance, or both: {listed(older)}.' if older else ''),
            f"**Could not be seen.** {room}The paper's best maps, {listed(large_maps())}, "
            'need larger images, and its million updates of ImageNet a GPU.']
-    if old: out[-1] += f' Older tables hold numbers of version {listed(old)}; today\'s is {NUMERICS}.'
+    if old: out[-1] += (f' Tables of version {listed(old)} of the numbers (today\'s is {NUMERICS}) are unfair to attention: '
+                        'it started from narrower weights than its controls.')
     return '\n\n'.join(out)

@@ -139,15 +139,14 @@ def draw_cost(
     ax,                       # where
     of: dict,                 # row -> runs
     kind: str,                # as in a curve
-    pace: dict,               # row -> seconds of an update; None: each run's own
+    pace: dict,               # row -> seconds of an update
 ):
     "Draw the mean of each row against seconds, its name at the end of its line."
     colours, ends = ('#000000', BLUE, '#E69F00', '#009E73', ORANGE), []
     for (row, own), colour in zip(of.items(), colours):
         t, y = mean_curve(own, kind)
-        each = pace[row] if pace else np.median([p['seconds']/p['t'] for o in own for p in o['curve']])
-        ax.plot(np.multiply(t, each), y, color=colour, lw=1.8)
-        ends.append((y[-1], t[-1]*each, row, colour))
+        ax.plot(np.multiply(t, pace[row]), y, color=colour, lw=1.8)
+        ends.append((y[-1], t[-1]*pace[row], row, colour))
     for i, (y, x, row, colour) in enumerate(sorted(ends)):
         ax.annotate(words_of(row), (x, y), (1.04, (i + .5)/len(ends)), textcoords='axes fraction', fontsize=9,
                     va='center', color=colour, annotation_clip=False,
@@ -174,13 +173,13 @@ def show_training(
     name: str,                # a key of TABLES
     results: list,            # runs
     kind: str = 'distance',   # 'distance', 'mi' or 'diversity', as of `Curve`
-    pace: dict = None,        # row -> seconds of an update, timed in turns; None: each run's own
+    pace: dict = None,        # row -> seconds of an update, all rows timed in turns; None: no cost is drawn
 ):                            # figure
-    "Draw a number against steps, a panel for each row; with two to five rows also the means against seconds."
+    "Draw a number against updates, a panel for each row; with their pace, the means of up to five rows against seconds."
     import matplotlib.pyplot as plt
     results = [o for o in results if o['curve']]
     of = {r: own for r in TABLES[name].rows if (own := [o for o in results if o['row'] == r])}
-    cost = 2 <= len(of) <= 5
+    cost = bool(pace) and 2 <= len(of) <= 5
     with plt.rc_context(FONTS):
         fig, axes = panels_of(len(of), cost)
         for i, (ax, (row, own)) in enumerate(zip(axes, of.items())):

@@ -51,20 +51,20 @@ def stated_difference(
     worse: str,               # another
     kind: str,                # metric
 ) -> tuple:                   # size, and where it is from
-    "Name a difference worth seeing: the published one as a share of the worse row, or a tenth of the real bits."
+    "Name a difference that is worth seeing: the published one as a share of the other row, or a tenth of the real bits."
     mean = float(np.mean(list(by_seed(results, worse, kind).values())))
     a, b = (PUBLISHED.get(row, {}).get('fid') for row in (better, worse))
     if kind == 'distance' and a and b: return (a[0]/b[0] - 1)*mean, f'published: {a[0]/b[0] - 1:+.0%}'
-    if kind in LOWER: return -mean/4, 'a quarter of the worse row'
+    if kind in LOWER: return -mean/4, 'a quarter of the other row'
     real = [o['real'] for r in results for o in r['records'] if o['metric'] == name_of(results, kind) and 'real' in o]
-    return (real[0] if real else mean)/10, 'a tenth of the real images' if real else 'a tenth of the worse row'
+    return (real[0] if real else mean)/10, 'a tenth of the real images' if real else 'a tenth of the other row'
 
 
 def power_rows(
     plan: Plan,               # which table
     results: list,            # runs
 ) -> list:                    # dicts: words, kind, n, among, mean, low, high, verdict, spread, seen, wanted, why, seeds
-    "Say for each ordering what was seen, what could have been seen, and the seeds that a stated difference needs."
+    "Say for each ordering what was seen, what could have been seen, and the seeds that a difference worth seeing needs."
     out = []
     for (a, b, kind), among in shares(results, plan).items():
         mean, low, high, n = paired_difference(results, a, b, kind)
@@ -88,10 +88,10 @@ def power_cells(
     if not row['spread']: return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g}', SAME, '-', '-']
     seeds = f'{row["seeds"] or 0:,}' if (row['seeds'] or 0) < 10_000 else 'over 10,000'
     return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g} [{row["low"]:.3g}, {row["high"]:.3g}]',
-            f'{plain(row["seen"])} (of {row["among"]})', f'{row["wanted"]:+.2g} ({row["why"]})', seeds]
+            f'{plain(row["seen"])} ({row["among"]})', f'{row["wanted"]:+.2g} ({row["why"]})', seeds]
 
 
-POWER_HEAD = ['ordering', 'by', 'seeds', 'seen, 95 %', 'could have seen', 'stated difference', 'seeds it needs']
+POWER_HEAD = ['ordering', 'by', 'seeds', 'seen, own 95 %', 'could have seen (among)', 'worth seeing', 'seeds it needs']
 
 
 def power_table(
@@ -125,5 +125,5 @@ def power_text(
            'seeds is itself a rough number.']
     for cells in rows:
         out += ['', f'{cells[0]}, by {cells[1]}, {cells[2]} seeds']
-        out += [f'    {h:18} {c}' for h, c in zip(head[3:], cells[3:])]
+        out += [f'    {h:24} {c}' for h, c in zip(head[3:], cells[3:])]
     return '\n'.join(out)

@@ -32,22 +32,28 @@ class Log:
         path,                     # log.jsonl
         data:Stream,              # for the time spent waiting
     ):
-        self.path, self.data, self.sums, self.n = Path(path), data, {}, 0
+        self.path, self.data, self.sums, self.fine, self.n = Path(path), data, {}, {}, 0
         self.steps_t, self.wait = time.perf_counter(), data.wait_s
 
     def __call__(self, gan:GAN, log:dict):
         "Add one step; write a line when one is due."
-        for k, v in log.items(): self.sums[k] = self.sums.get(k, 0.) + v
+        for k, v in log.items():
+            self.sums[k] = self.sums.get(k, 0.) + v
+            self.fine[k] = self.fine.get(k, self.n) + self.sums[k].isfinite()    # no sum recovers, so this counts good steps
         self.n += 1
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
         means, now = {k: gan.ranks.mean(v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
         bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad: raise Diverged(f'at step {gan.t} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
+        if bad: raise Diverged(f'at step {self.first_bad(gan)} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
         seconds, per_step = now - self.steps_t, gan.cfg.batch*gan.cfg.d_per_g
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
                     seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds)
         if gan.ranks.first: append_line(self.path, line | self.look(gan))
-        self.sums, self.n, self.steps_t, self.wait = {}, 0, time.perf_counter(), self.data.wait_s
+        self.sums, self.fine, self.n, self.steps_t, self.wait = {}, {}, 0, time.perf_counter(), self.data.wait_s
+
+    def first_bad(self, gan:GAN)->int:
+        "Find the first step since the last line whose sum is not finite; where only another rank saw it, the last step."
+        return min(gan.t, gan.t - self.n + 1 + min(int(o) for o in self.fine.values()))
 
     def look(self, gan:GAN)->dict:
         "What `attention_usage` finds, and the true norms when they are due."

@@ -21,6 +21,7 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
              rb_ema='averaged weights',
              rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
              rb_adam="torch's Adam", rb_flip='flipped images')
+SPREAD_NOTE = 'After ±: the standard deviation over seeds. A difference uses the seeds that both rows have.'
 BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
 
 
@@ -190,8 +191,9 @@ def run_notes(
     weights = [(row, f'{sum(of[row][0]["parameters"].values()):,}') for row in rows]
     cost = [f'`{row}` {mean_spread([o["seconds_per_step"] or math.nan for o in of[row]], 3)}' for row in rows]
     quiet = ['No run shows a sign of collapse.'] if results and not any(map(has_collapsed, results)) else []
-    out = [f'Signs: {"; ".join(notes)}.'] if notes else quiet
-    if rows: out += [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)}.']
+    out = [SPREAD_NOTE] if any(len(own) > 1 for own in of.values()) else []
+    out += [f'Signs: {"; ".join(notes)}.'] if notes else quiet
+    if rows: out += [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)} (by the clock, not in turns: they do not compare rows).']
     return out
 
 

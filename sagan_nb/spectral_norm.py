@@ -147,6 +147,7 @@ def step(self:SpectralNorm, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:   
     hidden = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
     return (power_steps_op if hidden else power_steps)(W, u, self.steps, **self.eps)
 
+# %% ../nbs/01_spectral_norm.ipynb #7064f191
 @patch
 @torch.no_grad()
 def advance(self:SpectralNorm, weight:Tensor):

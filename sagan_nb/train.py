@@ -116,11 +116,9 @@ def frozen(
     net:nn.Module,            # a network
 ):
     "Within it, the network's weights get no gradient; gradients still flow through to its input."
-    weights = [*net.parameters()]
-    for p in weights: p.requires_grad_(False)
+    net.requires_grad_(False)
     try: yield
-    finally:
-        for p in weights: p.requires_grad_(True)
+    finally: net.requires_grad_(True)
 
 def judge(
     gan:GAN,                  # the networks
@@ -195,8 +193,8 @@ def average(
     "Hook: move the averaged weights; before `ema_start` they are a copy. Buffers (u, batch statistics) are copied."
     if gan.ema is None: return
     weight = 1 - gan.cfg.ema if gan.t > gan.cfg.ema_start else 1.
-    torch._foreach_lerp_([*gan.ema.parameters()], [*gan.G.parameters()], weight)
-    torch._foreach_copy_([*gan.ema.buffers()], [*gan.G.buffers()])
+    for a, p in zip(gan.ema.parameters(), gan.G.parameters()): a.lerp_(p, weight)
+    for a, b in zip(gan.ema.buffers(), gan.G.buffers()): a.copy_(b)
 
 def sampler(
     gan:GAN,                  # trained or not; left as it is

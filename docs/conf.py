@@ -114,7 +114,6 @@ def page(app, name, template, context, doctree):
     context['metatags'] = context.get('metatags', '') + '\n'.join(tags)
     if name == 'index':
         context['furo_hide_toc'], context['docstitle'], context['title'] = True, None, HOME_TITLE
-        app.add_js_file('home.js', loading_method='defer')
     elif doctree is not None: context['body'] = contents(body, context.get('toc', ''))
 
 

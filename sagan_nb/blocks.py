@@ -131,7 +131,7 @@ def conv_then_pool(
     x:Tensor,                 # map, (B, C, H, W)
     w:Tensor,                 # kernel, (C', C, 3, 3) or (C', C, 1, 1)
     b:Tensor=None,            # bias, (C')
-    fold:str='box',           # 'box': blur the map; 'kernel': blur the kernel; 'none': as it is said, the reference
+    fold:str='box',           # 'box': blur the map; 'kernel': blur the kernel; 'none': unfolded; the reference
 )->Tensor:                    # (B, C', H/2, W/2)
     "2x2 mean of a convolution that keeps the map's size. All folds are one function, to rounding."
     pad = w.shape[-1] // 2
@@ -145,7 +145,7 @@ def up_then_conv(
     x:Tensor,                 # map, (B, C, H, W)
     w:Tensor,                 # kernel, (C', C, 3, 3) or (C', C, 1, 1)
     b:Tensor=None,            # bias, (C')
-    fold:str='box',           # 'box': blur the map; 'kernel': blur the kernel; 'none': as it is said, the reference
+    fold:str='box',           # 'box': blur the map; 'kernel': blur the kernel; 'none': unfolded; the reference
 )->Tensor:                    # (B, C', 2H, 2W)
     "Convolution, keeping the size, of the map doubled by nearest neighbour. All folds are one function, to rounding."
     pad, double = w.shape[-1] // 2, lambda t: F.interpolate(t, scale_factor=2, mode='nearest')

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .machinery.atomic import atomic_write
+from .machinery.captions import show_captions
 from .machinery.terminal import printable
 
 # %% ../nbs/00_core.ipynb #7d84f688
@@ -123,3 +124,6 @@ def save_fig(
     with atomic_write(path) as part: fig.savefig(part, dpi=dpi, format=path.suffix[1:])
     plt.close(fig)
     return path
+
+# %% ../nbs/00_core.ipynb #6168103b
+show_captions()

@@ -89,6 +89,10 @@ class GAN:
         "Autocast to bfloat16 where the run asks for it."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == 'bf16')
 
+    def __repr__(self)->str:
+        "Say how far it is, with which settings, and show both networks on one screen."
+        return f'GAN at update {self.t:,} of {self.cfg.steps:,}: {self.cfg}\n{self.G}\n{self.D}'
+
 # %% ../nbs/09_train.ipynb #5c37d082
 def make_gan(
     cfg:Config,               # settings

@@ -116,6 +116,18 @@ def test_on_a_terminal_and_through_a_pipe(place, args, expected):
     if args[0] == 'sagan_table': assert '| ' not in out and out.index('Not applicable here') < out.index('features')
 
 
+@pytest.mark.parametrize('columns', [100, 60, 40])
+def test_words_of_a_table_stay_whole(columns, monkeypatch):
+    monkeypatch.setenv('COLUMNS', str(columns))
+    rows = [['t1_attn_16 attention at 16', '11.41 ± 16', '-1.07 [-3.77, 1.63]', '22.14 (unchecked)'], ['t1_none no block', '3.6', '-', '22.96']]
+    head = ['row', 'Fréchet classifier distance', 'distance minus SNGAN-projection, 95 %', 'paper: FID']
+    lines = ['| ' + ' | '.join(o) + ' |' for o in (head, ['---']*4, *rows)]
+    said = terminal.show_markdown('\n'.join(lines))
+    words = [o.replace(' (unchecked)', '*') for cells in (head[1:], *rows) for cell in cells if cell != '-' for o in re.split(r' (?!\(un)', cell)]
+    assert max(map(len, said.splitlines())) <= columns and not [o for o in words if o not in re.split(r'[;\s]+', said)]
+    assert '\n* a published' in said and ('───' in said) == (columns == 100)
+
+
 def test_a_bar_in_a_file_is_a_line_now_and_then(place, capfd):
     items = terminal.track_lines(range(5), 'counting', every=0.)
     assert list(items) == [0, 1, 2, 3, 4]

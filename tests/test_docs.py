@@ -295,20 +295,21 @@ def test_a_white_box_is_seen(site, tab):
 
 
 def test_home_page_opens_with_the_generator(site, tab):
-    "At 1280 x 800, without scrolling: the generator, to click on; cards; how far. A click and a thumbnail move the answer."
+    "At 1280 x 800, without scrolling: the generator, to draw with and to click on; cards; how far. A click, a class and other noise each change it."
     tab.open(site/'index.html', width=1280, height=800)
     low = lambda selector: tab.page.eval_on_selector(selector, 'o => o.getBoundingClientRect().bottom')
-    for selector in ('.look canvas', '.cards', '.how-far'): assert low(selector) <= 800, (selector, low(selector))
+    for selector in ('.sagan-live canvas', '.sagan-live select', '.cards', '.how-far'): assert low(selector) <= 800, (selector, low(selector))
     assert {o.get_attribute('href') for o in tab.page.query_selector_all('.card')} >= {f'{o}.html' for o in ('tour', 'run', 'use', 'reproduce')}
     assert tab.page.query_selector('.how-far a[href^="paper_map.html"]') and tab.page.title().startswith('Self-Attention GAN')
-    said = lambda: tab.page.text_content('.look p[aria-live]')
+    said = lambda: tab.page.eval_on_selector('.sagan-live output', 'o => o.value')
     start = said()
-    assert start.startswith('pixel ') and len(tab.page.query_selector_all('.thumbs button')) == 6
-    tab.page.click('.look canvas', position=dict(x=30, y=300))
-    moved = said()
-    tab.page.click('.thumbs button >> nth=0')
-    assert len({start, moved, said()}) == 3 and tab.faults == []
-    assert tab.page.get_attribute('.thumbs button >> nth=0', 'aria-pressed') == 'true'
+    assert start.startswith('pixel 11,9: most at 2') and len(tab.page.query_selector_all('.sagan-live')) == len(tab.page.query_selector_all('select')) == 1
+    tab.page.click('.sagan-live canvas', position=dict(x=30, y=300))
+    heard = [start, said()]
+    tab.page.select_option('.sagan-live select', '2')
+    heard.append(said())
+    tab.page.fill('.sagan-live input', '0.6')
+    assert len({*heard, said()}) == 4 and tab.faults == []
 
 
 def test_map_counts_its_states(site):

@@ -179,8 +179,8 @@ def test_attention_command(runs, monkeypatch, capsys):
         assert (code, fault) == (0, '') and (runs/out).stat().st_size > 10_000, (out, fault)
         assert 'query 1 at' in said and 'entropy' in said
     code, said, _ = call('--out', runs/'c.png', '--queries', '12,31', '0,0', '--n', '1', '--classes', '2_pillar')
-    assert said.startswith('picture 1 (2_pillar)\n  query 1 at 12,31: ') and 'query 2 at 0,0: ' in said
-    assert 'map 8:' in said and 'map 16:' in said and 'hardly used' in said                        # six steps
+    uses, asked = said.split('picture 1 (2_pillar)\n  query 1 at 12,31: ')                          # the verdict first
+    assert uses.startswith('map 8:') and 'map 16: hardly used:' in uses and 'query 2 at 0,0: ' in asked    # six steps
 
 
 def test_attention_refusals(runs, monkeypatch, capsys):

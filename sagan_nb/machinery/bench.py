@@ -15,6 +15,7 @@ from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, ben
                      rounding, step_operations, timing_table, usable_variants)
 from .machine import machine_facts
 from .publish import divided_weights
+from .terminal import text_table
 
 
 def callable_from(
@@ -199,10 +200,11 @@ def show_table(
     rows:dict,                    # from `bench` or `bench_drawing`
 )->str:                           # to print
     "Show the table as text."
-    lines = [f'{"":24}  seconds processor pictures/s   against plain: seconds, processor   share of floor   peak']
+    head = ['variant', 'seconds', 'processor', 'pictures/s', 'against plain', 'processor', 'share of floor', 'peak']
+    lines = []
     for n, r in rows.items():
         share = ', '.join(f'{r[k]:.0%}' for k in ('share', 'share_of_cpu') if k in r)
         peak = f'{r["peak_bytes"]/2**30:.2f} GiB' if 'peak_bytes' in r else r.get('no_peak', '')
-        lines.append(f'{n:24} {r["seconds"]:8.3f} {r["cpu_seconds"]:9.3f} {r["pictures_per_s"]:10.1f} '
-                     f'{r["ratio"]:23.2f}x {r["ratio_of_cpu"]:10.2f}x {share:>15}  {peak}'.rstrip())
-    return '\n'.join(lines)
+        lines.append([n, f'{r["seconds"]:.3f}', f'{r["cpu_seconds"]:.3f}', f'{r["pictures_per_s"]:.1f}',
+                      f'{r["ratio"]:.2f}x', f'{r["ratio_of_cpu"]:.2f}x', share, peak])
+    return text_table(head, lines)

@@ -20,7 +20,7 @@ def chart(
         mark, named = '.' if len(t) < 3 else '', label if not many or i in ends else None
         ax.plot(t, v, style, marker=mark, color=color, lw=1 if many else 1.6, label=named)
     ax.set(xlabel='updates of G', ylabel=ylabel)
-    if lines: ax.legend(framealpha=.8, edgecolor='none', fontsize=9, title='first and last layer' if many else None)
+    if lines: ax.legend(loc='upper left', framealpha=.8, edgecolor='none', fontsize=9, title='first and last layer' if many else None)
     return fig
 
 

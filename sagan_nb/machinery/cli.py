@@ -154,7 +154,8 @@ def write_gif(
     was = replaces(out)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
-    print(f'{len(frames)} frames in {out}{was}\n\nOpen it in a browser.')
+    print(f'{len(frames)} {"frame" if len(frames) == 1 else "frames"} in {out}{was}')
+    say_next('open it in a browser')
 
 
 def left_out(
@@ -203,7 +204,8 @@ def sagan_eval(
     if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
-    if not fake: say_next(('sagan_attention', run), ('sagan_report', run))
+    if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
+    else: say_next(('sagan_attention', run), ('sagan_report', run))
     return records
 
 
@@ -271,6 +273,7 @@ def say_plan(
     timed = lambda cfg: given['step'] or time_update(cfg, source, device, 60)
     print(plan_of(found, seeds, {row: timed(cfg) for row, cfg in found.items()}, given['gpus'], given['price']))
     print(ANCHORS)
+    say_next('the same command without --plan trains')
 
 
 @with_probe
@@ -368,11 +371,11 @@ def say_use(
     use:dict,                 # name -> `LayerMaps.use` of each layer
 )->str:                       # a line for each layer
     "Is attention used? In words."
-    line = ('map {}: gamma {gamma:+.3f}; what it adds is {ratio:.1%} of what passes through; '
+    line = ('map {}: {verdict}: what it adds is {ratio:.1%} of what passes through; gamma {gamma:+.3f}; '
             'entropy {entropy:.2f} bits (even: {entropy_even:.2f}); '
             'looks {distance:.1f} px far (even: {distance_even:.1f})').format
-    idle = '\n  it adds next to nothing: this layer is hardly used'
-    return '\n'.join(line(name, **o) + (idle if o['ratio'] < UNUSED else '') for name, o in use.items())
+    verdict = lambda o: 'hardly used' if o['ratio'] < UNUSED else 'used'
+    return '\n'.join(line(name, verdict=verdict(o), **o) for name, o in use.items())
 
 
 @command
@@ -419,10 +422,10 @@ def write_attention(
         text = page('Attention maps', widget_html(maps, largest.name, names, points))
         with atomic_write(out) as part: part.write_text(text, encoding='utf-8')
     else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
+    print(wrap(say_use({name: o.use() for name, o in maps.layers.items()})))
     for i, asked in enumerate(points):
         print(f'picture {i + 1}' + (f' ({names[i]})' if names else ''))
-        print('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  '))
-    print(wrap(say_use({name: o.use() for name, o in maps.layers.items()})))
+        print(wrap('  ' + describe_attention(maps, i, asked, largest.name).replace('\n', '\n  ')))
     print(f'queries are row,column from the top left; pictures: {len(points)}, in {out}{was}')
 
 
@@ -458,6 +461,7 @@ def sagan_check(
     kind = what or guess_kind(thing, spec.rpartition(':')[2])
     found = certify(thing, kind, args, dict(channels=channels, z_dim=z_dim, n_classes=n_classes, res=res))
     print(wrap(certificate(spec, kind, found)))
+    if not strict: say_next(('sagan_check', spec, '--strict'))
     if strict and (n := deviations(found)): raise Refused(f'{n} of {len(found)} properties deviate')
 
 

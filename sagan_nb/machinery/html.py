@@ -22,7 +22,8 @@ def asset(
 
 WIDGET = ('<div id="@ID" class="sagan-look"><style>\n'
           + asset('look.css')
-          + '</style><div class="static">@FALLBACK</div></div><script>'
+          + '</style><div class="static">@FALLBACK<p>To click on a pixel, let scripts run: '
+          + 'in Jupyter, run the cell or trust the notebook.</p></div></div><script>'
           + asset('look.js')
           + '</script>')
 

@@ -20,8 +20,8 @@ BODY = '''<div id="@ID" class="sagan-live"><style>
 @STYLE</style><div class="static">@FALLBACK</div><div class="live" hidden>
 <canvas tabindex="0" role="img" aria-label="Generated picture. Click a pixel, or move with the arrow keys"></canvas>
 <canvas role="img" aria-label="What the chosen pixel attends to"></canvas>
-<label>noise <input type="range" min="0" max="1" step="0.01" value="0"></label>
-<label>class <select>@OPTIONS</select></label><output aria-live="polite"></output></div></div><script>
+<div class="controls"><label>noise <input type="range" min="0" max="1" step="0.01" value="0"></label>
+<label>class <select>@OPTIONS</select></label><output aria-live="polite"></output></div></div></div><script>
 @SCRIPT</script>'''
 
 
@@ -62,6 +62,7 @@ def attention_of_page(
 def live_data(
     G:Generator,              # in evaluation mode
     seed:int=0,               # of the two noises that the slider goes between
+    start=None,               # (row, column) of the pixel that is asked first; None: in the upper left
 )->dict:                      # what the script needs, ready for JSON
     "Take a generator to pieces. Raises Refused for one that the script cannot compute, or that is too large for a page."
     from matplotlib import colormaps, colors
@@ -77,7 +78,7 @@ def live_data(
     attention = next((attention_of_page(o) for o in net.extra.values()), None)
     made = dict(layer_of(net.linear, 'linear bias'), **folded(net.bn, 's t'), **layer_of(net.conv, 'w b'), first=net.widths[0],
                 blocks=blocks, attention=attention, to=packed(b), **{'from': packed(a)})
-    return dict(net=made, res=G.res, colors=[colors.to_hex(colormaps['inferno'](v/255)) for v in range(256)])
+    return dict(net=made, at=start, res=G.res, colors=[colors.to_hex(colormaps['inferno'](v/255)) for v in range(256)])
 
 
 def live_html(
@@ -85,9 +86,10 @@ def live_html(
     classes=(),               # names; (): numbers
     seed:int=0,               # see `live_data`
     fallback:str='',          # HTML where no script runs
+    start=None,               # see `live_data`
 )->str:                       # HTML with its script, to put into a page
     "A generator to play with. Raises Refused as `live_data` does."
-    data = json.dumps(live_data(G, seed)).replace('<', '\\u003c')
+    data = json.dumps(live_data(G, seed, start)).replace('<', '\\u003c')
     names = list(classes) or [str(k) for k in range(max(G.n_classes, 1))]
     options = ''.join(f'<option value="{k}">{html.escape(str(n))}</option>' for k, n in enumerate(names))
     name = f'live-{hashlib.sha256(data.encode()).hexdigest()[:12]}'

@@ -19,6 +19,7 @@ from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import read_words
+from .evaluate import check_metrics
 from .files import CacheWarning
 from .group import Lost, place, text_of_first
 from .jobs import row_configs, setting_name
@@ -27,7 +28,7 @@ from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
 from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
-from .terminal import printable
+from .terminal import printable, wrap
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -58,7 +59,8 @@ def command(f):               # a function with docments
             with reading_images(**how), redirect_stdout(open(os.devnull, 'w') if rank else sys.stdout): f(**given)
         except (Exception, KeyboardInterrupt) as e:
             if not (line := fault_line(e)): raise
-            print(f'{name}: {line}', file=sys.stderr)
+            said = f'{name}: {line}'
+            print(wrap(said) if sys.stderr.isatty() else said, file=sys.stderr)
             sys.exit(exit_code(e))
     return run
 
@@ -254,7 +256,8 @@ def check_eval_options(
     "Check the options of sagan_eval before anything is opened. Raises Refused for what it cannot do."
     if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
-    if protocol is not None: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
+    if protocol is None: check_metrics(metrics)
+    else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
 def slice_of(

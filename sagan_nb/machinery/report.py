@@ -174,7 +174,7 @@ def maps_html(
                f'{o.shape[0]}x{o.shape[1]} map. Even attention would have no arrows; a map that was transposed or '
                'shifted would ignore what lies in the picture.')
     head = ['map', 'gamma', '|gamma o| / |x|', 'entropy, bits', 'distance, px', 'entropy if even', 'distance if even']
-    click = widget_html(maps, names=labels, fallback='(Needs a browser that runs scripts.)')
+    click = widget_html(maps, names=labels, fallback='')
     return (f'<h3>{title}</h3>' + figure_html(tag, caption, wide=True)
             + table_html(head, [(name, *o.use().values()) for name, o in maps.layers.items()])
             + figure_html(click, 'The map of any pixel, made here from queries and keys. Asked at a dot of the figure '

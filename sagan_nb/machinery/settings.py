@@ -107,7 +107,7 @@ def read_pairs(
     "Read settings of a command line. Raises Refused for anything that is not a setting."
     own = {}
     for pair in pairs:
-        if '=' not in pair: raise Refused(f'expected key=value, got {pair!r}')
+        if '=' not in pair: raise Refused(f'expected key=value, got {pair!r}; other words come before --set')
         name, text = (o.strip() for o in pair.split('=', 1))
         own[name] = parse_value(find_field(name, known), text)
     return own

@@ -273,13 +273,14 @@ def sentences(
 ) -> list:                    # lines of Markdown
     "Write the verdict on each ordering, with the smallest difference that could have been seen."
     out, among = [], shares(results, plan)
-    asked = 'orderings written down before' if plan.claims else 'orderings (ours: the paper claims none)'
+    origin = 'written down before' if plan.claims else '(ours: the paper claims none)'
     for kind in plan.kinds:
         said = [(*o, verdict(results, *o[:2], kind, among.get((*o[:2], kind), 1))) for o in plan.orderings]
         run = [o for o in said if o[3] != 'not run']
         if not name_of(results, kind) or not run: continue
         by = name_of(results, kind) + (' (bits shared)' if kind == 'mi' else '')
-        out += [f'By {by}, {len(run)} {asked} that could be run here:', '']
+        count = '1 ordering' if len(run) == 1 else f'{len(run)} orderings'
+        out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
             ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_joint_bits(plan, results, a, b)

@@ -36,29 +36,69 @@ def text_table(
     rows:list,                # lists of cells; '' and '-' are empty
     whole:int=1,              # so many columns from the left are never broken
 )->str:                       # aligned, and no wider than the screen
-    "Lay cells out in columns. Columns without a single value are left out."
+    """Lay cells out in columns; words stay whole. Columns without a single value are left out. What is too wide for the
+    screen becomes a paragraph a row."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     used = [i for i, _ in enumerate(head) if any(row[i] not in ('', '-') for row in rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i in used: table.add_column(head[i], no_wrap=i < whole, overflow='fold')
+    columns = [[head[i], *(row[i] for row in rows)] for i in used]
+    wanted = [longest(cells, True) for cells in columns]
+    tight = sum(wanted) + 3*len(used) > screen_width()
+    widths = column_widths([longest(cells, i < whole) for i, cells in zip(used, columns)], wanted, tight)
+    if not widths: return paragraphs(head, rows, used)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=tight)
+    for i, width in zip(used, widths): table.add_column(head[i], width=width, overflow='fold')
     for row in rows: table.add_row(*(row[i] for i in used))
     page = StringIO()
     Console(file=page, width=screen_width(), color_system=None, markup=False, highlight=False, emoji=False).print(table)
     return '\n'.join(line.rstrip() for line in page.getvalue().splitlines())
 
 
+def longest(
+    cells:list,               # of a column
+    whole:bool,               # are they never broken?
+)->int:                       # columns of the screen
+    "How wide a column must be."
+    return max((len(part) for cell in cells for part in ([cell] if whole else cell.split())), default=0)
+
+
+def column_widths(
+    least:list,               # of each column
+    wanted:list,              # of each column: what shows every cell on one line
+    tight:bool,               # two spaces between columns in place of three
+)->list:                      # of each column; [] where the screen is too narrow
+    "Share the screen out: what is left over goes to the narrowest columns that lack some."
+    if not tight: return wanted
+    widths, room = list(least), screen_width() - 2*len(least)
+    if sum(widths) > room: return []
+    while sum(widths) < min(room, sum(wanted)):
+        lacking = [i for i, width in enumerate(widths) if width < wanted[i]]
+        widths[min(lacking, key=lambda i: widths[i])] += 1
+    return widths
+
+
+def paragraphs(
+    head:list,                # names of the columns
+    rows:list,                # lists of cells
+    used:list,                # numbers of the columns that are shown
+)->str:
+    "Write each row as a paragraph: its name, then what is known of it."
+    facts = lambda row: '; '.join(f'{head[i]} {row[i]}' for i in used[1:] if row[i] not in ('', '-'))
+    return wrap('\n'.join(f'{row[used[0]]}\n  {facts(row)}' for row in rows))
+
+
 def show_markdown(
     text:str,                 # headings, paragraphs and tables
 )->str:                       # the same for a terminal
     "Lay out Markdown: tables as aligned columns, a long list of facts one a line, no marks."
-    parts = []
-    for is_table, lines in groupby(text.replace('**', '').replace('`', '').split('\n'), lambda o: o.startswith('|')):
+    parts, plain = [], text.replace('**', '').replace('`', '').replace(' (unchecked)', '*').rstrip()
+    for is_table, lines in groupby(plain.split('\n'), lambda o: o.startswith('|')):
         if is_table:
-            rows = [[cell.strip() for cell in line.strip()[1:-1].split('|')] for line in lines]
+            rows = [[cell.strip().replace(' / ', '/ ') for cell in line.strip()[1:-1].split('|')] for line in lines]
             parts.append(text_table(rows[0], rows[2:]))
         else: parts += [break_facts(line.removeprefix('### ')) for line in lines]
+    if '(unchecked)' in text: parts += ['', '* a published number at second hand, or from memory']
     return wrap('\n'.join(parts))
 
 

@@ -220,21 +220,17 @@ FAR = """**How far?** The code and the metrics are checked against the authors' 
 experiments ran small, on two CPU cores. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
 has every equation, figure and table."""
 
-LOOK = """**Click a pixel.** Left: a picture by a small trained generator. Right: where the generator looked when it drew that pixel; brighter
-is more. In its training pictures, shapes across a diagonal share a colour. The pixel marked at first looks at its partner; not all do. [How to read it](attention_maps.ipynb)"""
-
-
-PLAY = """**Let it draw.** The same generator, computed in this page: move the noise, choose a class, click a pixel or use the
-arrow keys. [sagan_report](cli.ipynb) puts yours on a page like this."""
+LOOK = """**Let it draw, and click a pixel.** Left: a small trained generator, computed in this page. Right: where it looked when it drew
+the marked pixel; brighter is more. In its training pictures, shapes across a diagonal share a colour: the pixel marked at first looks at
+its partner, not all do. [How to read it](attention_maps.ipynb)"""
 
 
 def front(cells):
-    "The home page: the clickable generator and cards where README has a picture and a list."
+    "The home page: the generator itself and cards where README has a picture and a list."
     at = lambda text: next((i for i, c in enumerate(cells) if text in c.source), None)
     if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
     cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
-    new = [f'{home.widget()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}',
-           f'{home.live()}\n\n{{.look-caption}}\n{PLAY}']
+    new = [f'{home.live()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']
     kept = [c for i, c in enumerate(cells) if i not in (picture, ways)]
     return [*kept[:picture], *map(new_markdown_cell, new), *kept[picture:]]
 

@@ -1,6 +1,6 @@
-"""What the first screens show: pictures of the trained generator in results/generator, and where their pixels looked.
+"""What the first screens show: the trained generator in results/generator, and where the pixels of its pictures looked.
 
-`python -m tools.site.home` draws docs/pictures/look.png, the picture of README. The home page of the site gets the same pictures, to click on.
+`python -m tools.site.home` draws docs/pictures/look.png, the picture of README. The home page of the site has the generator itself.
 """
 import functools
 import math
@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT/'results'/'generator'/'t1_attn_16-pairs.safetensors'
 PICTURE = ROOT/'docs'/'pictures'/'look.png'
-SEED, SHOWN, CLICKABLE = 2, 4, 6                 # the seed of results/generator/maps.png; the first pictures of it, one class after the other
-START = 3                                        # the picture that the home page opens with
+SEED, SHOWN = 2, 4                               # the seed of results/generator/maps.png; the first pictures of it, one class after the other
+LIVE = dict(seed=20, start=(11, 9))              # noise and pixel that the home page opens with: this one looks at its partner
 SIDE, ARROW, RIM = 320, '#ffffff', '#1b1b1b'
 
 
@@ -21,8 +21,8 @@ def maps():
     from sagan_nb.attention_maps import attention_maps
     from sagan_nb.networks import Generator
     G = Generator.from_pretrained(FILE)
-    z = torch.randn(CLICKABLE, G.z_dim, generator=torch.Generator().manual_seed(SEED))
-    return attention_maps(G, z, torch.arange(CLICKABLE) % G.n_classes)
+    z = torch.randn(SHOWN, G.z_dim, generator=torch.Generator().manual_seed(SEED))
+    return attention_maps(G, z, torch.arange(SHOWN) % G.n_classes)
 
 
 def query(i):
@@ -32,23 +32,13 @@ def query(i):
     return min(find_queries(o, i), key=lambda q: math.dist(q, (o.res/4, o.res/4)))
 
 
-def widget():
-    "The clickable generator as HTML. docs/_static/home.js turns its list into thumbnails and moves the dot to the query."
-    from sagan_nb.attention_maps import describe_attention
-    from sagan_nb.machinery.html import widget_html
-    said = describe_attention(maps(), START, [query(START)])
-    still = f'<img src="_static/look.png" alt="Four generated pictures and the attention of one pixel in each. {said}">'
-    html = widget_html(maps(), names=[f'picture {i + 1}' for i in range(CLICKABLE)], fallback=still)
-    starts = ' '.join(','.join(map(str, query(i))) for i in range(CLICKABLE))
-    return f'<div class="look" data-picture="{START}" data-starts="{starts}">{html}</div>'
-
-
 def live():
-    "The trained generator, to draw with."
+    "The trained generator, to draw with and to click on."
     from sagan_nb.data import open_source
     from sagan_nb.machinery.live import live_html
     from sagan_nb.networks import Generator
-    return live_html(Generator.from_pretrained(FILE), open_source('pairs').classes, SEED)
+    still = '<img src="_static/look.png" alt="Four generated pictures, and next to each where one of its pixels looked">'
+    return live_html(Generator.from_pretrained(FILE), open_source('pairs').classes, fallback=still, **LIVE)
 
 
 def draw():

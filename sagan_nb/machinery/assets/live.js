@@ -80,24 +80,33 @@ const between = t => {
 root.querySelector('.static').hidden = true
 const box = root.querySelector('.live'), [left, right] = box.querySelectorAll('canvas'), [t, k] = box.querySelectorAll('input, select')
 const told = box.querySelector('output')
-let made, at = [data.res >> 2, data.res >> 2]
-const paint = (canvas, n, colour) => {
-  const image = new ImageData(n, n)
-  for (let i = 0; i < n*n; i++) image.data.set([...colour(i), 255], 4*i)
-  canvas.width = canvas.height = n
-  canvas.getContext('2d').putImageData(image, 0, 0)
+let made, at = data.at || [data.res >> 2, data.res >> 2]
+const heat = data.colors.map(o => o.match(/[0-9a-f]{2}/g).map(h => parseInt(h, 16)))
+const paint = (canvas, colour) => {                  // colour of pixel (r, c), and a dot on the chosen one
+  const n = made.n, image = new ImageData(n, n), small = document.createElement('canvas'), pen = canvas.getContext('2d')
+  for (let i = 0; i < n*n; i++) image.data.set([...colour(Math.floor(i/n), i % n), 255], 4*i)
+  small.width = small.height = n
+  small.getContext('2d').putImageData(image, 0, 0)
+  const side = canvas.width = canvas.height = 320
+  pen.imageSmoothingEnabled = false
+  pen.drawImage(small, 0, 0, side, side)
+  pen.beginPath(); pen.arc((at[1] + .5)*side/n, (at[0] + .5)*side/n, 7, 0, 7)
+  pen.fillStyle = '#E69F00'; pen.fill()
+  pen.lineWidth = 2; pen.strokeStyle = '#fff'; pen.stroke()
 }
 const look = () => {
-  const byte = (i, c) => Math.round((made.rgb[c*made.n*made.n + i] + 1)*127.5)
-  paint(left, made.n, i => [0, 1, 2].map(c => byte(i, c)))
-  const pen = left.getContext('2d')
-  pen.strokeStyle = '#fff'
-  pen.strokeRect(at[1] - .5, at[0] - .5, 2, 2)
+  const rgb = (r, c) => [0, 1, 2].map(k => Math.round((made.rgb[(k*made.n + r)*made.n + c] + 1)*127.5))
+  paint(left, rgb)
+  right.hidden = !made.seen
   if (!made.seen) return
   const n = made.seen.q.n, step = made.n/n, j = Math.floor(at[0]/step)*n + Math.floor(at[1]/step)
   const beta = row(made.seen.q, made.seen.k, j), top = Math.max(...beta), m = made.seen.k.n, best = beta.indexOf(top)
-  paint(right, m, i => data.colors[Math.round(255*beta[i]/top)].match(/[0-9a-f]{2}/g).map(h => parseInt(h, 16)))
-  told.value = `pixel ${at} looks most at ${[Math.floor(best/m), best % m].map(v => Math.floor((v + .5)*made.n/m))}: ${(100*top).toFixed(0)} %`
+  paint(right, (r, c) => {                           // the weights over the picture in grey
+    const share = beta[Math.floor(r*m/made.n)*m + Math.floor(c*m/made.n)]/top, grey = .2*rgb(r, c).reduce((a, b) => a + b)
+    return heat[Math.round(255*share)].map(v => (.25 + .75*share)*v + .75*(1 - share)*grey)
+  })
+  const place = [Math.floor(best/m), best % m].map(v => Math.floor((v + .5)*made.n/m))
+  told.value = `pixel ${at}: most at ${place} (${(100*top).toFixed(0)} % of its attention, ${(top*m*m).toFixed(1)} times an even share)`
 }
 const draw = () => { made = generate(between(+t.value), +k.value); look() }
 const move = (r, c) => { at = [r, c].map(v => Math.max(0, Math.min(data.res - 1, v))); look() }

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import Refused, choose
+from .machinery.narrow import along_rows, box_means
 from .self_attention import FORMS, SelfAttention, attention_widths
 from .spectral_norm import make_layer
 
@@ -49,7 +50,7 @@ def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (
     else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
     if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
-    gain, offset = (F.embedding(y, t).to(x.dtype)[:, :, None, None] for t in (self.gain, self.offset))
+    gain, offset = (along_rows(F.embedding(y, t).to(x.dtype)[:, :, None, None], x) for t in (self.gain, self.offset))
     return x*gain + offset
 
 @patch
@@ -121,7 +122,7 @@ class Box(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, zeros):
         ctx.zeros = zeros
-        return F.avg_pool2d(x, 2, stride=1, padding=zeros)
+        return box_means(x, zeros)
 
     @staticmethod
     def backward(ctx, grad): return Box.apply(grad, 1 - ctx.zeros), None
@@ -160,7 +161,7 @@ def up_then_conv(
     w = 4*w.flip(2, 3).transpose(0, 1)                          # as a transposed convolution wants it
     if fold == 'kernel': out = F.conv_transpose2d(x, box(w, 1), stride=2, padding=1)
     else: out = box(F.conv_transpose2d(x, w, stride=2))
-    return out if b is None else out.add_(b.to(out.dtype)[:, None, None])
+    return out if b is None else out.add_(along_rows(b.to(out.dtype)[None, :, None, None], out))
 
 # %% ../nbs/03_blocks.ipynb #3c307983
 def tiny(

@@ -7,7 +7,7 @@ __all__ = ['unit', 'full_precision', 'power_step', 'power_steps', 'power_steps_o
            'spectral_norm', 'normalised', 'real_pass', 'sigma', 'exact_sigma', 'settle', 'unmoved', 'make_layer']
 
 # %% ../nbs/01_spectral_norm.ipynb #9a5b4cdb
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from fastcore.basics import patch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .core import Refused, choose
+from .machinery.quick import apply, as_usual, versions, without_autocast
 
 # %% ../nbs/01_spectral_norm.ipynb #1a708e43
 def unit(
@@ -28,7 +29,7 @@ def unit(
 
 def full_precision(device:torch.device):      # a context manager
     "Autocast switched off: a power step in bfloat16 would lose the estimate."
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    return without_autocast(device.type)
 
 def power_step(
     W:Tensor,                 # matrix, (rows, columns)
@@ -108,6 +109,7 @@ class SpectralNorm(nn.Module):
         self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
         self.held = None          # the divided weight to compute with, while a batch comes in parts (chapter 08)
+        self.fresh = None         # copies of u and v, as `advance` left them: versions, u, v in the order of memory
         W = self.matrix(weight.detach())
         u = unit(torch.randn(len(W), device=W.device, dtype=W.dtype))
         self.register_buffer('u', u)
@@ -129,6 +131,7 @@ def order(self:SpectralNorm, weight:Tensor)->list:       # axes: `dim`, then the
 def reorder(self:SpectralNorm, v:Tensor, weight:Tensor, back:bool=False)->Tensor:    # (columns)
     "v with its entries in the order of memory, or back in that of `matrix`."
     rest, order = [i for i in range(weight.ndim) if i != self.dim], self.order(weight)[1:]
+    if rest == order: return v
     old, new = (order, rest) if back else (rest, order)
     return v.view([weight.shape[i] for i in old]).permute([old.index(i) for i in new]).flatten()
 
@@ -144,6 +147,7 @@ def step(self:SpectralNorm, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:   
     hidden = torch.compiler.is_compiling() and not (W.requires_grad and torch.is_grad_enabled())
     return (power_steps_op if hidden else power_steps)(W, u, self.steps, **self.eps)
 
+# %% ../nbs/01_spectral_norm.ipynb #7064f191
 @patch
 @torch.no_grad()
 def advance(self:SpectralNorm, weight:Tensor):
@@ -154,6 +158,7 @@ def advance(self:SpectralNorm, weight:Tensor):
         if not self.detach: self.u_start.copy_(start)
         self.u.copy_(u)
         self.v.copy_(self.reorder(v, weight, back=True))
+        if as_usual(): self.fresh = versions(self.u, self.v), weight.stride(), u, v
 
 # %% ../nbs/01_spectral_norm.ipynb #5ce36004
 @patch
@@ -161,6 +166,8 @@ def vectors(self:SpectralNorm, W:Tensor, weight:Tensor)->tuple[Tensor,Tensor]:  
     "The u and v that a forward would use, now; W is the matrix in the order of memory. Changes nothing."
     moved = self.moves()
     if moved and not self.detach: return self.step(W, self.u_start.clone())[1:]  # `advance`'s, with gradient
+    if moved and as_usual() and self.fresh and self.fresh[:2] == (versions(self.u, self.v), weight.stride()):
+        return self.fresh[2:]
     if moved or (not self.training and self.eval_sigma == 'stored'):
         return self.u.clone(), self.reorder(self.v, weight).clone()
     return self.step(W.detach() if self.detach else W, self.u.clone())[1:]
@@ -182,7 +189,7 @@ def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same 
     by_rows = weight.permute(order)
     with full_precision(weight.device):
         W = by_rows.flatten(1)
-        out = Divided.apply(W, *self.vectors(W, weight))[0]
+        out = apply(Divided, W, *self.vectors(W, weight))[0]
     return out.view(by_rows.shape).permute([order.index(i) for i in range(len(order))])
 
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from commands import as_folders, needs_compiler
 from sagan_nb import speed
-from sagan_nb.blocks import Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
+from sagan_nb.blocks import ConditionalBatchNorm2d, Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
 from sagan_nb.losses import hinge_d, hinge_g
@@ -25,10 +25,12 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention, attend, fused_attention, softmax_map
 from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, in_turns, step_operations,
                             timing_table, usable_variants)
+from sagan_nb.spectral_norm import spectral_norm
 from sagan_nb.train import frozen
 from sagan_nb.machinery import bench as bench_room, machine
 from sagan_nb.machinery.bench import Draw, attention_bytes, bench, callable_from, kept_bytes
 from sagan_nb.machinery.cli import sagan_bench
+from sagan_nb.machinery.quick import without_autocast
 from sagan_nb.machinery.runs import read_log, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +113,51 @@ def test_a_folded_layer_moves_u_once_and_reads_its_weight_once():
 def test_state_is_the_same_for_every_fold():
     keys = [list(Generator(32, 4, 2, attn_at=(), fold=fold).state_dict()) for fold in ('box', 'kernel', 'none')]
     assert keys[0] == keys[1] == keys[2]
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('channels', [2, 16, 40])
+def test_a_norm_of_a_narrow_map_is_the_same_in_every_layout(channels, training):
+    "Values and all gradients; channels last and narrow, gain and offset are written out along rows."
+    norm, y, found = ConditionalBatchNorm2d(channels, 3).train(training).double(), torch.tensor([0, 2, 2, 1]), []
+    for p in norm.parameters(): torch.nn.init.normal_(p)
+    x = torch.randn(4, channels, 6, 7, dtype=torch.float64)
+    for layout in LAYOUTS.values():
+        leaf = x.clone(memory_format=layout).requires_grad_()
+        out = norm(leaf, y)
+        assert out.is_contiguous(memory_format=layout)
+        found.append([out, *torch.autograd.grad((out*x.flip(0, 3)).mean(), [leaf, *norm.parameters()])])
+    for ours, expected in zip(*found): close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_forward_hands_on_is_not_used_when_u_or_the_layout_changed():
+    "In training, a reading divides by the u and v that are stored; copies that `advance` left are for these alone."
+    (layer, other), x = [spectral_norm(torch.nn.Conv2d(3, 4, 3)) for _ in range(2)], torch.randn(2, 3, 5, 5)
+    def expected():
+        sn, w = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+        return w/(sn.u @ sn.matrix(w) @ sn.v)
+    layer(x), other(x)
+    assert layer.parametrizations.weight[0].fresh
+    close(layer.weight, expected())
+    layer.load_state_dict(other.state_dict())
+    close(layer.weight, expected())
+    layer.to(memory_format=torch.channels_last)
+    close(layer.weight, expected())
+    layer(x)
+    close(layer.weight, expected())
+    layer.double()
+    close(layer.weight, expected())
+
+
+def test_autocast_is_off_inside_and_as_it_was_afterwards():
+    states, on = [], lambda: torch.is_autocast_enabled('cpu')
+    for enabled in (True, False):
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            with pytest.raises(ValueError), without_autocast('cpu'), without_autocast('cpu'):
+                states.append(on())
+                raise ValueError
+            states.append(on())
+    assert states == [False, True, False, False] and not on()
 
 
 # --- attention -----------------------------------------------------------------------------------------------------------------------
@@ -460,6 +507,18 @@ def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
     for room in (speed, machine): monkeypatch.setattr(room, 'time', SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0]*torch.get_num_threads()))
     expected = 2*9*8*512*512*16**2 / .00091                # the largest of its shapes has the most operations
     assert abs(speed.conv_rate(seconds=.5)/expected - 1) < .02
+
+
+@pytest.mark.skipif(machine.platform.libc_ver()[0] != 'glibc', reason='no glibc on this machine')
+@pytest.mark.parametrize('settings, kept', [({}, True), ({'SAGAN_KEEP_MEMORY': '0'}, False), ({'MALLOC_ARENA_MAX': '4'}, False)])
+def test_freed_memory_is_kept_unless_told_otherwise(settings, kept):
+    "Resident memory in MiB, after a tensor of 64 MiB was there and is gone."
+    code = ("import torch\nfrom sagan_nb.machinery.machine import keep_memory\nsaid = keep_memory()\n"
+            "def rss(): return int(open('/proc/self/statm').read().split()[1])*4//1024\n"
+            "torch.ones(8); before = rss(); torch.ones(2**24); print(said, rss() - before)")
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')} | {'PYTHONPATH': str(ROOT)} | settings
+    said, more = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout.split()
+    assert said == str(kept) and (int(more) > 60 if kept else int(more) < 10)
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from .finetune import tuning_of
 from .group import apart
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
-from .machine import pick_device
+from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
                       command_path, commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
@@ -74,6 +74,7 @@ def sagan_train(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
+    keep_memory()
     ranks = Ranks()
     if within is not None and (resume or not within > 0):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
@@ -297,6 +298,7 @@ def sagan_table(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
+    keep_memory()
     rank, world = apart()
     if table == 'public' or power: return say_stored(table, Path(out or f'results/{table}'))
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)

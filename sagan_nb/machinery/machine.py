@@ -1,4 +1,5 @@
 "Serves chapters 09, 14 and 16: devices, number formats, and what a number was made on."
+import ctypes
 import os
 import platform
 import re
@@ -57,6 +58,17 @@ def short_of_memory(
     asked = re.search(r'[Tt]ried to allocate ([\d.]+ ?\w+)', str(e).replace('ou tried to allocate', 'Tried to allocate'))
     if isinstance(e, MemoryError) and str(e): return str(e)
     return f'{asked[1]} could not be had' if asked else 'the machine, or a limit on this process, has no more'
+
+
+def keep_memory()->bool:          # False where it was not done
+    """Tell glibc's allocator to keep what is freed for the next tensor, for this process, from now on. Otherwise much of it goes
+    back to the system after every layer and is zeroed anew for the next one. The commands that train do so; it is left out
+    where the environment says SAGAN_KEEP_MEMORY=0, or sets the allocator itself (MALLOC_...), and where there is no glibc."""
+    own = any(name.startswith('MALLOC_') for name in os.environ)
+    if own or os.environ.get('SAGAN_KEEP_MEMORY') == '0' or platform.libc_ver()[0] != 'glibc': return False
+    mmap_max, trim_threshold, top_pad = -4, -1, -2           # of malloc.h; M_MMAP_THRESHOLD alone stops at 32 MiB
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 2**28)])
 
 
 def fast_bf16(

@@ -312,8 +312,7 @@ def sagan_table(
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
         return print(commands(table, jobs, options, set))
     print(describe(source))
-    cfgs = [job.cfg for job in jobs]
-    where = pick_device(device, any(c.compiled for c in cfgs), any(c.precision == 'bf16' for c in cfgs))
+    where = pick_device(device, any(j.cfg.compiled for j in jobs), any(j.cfg.precision == 'bf16' for j in jobs))
     judge = features_of(features, source, out, where)        # refuses, or learns, before anything is trained
     warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
     same = f'The same command{" without --retrain"*bool(again)}'

@@ -459,7 +459,7 @@ def twins_runs(seeds, rows=('t1_none', 't1_attn_16', 't1_res_16'), gap=3., noise
 
 def test_the_flagship_without_runs_with_two_seeds_and_complete():
     none = answers.answers(dict(twins=[]))
-    assert 'not complete: 0 of 60' in none and 'No ordering that was written down before its runs is confirmed' in none and 'Not run: `t1_none`, `t1_attn_16`' in markdown('twins', [])
+    assert 'not complete: 0 of 60' in none and 'No ordering of a table that was written down before its runs is confirmed' in none and 'Not run: `t1_none`, `t1_attn_16`' in markdown('twins', [])
     assert power.power_markdown('twins', []).count('\n') == 1 and 'no ordering' in power.power_text('twins', [])
     assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run is complete yet'
     two = [*twins_runs((10, 11), noise=2.)]
@@ -470,7 +470,7 @@ def test_the_flagship_without_runs_with_two_seeds_and_complete():
     assert 'all 60 runs are complete, 0 collapsed' in text and text.split('**Does not')[0].count('holds (10 seeds)') == 3 and 'provisional' not in text
     assert markdown('twins', whole).count('**holds (10 seeds)**; by joint bits: holds (10 seeds)') == 3
     turned = answers.answers(dict(twins=[*twins_runs(range(10, 20), gap=-3.)]))
-    assert 'Reversed: attention at 16' in turned and 'No ordering that was written down' in turned
+    assert 'Reversed: attention at 16' in turned and 'No ordering of a table that was written down' in turned
     lost = [*twins_runs(range(10, 20), spread=.1)]
     assert 'of 60, 30 collapsed' in answers.answers(dict(twins=lost)) and '| 10 of 10 |' in markdown('twins', lost)
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares, verdict
 from ..config import NUMERICS, preset
+from .mechanism import mechanism_words
 from .power import plain, power_rows
 from .tables import has_collapsed
 
@@ -105,6 +106,7 @@ def large_maps() -> list:     # texts
 
 def answers(
     results: dict,            # name of a table, twins among them -> its runs
+    inside: list = (),        # runs from `mechanism_runs`
 ) -> str:                     # Markdown: three paragraphs
     "Write what holds, what does not, and what could not be seen, from results alone."
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
@@ -113,7 +115,8 @@ def answers(
     unsure = '; '.join(found['twins']['open'])
     missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    first = capital(f'{"; ".join(holds)}.') if holds else 'Nothing yet. No ordering that was written down before its runs is confirmed.'
+    first = capital(f'{"; ".join(holds)}.') if holds else 'No ordering of a table that was written down before its runs is confirmed.'
+    if inside: first = f'In trained generators with attention, {"; ".join(mechanism_words(inside))}. {first}'
     second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
     room = f'A true difference of this size would have been found four times in five, a smaller one less often: {missed}. ' if missed else ''
     out = [f'**Holds.** {first} On `twins`, the flagship, {progress_words(results["twins"])}.',

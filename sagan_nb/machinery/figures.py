@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ablation import TABLES, by_seed, name_of, paired_difference, seed_differences, shares
+from ..ablation import TABLES, Plan, by_seed, name_of, paired_difference, seed_differences, shares
 from .tables import has_collapsed, words_of
 
 BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-blind readers
@@ -25,12 +25,12 @@ def axis_name(
 
 
 def rows_with(
-    name: str,                # a key of TABLES
+    plan: Plan,               # which table
     results: list,            # runs
     kind: str,                # metric
 ) -> list:
     "List the rows that have a number."
-    return [r for r in TABLES[name].rows if by_seed(results, r, kind)]
+    return [r for r in plan.rows if by_seed(results, r, kind)]
 
 
 def draw_rows(
@@ -60,7 +60,7 @@ def show_rows(
 ):                            # figure
     "Draw every seed of every row as a dot, the mean as a bar."
     import matplotlib.pyplot as plt
-    rows = rows_with(name, results, kind)
+    rows = rows_with(TABLES[name], results, kind)
     with plt.rc_context(FONTS):
         fig, ax = plt.subplots(figsize=(6.5, .8 + .32*max(len(rows), 2)), layout='constrained')
         draw_rows(ax, rows, results, kind)
@@ -70,13 +70,13 @@ def show_rows(
 
 def draw_claims(
     ax,                       # where
-    name: str,                # a key of TABLES
+    plan: Plan,               # which table
     results: list,            # runs
     kind: str,                # metric
 ):
     "Draw the paired differences of each claim: seeds as dots, the 95 % interval thick, that of the verdict thin."
-    among, drawn = shares(results, TABLES[name]), []
-    for a, b, words in TABLES[name].orderings:
+    among, drawn = shares(results, plan), []
+    for a, b, words in plan.orderings:
         d = seed_differences(results, a, b, kind)
         if not len(d): continue
         i = len(drawn)
@@ -92,17 +92,18 @@ def draw_claims(
 
 
 def show_pairs(
-    name: str,                # a key of TABLES
+    plan,                     # which table: a Plan, or a key of TABLES
     results: list,            # runs
     kind: str = 'mi',         # metric
 ):                            # figure
     "Draw the rows of a table at the left, and the paired differences of its claims at the right."
     import matplotlib.pyplot as plt
-    rows = rows_with(name, results, kind)
+    plan = TABLES[plan] if isinstance(plan, str) else plan
+    rows = rows_with(plan, results, kind)
     with plt.rc_context(FONTS):
         fig, (left, right) = plt.subplots(1, 2, figsize=(8, 1.1 + .36*max(len(rows), 3)), layout='constrained')
         draw_rows(left, rows, results, kind)
-        draw_claims(right, name, results, kind)
+        draw_claims(right, plan, results, kind)
         left.set_xlabel(AXES[kind])
         right.set_xlabel('difference, seed by seed')
         if not rows:

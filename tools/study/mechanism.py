@@ -91,8 +91,11 @@ def main():
     p.add_argument('--n', type=int, default=5000)
     p.add_argument('--out', type=Path, default=Path('results/twins/mechanism.json'))
     o = p.parse_args()
-    found = [measure(run, o.n) for run in o.runs]
-    with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found, **machine_facts()), indent=1) + '\n')
+    found = json.loads(o.out.read_text())['runs'] if o.out.exists() else []          # goes on where it was stopped
+    for run in o.runs:
+        if any(old['run'] == Path(run).name for old in found): continue
+        found.append(measure(run, o.n))
+        with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found, **machine_facts()), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

@@ -1,0 +1,33 @@
+"Serves chapter 12: what a trained generator loses when its attention is replaced, from the file of tools/study/mechanism.py."
+from pathlib import Path
+
+from ..ablation import Plan, paired_difference, shares, verdict
+from .files import read_json
+
+TRAINED = 'as trained'
+LESS = {'silenced (gamma = 0)': 'than silenced', 'map of another image': 'than with the map of another image',
+        'only within 8 px': 'than with a map cut to 8 pixels'}
+OTHERS = 'even map', 'locations shuffled', 'only within 4 px', 'only within 16 px', 'only beyond 8 px', 'only beyond 16 px'
+MECHANISM = Plan('What attention does in a trained generator', (TRAINED, *LESS, *OTHERS), TRAINED,
+                 tuple((TRAINED, way, f'distant parts share more bits {words}') for way, words in LESS.items()),
+                 kinds=('mi',), holm=True, seeds=(14, 15, 17, 18, 19))     # 16 was looked at before
+
+
+def mechanism_runs(
+    path: Path,               # results/twins/mechanism.json
+) -> list:                    # dicts as of `collect`, a row for each way; only the seeds that the design tests
+    "Read what was measured as runs of a table. Raises Refused for a damaged file."
+    return [dict(row=way, seed=o['seed'], records=[dict(metric=f'long_range_{k}', value=v) for k, v in found.items()])
+            for o in read_json(path, 'measure again')['runs'] if o['seed'] in MECHANISM.seeds
+            for way, found in o['found'].items()]
+
+
+def mechanism_words(
+    runs: list,               # from `mechanism_runs`
+) -> list:                    # a text for each claim
+    "Judge what was written down before the runs were measured, in bits, each interval at its share of the 5 %."
+    among, out = shares(runs, MECHANISM), []
+    for a, b, words in MECHANISM.claims:
+        d, low, high, n = paired_difference(runs, a, b, 'mi', 1 - .05/among[a, b, 'mi'])
+        if n: out.append(f'{words}: {d:+.1f} bits [{low:+.1f}, {high:+.1f}], {verdict(runs, a, b, "mi", among[a, b, "mi"])}')
+    return out

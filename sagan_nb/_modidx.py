@@ -232,6 +232,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'sagan_nb.machinery.live': {},
             'sagan_nb.machinery.machine': {},
             'sagan_nb.machinery.many': {},
+            'sagan_nb.machinery.mechanism': {},
             'sagan_nb.machinery.memory': {},
             'sagan_nb.machinery.named': {},
             'sagan_nb.machinery.narrow': {},

@@ -99,6 +99,16 @@ def reached_words(
     return f' The best row has {max(means):.1f} of the {real[0]:.0f} bits of real images.' if real and means else ''
 
 
+def inside_words(
+    runs: list,               # from `mechanism_runs`
+    held: bool,               # the claims that hold, or all others
+) -> str:                     # a sentence with a space before or behind; empty without claims
+    "Say what attention does in trained generators of twins."
+    said = '; '.join(o for o in mechanism_words(runs) if (', holds' in o) == held)
+    if not said: return ''
+    return f'Inside trained generators of `twins`, {said}. ' if held else f' Inside trained generators: {said}.'
+
+
 def large_maps() -> list:     # texts
     "List the maps of Table 1 that need larger images than 32 px."
     return [str(m) for m in sorted({m for row in TABLES['table1'].rows for m in preset(row).attn_at if m > 16})]
@@ -116,11 +126,11 @@ def answers(
     missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
     first = capital(f'{"; ".join(holds)}.') if holds else 'No ordering of a table that was written down before its runs is confirmed.'
-    if inside: first = f'In trained generators with attention, {"; ".join(mechanism_words(inside))}. {first}'
+    shown, open_inside = inside_words(inside, True), inside_words(inside, False)
     second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
     room = f'A true difference of this size would have been found four times in five, a smaller one less often: {missed}. ' if missed else ''
-    out = [f'**Holds.** {first} On `twins`, the flagship, {progress_words(results["twins"])}.',
-           f'**Does not hold, or is not resolved.** {second}'
+    out = [f'**Holds.** {shown}{first} On `twins`, the flagship, {progress_words(results["twins"])}.',
+           f'**Does not hold, or is not resolved.** {second}{open_inside}'
            + (f' On `twins`, with intervals that share 5 % among the claims: {unsure}.{reached_words(results["twins"])}' if unsure else '')
            + (f' Orderings not resolved by bits, by distance, or both: {listed(older)}.' if older else ''),
            f"**Could not be seen.** {room}The paper's best maps, {listed(large_maps())}, "

@@ -5,11 +5,11 @@ from ..ablation import Plan, paired_difference, shares, verdict
 from .files import read_json
 
 TRAINED = 'as trained'
-LESS = {'silenced (gamma = 0)': 'than silenced', 'map of another image': 'than with the map of another image',
-        'only within 8 px': 'than with a map cut to 8 pixels'}
+LESS = {'silenced (gamma = 0)': 'with it silenced', 'map of another image': 'with the map of another image',
+        'only within 8 px': 'with its map cut to 8 pixels'}
 OTHERS = 'even map', 'locations shuffled', 'only within 4 px', 'only within 16 px', 'only beyond 8 px', 'only beyond 16 px'
 MECHANISM = Plan('What attention does in a trained generator', (TRAINED, *LESS, *OTHERS), TRAINED,
-                 tuple((TRAINED, way, f'distant parts share more bits {words}') for way, words in LESS.items()),
+                 tuple((TRAINED, way, f'attention as trained gives more bits than {words}') for way, words in LESS.items()),
                  kinds=('mi',), holm=True, seeds=(14, 15, 17, 18, 19))     # 16 was looked at before
 
 

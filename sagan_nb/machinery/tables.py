@@ -94,7 +94,7 @@ def real_spread(
     result: dict,             # one run
 ) -> float:                   # nan in a world without one
     "Read the spread of the real images' patterns."
-    return next((o['real'] for o in result['records'] if o['metric'] == 'long_range_spread'), math.nan)
+    return next((o.get('real', math.nan) for o in result['records'] if o['metric'] == 'long_range_spread'), math.nan)
 
 
 def has_collapsed(

@@ -35,6 +35,16 @@ def test_each_way_changes_the_map_and_leaves_the_network_as_it_was(G):
     assert {*LESS} <= {*changed} and {*MECHANISM.rows} == {TRAINED, *changed}
 
 
+def test_the_control_is_silenced_as_attention_is():
+    torch.manual_seed(0)
+    G = Generator(res=32, width=4, attn_at=(16,), block='residual').eval()
+    for block in G.extra.values(): torch.nn.init.constant_(block.gamma, 1.)
+    whole, by_way = images(G), mechanism.ways(G, 32)
+    assert [*by_way] == [TRAINED, 'silenced (gamma = 0)']
+    with by_way['silenced (gamma = 0)']: assert (images(G) - whole).abs().max() > 1e-3
+    assert torch.equal(images(G), whole)
+
+
 def test_maps_are_what_their_names_say():
     q, k = torch.randn(3, 256, 4), torch.randn(3, 64, 4)
     beta, far = softmax_map(q, k), mechanism.distances(256, 64, 32)
@@ -51,7 +61,7 @@ def test_maps_are_what_their_names_say():
 def planted(path, losses):
     "A file in which ways lose these bits, a little more or less by seed; seed 16 loses nothing."
     found = lambda s: {TRAINED: dict(mi=9. + s/10, spread=.3)} | {way: dict(mi=9. + s/10 - (loss + .1*(s % 3))*(s != 16)) for way, loss in losses.items()}
-    path.write_text(json.dumps(dict(runs=[dict(seed=s, found=found(s)) for s in (*MECHANISM.seeds, 16)])))
+    path.write_text(json.dumps(dict(runs=[dict(seed=s, preset='t1_attn_16', found=found(s)) for s in (*MECHANISM.seeds, 16)])))
     return mechanism_runs(path)
 
 

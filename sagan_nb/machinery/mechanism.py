@@ -15,10 +15,11 @@ MECHANISM = Plan('What attention does in a trained generator', (TRAINED, *LESS, 
 
 def mechanism_runs(
     path: Path,               # results/twins/mechanism.json
+    preset: str = 't1_attn_16',    # or 't1_res_16', the control of equal size
 ) -> list:                    # dicts as of `collect`, a row for each way; only the seeds that the design tests
     "Read what was measured as runs of a table. Raises Refused for a damaged file."
     return [dict(row=way, seed=o['seed'], records=[dict(metric=f'long_range_{k}', value=v) for k, v in found.items()])
-            for o in read_json(path, 'measure again')['runs'] if o['seed'] in MECHANISM.seeds
+            for o in read_json(path, 'measure again')['runs'] if o['seed'] in MECHANISM.seeds and o['preset'] == preset
             for way, found in o['found'].items()]
 
 

@@ -1,18 +1,19 @@
 """What a trained generator loses when its attention is taken away or bent: `python -m tools.study.mechanism RUN... [--out FILE]`.
 
-Each RUN is the folder of a run with attention on images drawn by code. The same noise is drawn as trained and with the map of
-G's attention replaced; the number is the bits that distant parts share, and their joint bits.
+Each RUN is the folder of a run on images drawn by code, with attention or with its residual control. The same noise is drawn as
+trained, with the block silenced, and with the map of G's attention replaced; the number is the bits that distant parts share,
+and their joint bits.
 """
 import argparse
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
 from sagan_nb import self_attention
-from sagan_nb.attention_maps import attention_layers, silenced
+from sagan_nb.attention_maps import attention_layers
 from sagan_nb.core import from_uint8, to_uint8
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.door import open_run
@@ -63,8 +64,23 @@ def mapped(G, make):
         for b, fast in zip(blocks, were): b.fast = fast
 
 
+@contextmanager
+def silenced(G):
+    "Within it, gamma is 0 in every block of G, attention or control."
+    gammas = [block.gamma for block in G.extra.values()]
+    were = [gamma.detach().clone() for gamma in gammas]
+    with torch.no_grad():
+        for gamma in gammas: gamma.zero_()
+    try: yield
+    finally:
+        with torch.no_grad():
+            for gamma, was in zip(gammas, were): gamma.copy_(was)
+
+
 def ways(G, res):
-    "What is done to the attention: words -> context manager."
+    "What is done to the block: words -> context manager."
+    if not any(isinstance(b, self_attention.SelfAttention) for b in G.extra.values()):
+        return {'as trained': nullcontext(), 'silenced (gamma = 0)': silenced(G)}
     near = {f'only within {r} px': mapped(G, within(r, res)) for r in (4, 8, 16)}
     far = {f'only beyond {r} px': mapped(G, within(r, res, far=True)) for r in (8, 16)}
     return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G), 'even map': mapped(G, even),
@@ -81,7 +97,7 @@ def measure(run, n):
         with way: x = draw(G, z, y)
         found[words] = {k: v for k, v in source.long_range(from_uint8(to_uint8(x)), y).items() if k in ('mi', 'joint', 'spread')}
         print(f'{Path(run).name}: {words:22} {found[words]["mi"]:6.2f} bits, {found[words]["joint"]:6.2f} joint', flush=True)
-    use = {name: block.gamma.item() for name, block in attention_layers(G).items()}
+    use = {name: block.gamma.item() for name, block in G.extra.items()}
     return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found)
 
 

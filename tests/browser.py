@@ -41,7 +41,7 @@ class Tab:
         self.page.on('console', lambda m: m.type in ('error', 'warning') and self.faults.append(f'console: {m.text}'))
         self.page.on('pageerror', lambda e: self.faults.append(f'script: {e}'))
         self.page.on('request', lambda r: re.match('file:|data:', r.url) or self.faults.append(f'network: {r.url}'))
-        self.page.on('requestfailed', lambda r: self.faults.append(f'not loaded: {r.url}'))
+        self.page.on('requestfailed', lambda r: r.failure == 'net::ERR_ABORTED' or self.faults.append(f'not loaded: {r.url}'))    # aborted: the page was left
 
     def open(self, path, query='', width=1400, height=1000, dark=False):
         "Load a page and wait until its formulas are set."

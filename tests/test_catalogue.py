@@ -69,6 +69,7 @@ def test_names():
 def test_table_of_public_weights(served, monkeypatch, capsys):
     assert 'No public weights are in the cache' in public_table()
     weights_of('mmgen:imagenet')
+    monkeypatch.setenv('COLUMNS', '140')                   # a table, whatever the numbers of random weights are
     code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'public')
     line = next(o for o in out.splitlines() if 'mmgen:imagenet ' in o)
     assert code == 0 and '%' in line and 'studiogan:imagenet' in out

@@ -407,7 +407,7 @@ def test_another_implementation_is_timed_beside_ours(tmp_path, monkeypatch):
     assert set(rows) == {'plain', 'all, fp32', 'against'} and rows['plain']['ratio'] == 1 and 0 < rows['plain']['share'] < 1
     assert rows['against']['ratio'] < .5                                       # two steps of a larger net take longer than one of this
     monkeypatch.setenv('COLUMNS', '140')                                       # room for the seconds of a busy machine
-    assert bench_room.show_table(rows).splitlines()[0].split()[:2] == ['seconds', 'processor']
+    assert bench_room.show_table(rows).splitlines()[0].split()[:3] == ['variant', 'seconds', 'processor']
     with pytest.raises(Refused, match='there is no net'): bench('64')
     with pytest.raises(Refused, match='needs a function make_step'): callable_from(empty)
     with pytest.raises(Refused, match='there is no such file'): callable_from(tmp_path/'none.py')

@@ -14,6 +14,7 @@ from ..self_attention import SelfAttention
 from ..speed import (ENDS, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, Variant, bench_networks, conv_rate, in_turns,
                      rounding, step_operations, timing_table, usable_variants)
 from .machine import machine_facts
+from .memory import kept_storages
 from .publish import divided_weights
 from .terminal import text_table
 
@@ -70,17 +71,13 @@ def kept_bytes(
     v:Variant,                    # how, in fp32; spectral norm is left out
 )->dict:                          # 'D', 'G': bytes
     "Count what the step of each network keeps for its backward pass, beside weights: from shapes, without memory."
-    step, kept, maps = Step(net, replace(v, sn='none', fused_adam=False), 'meta'), {}, {}
-    weights = {p.untyped_storage()._cdata for n in (step.G, step.D) for p in n.parameters()}
-    def keep(t):
-        at = t.untyped_storage()
-        if at._cdata not in weights: maps[at._cdata] = at
-        return t
-    def end(name):
-        kept[name] = sum(o.nbytes() for o in maps.values())
-        maps.clear()
-    step.opt_d.step, step.opt_g.step = (lambda: end('D')), (lambda: end('G'))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): step.losses()
+    step, kept = Step(net, replace(v, sn='none', fused_adam=False), 'meta'), {}
+    with kept_storages(step.G, step.D) as maps:
+        def end(name):
+            kept[name] = sum(o.nbytes() for o in maps.values())
+            maps.clear()
+        step.opt_d.step, step.opt_g.step = (lambda: end('D')), (lambda: end('G'))
+        step.losses()
     return kept
 
 

@@ -20,7 +20,6 @@ extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.viewcode', 'sphinx.ext
 source_suffix = {'.ipynb': 'myst-nb', '.md': 'myst-nb'}
 nb_execution_mode = 'off'                       # what is shown is what the tests stored
 nb_merge_streams = True
-nb_code_prompt_show, nb_code_prompt_hide = 'Imports', 'Imports'      # the only cells that are folded
 nb_render_markdown_format = 'myst'               # tables in what a cell displays, too
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'fieldlist', 'attrs_inline', 'attrs_block']
 myst_heading_anchors = 3

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import start
-from commands import shell
+from commands import as_folders, shell
 from sagan_nb.ablation import TABLES
 from sagan_nb.config import FIELDS, PRESETS
+from sagan_nb.data import Toy
 from sagan_nb.machinery import cli, console, lists, options, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +175,30 @@ def test_help_needs_no_torch():
         for line in lines: console.read_words(shlex.split(line)[0], shlex.split(line)[1:])
         assert all(line in out for line in lines)
     assert 'default: no limit) (default' not in out
+
+
+def test_a_mistyped_preset_needs_no_torch(monkeypatch, capsys):
+    "The line is the command's own, and comes before torch is imported."
+    code = ('import sys\nsys.argv = ["sagan_train", "t1_attn_61"]\nfrom sagan_nb.machinery import console\n'
+            'try: console.sagan_train()\nexcept SystemExit as e: print(e.code, "torch" in sys.modules)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment())
+    assert done.stdout == '1 False\n'
+    assert (1, '', done.stderr) == shell(monkeypatch, capsys, 'sagan_train', 't1_attn_61') and 'did you mean t1_attn_16' in done.stderr
+
+
+def test_what_trains_nothing_says_what_is_next(tmp_path, monkeypatch, capsys):
+    "With one line to be pasted. Behind commands for a shell it goes to stderr."
+    as_folders(Toy(32, 2, n=8), tmp_path/'pictures')
+    assert shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'pictures', '--res', 32, '--out', tmp_path/'p.pack')[0] == 0
+    commands = ('sagan_table', 'table1', '--data', 'toy', '--scale', 'smoke', '--print_commands')
+    for args in (commands, ('sagan_table', 'table1', '--power', '--out', ROOT/'results'/'table1'), ('sagan_table', 'public'),
+                 ('sagan_pack', tmp_path/'p.pack', '--verify')):
+        code, *streams = shell(monkeypatch, capsys, *args)
+        said, tip = streams[args is commands].split('\nTry next:\n')
+        command, *rest = shlex.split(tip)
+        assert code == 0 and tip.count('\n') == 1 and command in dir(cli), tip
+        console.read_words(command, rest)
+        if args is commands: assert {o.split()[0] for o in streams[0].splitlines()} == {'sagan_table', '#'}
 
 
 def test_declared_is_what_cli_has():

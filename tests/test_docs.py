@@ -80,6 +80,10 @@ CAPTIONS = """() => [...document.querySelectorAll('figcaption')].flatMap(o => { 
 LETTERS = """() => Promise.all([...document.querySelectorAll('.article-container img[src$=".svg"]')].map(o => o.decode().then(
     () => o.width/o.naturalWidth*1.25*12))).then(all => all.filter(o => o < 11).map(o => `letters of a drawing are ${o} px high`))"""
 
+SHRUNK = """() => Promise.all([...document.querySelectorAll('figure > img')].map(o => o.decode().then(() => [o.getBoundingClientRect().width,
+    parseFloat(o.style.width) || o.naturalWidth])))
+    .then(all => all.filter(([shown, whole]) => shown < .95*whole).map(([shown, whole]) => `a figure of ${whole} px is shown in ${shown}`))"""
+
 CONTRAST = """() => {
     const rgba = s => { const v = s.match(/[\\d.]+/g).map(Number); return [v[0], v[1], v[2], v.length > 3 ? v[3] : 1] }
     const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3])).concat(1)
@@ -107,7 +111,7 @@ def look(tab):
     found['contrast, dark'] = page.evaluate(CONTRAST)
     page.emulate_media(color_scheme='light')
     page.set_viewport_size(dict(width=400, height=800))
-    found['width'], found['drawings'] = map(page.evaluate, (WIDTH, LETTERS))
+    found['width'], found['drawings'], found['figures'] = map(page.evaluate, (WIDTH, LETTERS, SHRUNK))
     page.set_viewport_size(dict(width=1280, height=800))
     found['1280 px'] = [o for script in (WIDTH, CODE, TABLES, CONTENTS) for o in page.evaluate(script)]
     found['captions'] = page.evaluate(CAPTIONS)
@@ -226,8 +230,8 @@ def test_links_to_colab_need_an_address(tmp_path, site):
 
 
 def test_every_page(site, context):
-    """No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px. At 1280 px code
-    and tables are whole and the sections of the page in sight; code is whole at 1600; captions have a number and the finding first."""
+    """No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px, where figures
+    keep their size, and so their letters. At 1280 px code and tables are whole and the sections of the page in sight; code is whole at 1600; captions have a number and the finding first."""
     tab, faults = Tab(context), {}
     for path in pages(site):
         if found := look(tab.open(path)): faults[path.name] = found
@@ -252,6 +256,34 @@ def test_search_finds_the_ways_in_first(site, tab, words):
     tab.page.wait_for_function('document.querySelector("#search-results p.search-summary").textContent.includes("found")')
     found = tab.page.eval_on_selector_all('#search-results ul.search li a', 'all => all.map(o => o.getAttribute("href").split(/[.#?]/)[0])')
     assert found[0] in {*WAYS_IN, 'chapters', 'weights', 'glossary'}, found[:8]
+
+
+@pytest.mark.parametrize('name', ['metrics', 'ablation', 'interop'])
+def test_long_chapters_fit_twenty_screens(site, tab, name):
+    "Of 1280 x 800, folded as they are opened. The longest is longer than that with all its folds open, so the folds are seen to count."
+    tab.open(site/f'{name}.html', width=1280, height=800)
+    screens = lambda: tab.page.evaluate('document.body.scrollHeight')/800
+    assert screens() <= 20
+    tab.page.evaluate('document.querySelectorAll("details").forEach(o => o.open = true)')
+    if name == 'ablation': assert screens() > 20
+
+
+def test_cells_are_folded_under_their_words(site):
+    "Where `code-fold` says so, and what the cell shows stays in sight."
+    text = (site/'ablation.html').read_text(encoding='utf-8')
+    asked = [c for c in json.loads((ROOT/'nbs'/'12_ablation.ipynb').read_text(encoding='utf-8'))['cells'] if '#| code-fold: true' in ''.join(c['source'])]
+    words = [re.search(r'code-summary: "(.+)"', ''.join(c['source']))[1] for c in asked]
+    folded = re.findall(r'(?s)<details class="admonition hide above-input">.*?<p class="collapsed admonition-title">(.*?)</p>.*?</details>', text)
+    assert [unescape(o) for o in folded if o != 'Imports'] == words and len(words) > 20
+    assert not re.search(r'(?s)<details class="admonition hide above-input">(?:(?!</details>).)*<figure', text)
+
+
+def test_letters_of_figures_are_readable():
+    "No letter is asked for at less than 8 points; pages show figures as large as they are stored, at 90 dots an inch or more."
+    files = [*(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'sagan_nb').rglob('*.py')]
+    asked = {p.name: re.findall(r'(?:font|label|title)size\W{1,4}([\d.]+)', p.read_text(encoding='utf-8')) for p in files}
+    assert sum(map(len, asked.values())) > 30
+    assert {name: small for name, sizes in asked.items() if (small := [o for o in sizes if float(o) < 8])} == {}
 
 
 def luminance(rgb):
@@ -402,7 +434,7 @@ def test_planted_formulas(plant, tex, said):
     ('1280 px', f'<pre style="overflow: auto; width: 300px">{"x"*120}</pre>'), ('1280 px', f'<table style="display: block; overflow-x: auto; width: 300px"><tr><td>{"x"*120}</td></tr></table>'),
     ('1280 px', '<style>nav.sections {display: none}</style>'), ('captions', '<figure><figcaption><p>No number.</p></figcaption></figure>'),
     ('captions', '<style>figcaption .legend p {font-size: 30px !important}</style>'),
-    ('drawings', '<img alt="a drawing that is too small" style="width: 300px" src="_images/docs-pictures-attention.svg">')])
+    ('figures', '<style>figure > img {max-width: 100% !important}</style>'), ('drawings', '<img alt="a drawing that is too small" style="width: 300px" src="_images/docs-pictures-attention.svg">')])
 def test_planted_faults(plant, kind, html):
     assert kind in plant('<article role="main"', f'{html}<article role="main"')
 

@@ -336,7 +336,7 @@ def test_options_of_every_command_that_opens_images(tmp_path, monkeypatch, capsy
 def test_a_pack_is_verified_on_request(tmp_path, monkeypatch, capsys):
     pack(tree(tmp_path/'d'), 32, tmp_path/'p.pack')
     code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', tmp_path/'p.pack', '--verify')
-    assert code == 0 and out.endswith('every picture is as it was packed\n')
+    assert code == 0 and 'every picture is as it was packed\n' in out
     raw = bytearray((tmp_path/'p.pack'/'images.npy').read_bytes())
     raw[-1] ^= 1
     (tmp_path/'p.pack'/'images.npy').write_bytes(raw)

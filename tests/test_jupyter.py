@@ -19,6 +19,7 @@ pytestmark = pytest.mark.long
 def book(tmp_path):
     "A copy of the book, where `lab` looks for it: its notebooks."
     for name in ('nbs', 'results', 'docs'): shutil.copytree(ROOT/name, tmp_path/'book'/name)
+    shutil.copy(ROOT/'settings.ini', tmp_path/'book')
     return tmp_path/'book'/'nbs'
 
 
@@ -60,3 +61,30 @@ def test_planted_fault(book, lab):
     (book/'planted.ipynb').write_text(json.dumps(nb), encoding='utf-8')
     unrun, errors = run_all(lab('nbs/planted.ipynb'), book/'planted.ipynb')
     assert unrun == ['print("behind")'] and errors == ['division by zero']
+
+
+def saved_again(page, file):
+    "Save the notebook that is open: its file's new bytes, once they are all there."
+    before = file.stat().st_mtime_ns
+    page.keyboard.press('Control+s')
+    while file.stat().st_mtime_ns == before: page.wait_for_timeout(200)
+    while (now := file.read_bytes()) != (page.wait_for_timeout(500), file.read_bytes())[1]: pass
+    return now
+
+
+@pytest.mark.parametrize('hooks', [True, False], ids=['with the hooks of nbdev', 'as it comes'])
+def test_open_and_save_changes_nothing(book, lab, tmp_path, hooks):
+    """With the hook that `nbdev_install_hooks` writes, not a byte. Without it, only what nbdev_clean cannot keep: how Jupyter calls the kernel,
+    and which Python it found."""
+    from nbdev.clean import _pre_save_hook_src
+    (tmp_path/'.jupyter').mkdir()
+    if hooks: (tmp_path/'.jupyter'/'jupyter_server_config.py').write_text(_pre_save_hook_src)
+    for name in NOTEBOOKS if hooks else NOTEBOOKS[:1]:
+        stored = (book/name).read_bytes()
+        now = saved_again(lab(f'nbs/{name}'), book/name)
+        if not hooks:
+            nb = json.loads(now)
+            assert nb['metadata'].pop('language_info')['name'] == 'python'
+            nb['metadata']['kernelspec']['display_name'] = json.loads(stored)['metadata']['kernelspec']['display_name']
+            now, stored = nb, json.loads(stored)
+        assert now == stored, name

@@ -27,6 +27,13 @@ def capital(
     return text[:1].upper() + text[1:]
 
 
+def bullets(
+    parts: list,              # texts
+) -> str:                     # Markdown
+    "List texts as sentences."
+    return '\n'.join(f'- {capital(o)}.' for o in parts)
+
+
 def planned(
     name: str,                # a key of TABLES, with seeds
 ) -> int:
@@ -92,21 +99,19 @@ def missed_words(
 
 def reached_words(
     results: list,            # runs of twins
-) -> str:                     # a sentence; empty without runs
+) -> list:                    # one text; none without runs
     "Say how far the rows are from the real images."
     real = [o['real'] for r in results for o in r['records'] if o['metric'] == 'long_range_mi' and 'real' in o]
     means = [np.mean(list(found.values())) for row in TABLES['twins'].rows if (found := by_seed(results, row, 'mi'))]
-    return f' The best row has {max(means):.1f} of the {real[0]:.0f} bits of real images.' if real and means else ''
+    return [f'the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
 
 
 def inside_words(
     runs: list,               # from `mechanism_runs`
     held: bool,               # the claims that hold, or all others
-) -> str:                     # a sentence with a space before or behind; empty without claims
+) -> list:                    # a text for each claim
     "Say what attention does in trained generators of twins."
-    said = '; '.join(o for o in mechanism_words(runs) if (', holds' in o) == held)
-    if not said: return ''
-    return f'Inside trained generators of `twins`, {said}. ' if held else f' Inside trained generators: {said}.'
+    return [f'inside trained generators of `twins`, {o}' for o in mechanism_words(runs) if (', holds' in o) == held]
 
 
 def large_maps() -> list:     # texts
@@ -114,27 +119,45 @@ def large_maps() -> list:     # texts
     return [str(m) for m in sorted({m for row in TABLES['table1'].rows for m in preset(row).attn_at if m > 16})]
 
 
+def older_words(
+    found: dict,              # name of a table -> from `sorted_claims`
+) -> list:                    # one text, or none
+    "Count the open orderings of the tables before the flagship."
+    claims = {name: {text.split(' (by ')[0] for text in o['open']} for name, o in found.items() if name != 'twins'}
+    counts = [f'{len(own)} in {PLACES[name]}' for name, own in claims.items() if own]
+    return [f'orderings not resolved by bits, by distance, or both: {listed(counts)}'] if counts else []
+
+
+def unseen_words(
+    results: dict,            # name of a table -> its runs
+) -> str:                     # a paragraph
+    "Say what these tables could not show."
+    missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
+    old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
+    out = ['**Could not be seen.**', f"The paper's best maps, {listed(large_maps())}, need larger images, "
+           'and its million updates of ImageNet a GPU.']
+    if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
+                          f'a smaller one less often: {missed}.')
+    versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"
+    if old: out.append(f'Tables of {versions} are unfair to attention: it started from narrower weights than its controls.')
+    return ' '.join(out)
+
+
 def answers(
     results: dict,            # name of a table, twins among them -> its runs
     inside: list = (),        # runs from `mechanism_runs`
-) -> str:                     # Markdown: three paragraphs
+) -> str:                     # Markdown
     "Write what holds, what does not, and what could not be seen, from results alone."
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
-    holds, turned = ([text for o in found.values() for text in o[key]] for key in ('holds', 'is reversed'))
-    older = [f'{len({text.split(" (by ")[0] for text in o["open"]})} in {PLACES[name]}' for name, o in found.items() if o['open'] and name != 'twins']
-    unsure = '; '.join(found['twins']['open'])
-    missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
-    old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    first = capital(f'{"; ".join(holds)}.') if holds else 'No ordering of a table that was written down before its runs is confirmed.'
-    shown, open_inside = inside_words(inside, True), inside_words(inside, False)
-    second = f'Reversed: {"; ".join(turned)}.' if turned else 'No ordering is reversed.'
-    room = f'A true difference of this size would have been found four times in five, a smaller one less often: {missed}. ' if missed else ''
-    out = [f'**Holds.** {shown}{first} On `twins`, the flagship, {progress_words(results["twins"])}.',
-           f'**Does not hold, or is not resolved.** {second}{open_inside}'
-           + (f' On `twins`, with intervals that share 5 % among the claims: {unsure}.{reached_words(results["twins"])}' if unsure else '')
-           + (f' Orderings not resolved by bits, by distance, or both: {listed(older)}.' if older else ''),
-           f"**Could not be seen.** {room}The paper's best maps, {listed(large_maps())}, "
-           'need larger images, and its million updates of ImageNet a GPU.']
-    if old: out[-1] += (f' Tables of version {listed(old)} of the numbers (today\'s is {NUMERICS}) are unfair to attention: '
-                        'it started from narrower weights than its controls.')
-    return '\n\n'.join(out)
+    holds, turned = ('; '.join(text for o in found.values() for text in o[key]) for key in ('holds', 'is reversed'))
+    first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
+    second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
+    progress = f'on `twins`, the flagship, {progress_words(results["twins"])}'
+    unsure = [f'on `twins`, {o}' for o in found['twins']['open']]
+    shared = ['the intervals of `twins` share 5 % among its claims'] if unsure else []
+    return '\n\n'.join([
+        f'**Holds.** {first}.', bullets([*inside_words(inside, True), progress]),
+        f'**Does not hold, or is not resolved.** {second}.',
+        bullets([*inside_words(inside, False), *unsure, *shared,
+                 *reached_words(results['twins']), *older_words(found)]),
+        unseen_words(results)])

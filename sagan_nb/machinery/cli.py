@@ -33,14 +33,12 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
-                      command_path, commands, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
-                      run_settings, say_next, steps_within, time_update)
+                      command_path, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
+                      run_settings, say_next, steps_within)
+from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
-from .plan import ANCHORS, given_for_plan, plan_of
-from .power import power_text
 from .probe import with_probe
 from .protocols import by_protocol_table, by_protocols, compare, open_pair
-from .public import public_table
 from .publish import export
 from .pushing import push as push_to_hub
 from .queries import find_queries
@@ -243,41 +241,6 @@ def warn_of_others(
         print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
 
 
-def say_power(
-    table:str,                # a key of TABLES
-    out:Path,                 # folder of results
-):
-    "Print what a table could have seen, from its result files alone. Raises Refused where there are none."
-    if table not in TABLES: raise Refused(f'there is no table {table!r}; choose one of {", ".join(TABLES)}')
-    results = collect(out, TABLES[table].rows)
-    if not results: raise Refused(f'{out}: no results of {table} here; say with --out where they are')
-    print(power_text(table, results))
-
-
-def say_stored(
-    table:str,                # 'public', or a key of TABLES
-    out:Path,                 # folder of results
-):
-    "Print what needs no training: the weights of others, or what the results that are there could have seen."
-    if table == 'public': print(public_table())
-    else: say_power(table, out)
-
-
-def say_plan(
-    found:dict,               # row -> Config
-    seeds:int,                # runs of each row
-    pairs,                    # key=value texts, as of `given_for_plan`
-    source,                   # the pictures
-    device,                   # where an update is timed, if none is stated
-):
-    "Print what a table would take, and what others report."
-    given = given_for_plan(pairs)
-    timed = lambda cfg: given['step'] or time_update(cfg, source, device, 60)
-    print(plan_of(found, seeds, {row: timed(cfg) for row, cfg in found.items()}, given['gpus'], given['price']))
-    print(ANCHORS)
-    say_next('the same command without --plan trains')
-
-
 @with_probe
 @command
 def sagan_table(
@@ -310,7 +273,7 @@ def sagan_table(
     jobs = jobs[rank::world]                                 # several processes of torchrun share the rows
     if print_commands:
         options = dict(data=data, scale=scale, out=out, features=features, device=device, minutes=minutes)
-        return print(commands(table, jobs, options, set))
+        return say_commands(table, jobs, options, set)
     print(describe(source))
     where = pick_device(device, any(j.cfg.compiled for j in jobs), any(j.cfg.precision == 'bf16' for j in jobs))
     judge = features_of(features, source, out, where)        # refuses, or learns, before anything is trained
@@ -340,7 +303,7 @@ def sagan_pack(
     verify:bool=False,        # check every picture of the pack SPEC, and write nothing
 ):
     "Pack pictures into a folder of .npy files that training maps. Interrupted, it goes on where it stopped."
-    if verify: return verify_pack(spec)
+    if verify: return say_next_of_pack(spec, verify_pack(spec))
     if res not in RESOLUTIONS:
         sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
         if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
@@ -350,7 +313,16 @@ def sagan_pack(
     if not ranks.first: return
     print(describe(packed))
     print(f'packed into {out}')
-    if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
+    say_next_of_pack(out, res)
+
+
+def say_next_of_pack(
+    path:str,                 # a pack
+    res:int,                  # pixels per side of its pictures
+):
+    "Say what a pack is for: training, or, at a size that no network has, measuring."
+    if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', path, '--set', f'res={res}'))
+    else: say_next(('sagan_eval', path, 'GENERATED', '--protocol', 'all'))
 
 
 @command

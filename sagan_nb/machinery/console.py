@@ -12,7 +12,8 @@ from textwrap import indent
 from fastcore.script import Param, anno_parser
 
 from .. import __version__
-from .terminal import screen_width, wrap
+from .refused import Refused
+from .terminal import printable, screen_width, wrap
 
 COMMANDS = 'train sample eval attention report table pack export check bench'.split()
 EXAMPLES = dict(
@@ -120,11 +121,33 @@ def expand_home(
     return os.path.expanduser(value) if isinstance(value, str) and re.match('~(/|$)', value) else value
 
 
+def complain(
+    who:str,                  # a command such as sagan_train
+    line:str,                 # what is wrong
+):
+    "Print a fault on one line of stderr; on a terminal, lines break between words."
+    said = f'{who}: {line}'
+    print(wrap(said) if sys.stderr.isatty() else said, file=sys.stderr)
+
+
+def check_preset(
+    name:str,                 # a command such as sagan_train
+    given:dict,               # parameter -> value
+):
+    "End the process, with the line that the command itself would print, for a preset that is not there."
+    if not given.get('preset'): return
+    try: import_module('..config', __package__).preset(given['preset'])
+    except Refused as e:
+        complain(name, printable(e))
+        sys.exit(1)
+
+
 def start(
     name:str,                 # a command such as sagan_train
 ):
     "Run a command as a shell does: read the words, and only then import what it needs."
-    if sys.argv[1:2] != ['probe']: read_words(name, sys.argv[1:])         # the probe has options of its own
+    if sys.argv[1:2] != ['probe']:                      # the probe has options of its own
+        check_preset(name, read_words(name, sys.argv[1:])[0])
     os.environ['MPLBACKEND'] = 'agg'                    # files only; a notebook's backend may not be here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')             # ? for what cannot be said

@@ -9,7 +9,8 @@ from .tables import has_collapsed, words_of
 
 BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-blind readers
 FONTS = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
-         'legend.fontsize': 9}
+         'legend.fontsize': 9, 'figure.dpi': 90}
+PAGE = 880                                                # pixels across the text of the site at 1280
 AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', diversity='diversity')
 
 
@@ -195,24 +196,47 @@ def show_training(
     return fig
 
 
+def sample_strips(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    out,                      # folder where `run_job` put their images
+) -> dict:                    # title -> image, floats (H, W, 3 or 4)
+    "Read the samples of each row's first seed."
+    import matplotlib.pyplot as plt
+    strips = {}
+    for row in TABLES[name].rows:
+        o = next((o for o in results if o['row'] == row), None)
+        path = o and Path(out)/f'{o["name"]}.png'
+        if not path or not path.exists(): continue
+        at = o.get('samples_at')
+        when = f'steps {", ".join(map(str, at))}' if at else 'later to the right'
+        strips[f'{words_of(row)}, seed {o["seed"]}: {when}'] = plt.imread(path)
+    return strips
+
+
 def show_samples(
     name: str,                # a key of TABLES
     results: list,            # runs
     out,                      # folder where `run_job` put their images
 ):                            # figure, or None where there is no image
-    "Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
+    """Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed. A pixel of an
+    image is 2x2 pixels of the figure, or one where that would be wider than a page."""
     import matplotlib.pyplot as plt
-    first = {r: next((o for o in results if o['row'] == r), None) for r in TABLES[name].rows}
-    found = {r: Path(out)/f'{o["name"]}.png' for r, o in first.items() if o}
-    found = {r: plt.imread(p) for r, p in found.items() if p.exists()}
-    if not found: return None
-    fig, axes = plt.subplots(len(found), 1, figsize=(8, 2.4*len(found)), dpi=66, squeeze=False, layout='constrained')
-    for ax, (row, image) in zip(axes.flat, found.items()):
-        ax.imshow(image, interpolation='nearest')
-        at = first[row].get('samples_at')
-        when = f'steps {", ".join(map(str, at))}' if at else 'later to the right'
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f'{words_of(row)}, seed {first[row]["seed"]}: {when}', fontsize=11)
+    strips = sample_strips(name, results, out)
+    if not strips: return None
+    dpi, gap, title = 100, 12, 24                             # pixels; the title stands above its strip
+    widest = max(image.shape[1] for image in strips.values())
+    times = 2 if 2*widest <= PAGE else 1
+    high = sum(times*image.shape[0] + title + gap for image in strips.values())
+    fig, top = plt.figure(figsize=(times*widest/dpi, high/dpi), dpi=dpi), high
+    for words, image in strips.items():
+        h, w = (times*n for n in image.shape[:2])
+        top -= title + h
+        ax = fig.add_axes((0, top/high, w/times/widest, h/high))
+        ax.imshow(image, interpolation='nearest', aspect='auto')
+        ax.set_axis_off()
+        fig.text(0, (top + h + 6)/high, words, fontsize=10)
+        top -= gap
     return fig
 
 

@@ -18,7 +18,7 @@ from ..core import Refused, choose
 from ..data import Stream, open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
-from .console import read_words
+from .console import complain, read_words
 from .evaluate import check_metrics
 from .files import CacheWarning
 from .group import Lost, place, text_of_first
@@ -28,7 +28,7 @@ from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
 from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
-from .terminal import printable, wrap
+from .terminal import printable
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -59,8 +59,7 @@ def command(f):               # a function with docments
             with reading_images(**how), redirect_stdout(open(os.devnull, 'w') if rank else sys.stdout): f(**given)
         except (Exception, KeyboardInterrupt) as e:
             if not (line := fault_line(e)): raise
-            said = f'{name}: {line}'
-            print(wrap(said) if sys.stderr.isatty() else said, file=sys.stderr)
+            complain(name, line)
             sys.exit(exit_code(e))
     return run
 
@@ -122,10 +121,11 @@ def command_path(
 
 def say_next(
     *lines,                   # (command, words...) each, or a sentence
+    file=None,                # where to (default: stdout)
 ):
     "Print what can be done next, in a form that a shell takes back."
-    print('\nTry next:')
-    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}')
+    print('\nTry next:', file=file)
+    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}', file=file)
 
 
 def folder_of(
@@ -296,7 +296,7 @@ def commands(
     jobs:list,                # what it needs
     options:dict,             # name -> value, for all alike
     pairs,                    # key=value texts
-)->str:                       # one line for each row and seed
+)->tuple[list,str]:           # one line for each row and seed; the line that makes the table when all are done
     "Commands that do not depend on each other, for the scheduler of a cluster."
     given = [word for name, value in options.items() if value for word in (f'--{name}', str(value))]
     line = shlex.join(['sagan_table', table, *given, *reading_options()])
@@ -304,7 +304,7 @@ def commands(
     more = f' --set {shlex.join([*(pairs or ()), *kept])}'           # whatever the machine that runs it would prefer
     each = [f'{line} --only {job.cfg.preset} --seeds {job.cfg.seed}{more}' for job in jobs]
     rows, seeds = (','.join(dict.fromkeys(str(getattr(j.cfg, k)) for j in jobs)) for k in ('preset', 'seed'))
-    return '\n'.join([*each, f'# when all are done, the table: {line} --only {rows} --seeds {seeds}{more}'])
+    return each, f'{line} --only {rows} --seeds {seeds}{more}'
 
 
 def rows_of(

@@ -258,9 +258,11 @@ def remove(
 
 def verify_pack(
     spec:str,                 # pack
-):
+)->int:                       # pixels per side of its images
     "Check every image of a pack. Raises Refused for anything else, and for a pack that is not as it was written."
     path = locate(spec)[0]
     if not is_pack(path): raise Refused(f'{spec} is no pack: --verify checks what sagan_pack wrote')
-    print(describe(open_packed(path, whole=True)))
+    packed = open_packed(path, whole=True)
+    print(describe(packed))
     print('every picture is as it was packed')
+    return packed.res

@@ -4,7 +4,7 @@ import math
 import typing
 from dataclasses import Field, field
 
-from ..core import Refused, choose
+from .refused import Refused, choose
 
 RANGES = {                    # what a number may be -> how a refusal says it, what fits
     '> 0': ('be greater than 0', lambda v: v > 0),

@@ -1,5 +1,7 @@
 "Serves chapter 12: a table as text: its verdicts with what they could have missed, its numbers, its protocol."
 import math
+import re
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,19 +11,21 @@ from ..ablation import (RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, nam
                         value_of, verdict)
 from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
-from .power import could_have_seen, plain
+from .power import could_have_seen, plain, power_markdown
 from .published import COMPARABLE
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 SHORT = dict(distance='distance', mi='bits')
-COLUMN_HEADS = dict(mi='bits shared', joint='joint bits', spread='spread')
+COLUMN_HEADS = {'Fréchet classifier distance': 'distance', 'classifier score': 'score', 'long_range_mi': 'bits shared',
+                'long_range_joint': 'joint bits', 'long_range_spread': 'spread'}       # a note below has the whole name
 WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3_sn_gd_2e4='SN in both, rate doubled',
              f3_sn_gd_ttur='SN in both, two rates', f3_sn_d_5to1='SN in D, 5 D steps', t2_acgan='AC-GAN',
              t2_sngan_projection='SNGAN-projection', t2_sagan='SAGAN', best_known='best known',
              rb_ema='averaged weights',
              rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
              rb_adam="torch's Adam", rb_flip='flipped images')
-SPREAD_NOTE = 'After ±: the standard deviation over seeds. A difference uses the seeds that both rows have.'
+TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
+           'no difference': 'without a difference', 'not comparable': 'not comparable'}
 BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
 
 
@@ -33,6 +37,15 @@ def words_of(
     if row.startswith('t1_'): return '{} at {}'.format(BLOCK_WORDS[row.split('_')[1]], row.split('_')[2])
     if row[0] == 'k' and row[1:].isdigit(): return f'k = {row[1:]}'
     return row
+
+
+def row_name(
+    row: str,                 # preset
+) -> str:                     # a cell
+    "Return a preset and its words; the preset alone where the words repeat it."
+    words = words_of(row)
+    repeats = re.sub(r'\W', '', words).lower() in row.replace('_', '')
+    return f'`{row}`' if repeats else f'`{row}` {words}'
 
 
 def mean_spread(
@@ -120,20 +133,48 @@ def columns(
     "Choose the columns of a table. One that stays empty is dropped by `table_lines`."
     def mean(kind): return lambda row: mean_cell(results, row, kind)
     def gap(kind): return lambda row: difference(results, row, plan.base, kind)
-    there = [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(row, {}) for row in plan.rows)]
-    shown = (*plan.kinds, 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, 'score', *there)
+    scored = [k for k in OFFICIAL if k in ('score', *official_kinds(plan))]
+    shown = (*plan.kinds, 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, *scored)
     kinds = [k for k in RESULT_KINDS if k in shown and name_of(results, k)]
-
-    def paper(row):
-        numbers = [paper_number(row, k) for k in there]
-        return ' / '.join(numbers) if {*numbers} - {'-'} else '-'
-    cols = {'row': lambda row: f'`{row}` {words_of(row)}',
-            'seeds': lambda row: str(sum(o['row'] == row for o in results))}
+    cols = {'row': row_name, 'seeds': lambda row: str(sum(o['row'] == row for o in results))}
     for k in kinds:
-        cols[COLUMN_HEADS.get(k) or name_of(results, k)] = mean(k)
-        if k in plan.kinds: cols[f'{SHORT[k]} minus {words_of(plan.base)}, 95 %'] = gap(k)
-    if not plan.holm: cols[f'paper: {" / ".join(RESULT_KINDS[k][0] for k in there)}'] = paper
+        cols[COLUMN_HEADS.get(name_of(results, k), name_of(results, k))] = mean(k)
+        if k in plan.kinds: cols[f'{SHORT[k]} minus base'] = gap(k)
     return cols | {'collapsed': lambda row: collapsed_cell(results, row)}
+
+
+def official_kinds(
+    plan: Plan,               # which table
+) -> list:                    # keys of OFFICIAL
+    "List the measures for which the paper gives numbers of these rows."
+    return [k for k, name in OFFICIAL.items() if any(name in PUBLISHED.get(row, {}) for row in plan.rows)]
+
+
+def paper_line(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> list:                    # one line of Markdown, or none
+    "Give the paper's numbers of the rows that were run."
+    there, known = [] if plan.holm else official_kinds(plan), []
+    for row in plan.rows:
+        numbers = [paper_number(row, k) for k in there]
+        run = any(o['row'] == row for o in results)
+        if run and {*numbers} - {'-'}: known.append(f'`{row}` {" / ".join(numbers)}')
+    names = ' / '.join(RESULT_KINDS[k][0] for k in there)
+    return [f'The paper, at its size ({names}): {"; ".join(known)}.'] if known else []
+
+
+def reading_note(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> str:                     # one paragraph of Markdown
+    "Say what the columns hold."
+    names = [name_of(results, k) for k in plan.kinds]
+    long = [f'{COLUMN_HEADS[name]} is the {name}' for name in names if name.startswith('Fréchet')]
+    said = ['After ± comes the standard deviation over seeds', *long,
+            f'the base row is {words_of(plan.base)}',
+            'a difference has its 95 % interval, over the seeds that both rows have']
+    return '; '.join(said) + '.'
 
 
 def table_lines(
@@ -179,22 +220,27 @@ def missing_lines(
     return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
 
 
-def run_notes(
+def signs_line(
     results: list,            # runs
-) -> list:                    # lines of Markdown
-    "Say what happened in single runs, and what the rows weigh and cost."
+) -> list:                    # one line of Markdown, or none
+    "Say which runs show a sign of collapse or ended early."
     who = [(f'{words_of(o["row"])}, seed {o["seed"]}', o) for o in results]
     notes = [f'{name}: {c["sign"]} at step {c["t"]}' for name, o in who for c in o['collapse']]
     notes += [f'{name}: {one_text(o["status"])}' for name, o in who if o['status'] != 'finished']
+    if notes: return [f'Signs: {"; ".join(notes)}.']
+    return ['No run shows a sign of collapse.'] if results and not any(map(has_collapsed, results)) else []
+
+
+def cost_lines(
+    results: list,            # runs
+) -> list:                    # lines of Markdown
+    "Say what the rows weigh and cost."
     rows = list(dict.fromkeys(o['row'] for o in results))
     of = {row: [o for o in results if o['row'] == row] for row in rows}
     weights = [(row, f'{sum(of[row][0]["parameters"].values()):,}') for row in rows]
     cost = [f'`{row}` {mean_spread([o["seconds_per_step"] or math.nan for o in of[row]], 3)}' for row in rows]
-    quiet = ['No run shows a sign of collapse.'] if results and not any(map(has_collapsed, results)) else []
-    out = [SPREAD_NOTE] if any(len(own) > 1 for own in of.values()) else []
-    out += [f'Signs: {"; ".join(notes)}.'] if notes else quiet
-    if rows: out += [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)} (by the clock, not in turns: they do not compare rows).']
-    return out
+    clock = '(by the clock, not in turns: they do not compare rows)'
+    return [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)} {clock}.'] if rows else []
 
 
 def commit_of(
@@ -302,6 +348,43 @@ def not_applicable(
     return {row: why for row, why in skipped.items() if row not in {r['row'] for r in results}}
 
 
+def tally(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> str:                     # a sentence; empty without a comparison
+    "Count the verdicts of a table."
+    found = [verdict(results, *key, among) for key, among in shares(results, plan).items()]
+    found = [o for o in found if o != 'not run']
+    if not found: return ''
+    count = Counter(next(o for o in TALLIES if said.startswith(o)) for said in found)
+    alone = sum('own interval' in o for o in found)
+    origin = 'written down before the first run' if plan.claims else 'with the base row (ours: the paper claims none)'
+    parts = [f'{count[o]} {words}' for o, words in TALLIES.items() if count[o]]
+    last = f', {alone} of them only because the 5 % are shared' if alone else ''
+    return f'{len(found)} {"comparison" if len(found) == 1 else "comparisons"} {origin}: {", ".join(parts)}{last}.'
+
+
+def table_parts(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    skipped: dict,            # row -> why it does not apply; None: found here
+    failed: dict,             # job name -> error
+) -> tuple:                   # plan, its runs, the numbers with what must be read with them, how all was made: lines
+    "Write the parts that a file and a page have in common."
+    plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
+    if skipped is None: skipped = not_applicable(plan, own)
+    read = [reading_note(plan, own)] if own else []
+    notes = [*read, *paper_line(plan, own), *missing_lines(plan, own, skipped, failed), *signs_line(own)]
+    return plan, own, [*table_lines(plan, own), *spaced(notes)], spaced([*cost_lines(own), protocol(own)])
+
+
+def spaced(
+    lines,                    # paragraphs
+) -> list:                    # the same with an empty line before each
+    "Separate paragraphs."
+    return [line for text in lines for line in ('', text)]
+
+
 def markdown(
     name: str,                # a key of TABLES
     results: list,            # runs
@@ -309,11 +392,28 @@ def markdown(
     failed: dict = None,      # job name -> error
 ) -> str:                     # the whole table
     "Write a table as text: verdicts first, then the numbers, what is missing, and how all of it was made."
-    plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
-    if skipped is None: skipped = not_applicable(plan, own)
-    missing = missing_lines(plan, own, skipped, failed or {})
-    notes = [line for note in (*missing, *run_notes(own), protocol(own)) for line in ('', note)]
-    return '\n'.join([f'### {plan.title}', '', *sentences(plan, own), *table_lines(plan, own), *notes])
+    plan, own, numbers, made = table_parts(name, results, skipped, failed or {})
+    return '\n'.join([f'### {plan.title}', '', *sentences(plan, own), *numbers, *made])
+
+
+def folded_lines(
+    words: str,               # to click on
+    lines: list,              # Markdown
+) -> list:                    # lines of Markdown
+    "Fold lines away on a page."
+    return ['', f'<details><summary>{words}</summary>', '', *lines, '', '</details>']
+
+
+def folded_table(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+) -> str:                     # Markdown
+    "Write a table for a page: how many orderings hold, the numbers, and the rest to be unfolded."
+    plan, own, numbers, made = table_parts(name, results, None, {})
+    each = [*sentences(plan, own), power_markdown(name, own)]
+    return '\n'.join([f'### {plan.title}', '', tally(plan, own), '', *numbers,
+                      *folded_lines('Each comparison: its verdict, and what it could have missed', each),
+                      *folded_lines('How it was made', made)])
 
 
 def table1(

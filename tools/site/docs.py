@@ -147,9 +147,7 @@ class Page:
             told[m[1]] = m[2].strip()
             cell.source = cell.source[m.end():]
         if {'hide', 'default_exp'} & told.keys(): return []
-        tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
-        if only_imports(cell.source): tags.append('hide-input')
-        if tags: cell.metadata['tags'] = tags
+        tag(cell, told)
         if 'fig-cap' in told: self.figure(cell, told)
         for o in cell.get('outputs', []):
             if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(tables.fitted(o.data['text/markdown']))
@@ -165,8 +163,18 @@ class Page:
         number, name = f'{int(self.number or 0)}.{self.figures}', (self.module or 'index').split('.')[-1]
         caption = '\n\n'.join(filter(None, sentences(f'**Figure {number}.** {text("fig-cap")}')))
         image = dict(alt=alt, classes='chart') if is_chart(cell) else dict(alt=alt)
-        cell.metadata['mystnb'] = dict(image=image, figure=dict(
+        cell.metadata.setdefault('mystnb', {}).update(image=image, figure=dict(
             caption=self.names.link(caption, self.module), align='center', name=f'fig-{name}-{self.figures}'))
+
+
+def tag(cell, told):
+    "Tag a cell whose code is left out, exported or folded. Folded are imports, and what `code-fold: true` asks for."
+    tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
+    imports = only_imports(cell.source)
+    if imports or told.get('code-fold') == 'true': tags.append('hide-input')
+    words = 'Imports' if imports else told.get('code-summary', 'Code').strip('"')
+    if 'hide-input' in tags: cell.metadata['mystnb'] = dict(code_prompt_show=words, code_prompt_hide=words)
+    if tags: cell.metadata['tags'] = tags
 
 
 def only_imports(source):

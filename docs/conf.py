@@ -36,7 +36,7 @@ mathjax3_config = dict(options=dict(enableMenu=False), chtml=dict(displayAlign='
 
 html_theme, html_title = 'furo', facts['title']
 html_static_path = [os.environ.get('DOCS_STATIC', '_static')]
-html_css_files = ['book.css']
+html_css_files, html_js_files = ['book.css'], ['fold.js']
 html_favicon = '_static/favicon.svg'
 html_search_scorer = str(ROOT/'docs'/'scorer.js')     # the ways in come first
 html_baseurl = facts['doc_host'] + facts['doc_baseurl'] if facts['doc_host'] else ''

@@ -10,8 +10,8 @@ __all__ = ['NUMERICS', 'FIELDS', 'BOOKKEEPING', 'PRESETS', 'SCALES', 'Config', '
 import json
 from dataclasses import asdict, dataclass, fields, replace
 
-from .core import Refused, choose
 from .machinery.published import PUBLISHED as PUBLISHED        # handed on: this chapter is its door
+from .machinery.refused import Refused, choose       # not from core: presets are checked before torch is imported
 from .machinery.settings import check_value, list_fields, read_values, read_pairs, setting
 
 # %% ../nbs/07_config.ipynb #67c429bd

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+import numpy as np
 import torch
+from PIL import Image
 
 from commands import as_folders, spawn
 from sagan_nb.ablation import TABLES, detectable
@@ -21,7 +23,7 @@ from sagan_nb.config import NUMERICS, PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, Twins
 from sagan_nb.train import fit, make_gan
-from sagan_nb.machinery import answers, cli, curve, figures, jobs, power, runs as runs_room, tables
+from sagan_nb.machinery import answers, cli, curve, figures, jobs, power, runs as runs_room, tables, terminal
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.machinery.evaluate import run_scores
@@ -474,6 +476,39 @@ def test_the_flagship_without_runs_with_two_seeds_and_complete():
     assert 'Reversed: attention at 16' in turned and 'No ordering of a table that was written down' in turned
     lost = [*twins_runs(range(10, 20), spread=.1)]
     assert 'of 60, 30 collapsed' in answers.answers(dict(twins=lost)) and '| 10 of 10 |' in markdown('twins', lost)
+
+
+def test_samples_are_shown_pixel_for_pixel(tmp_path):
+    "Side by side where a page has room, below each other where it has not; every pixel of the file is one of the figure."
+    names, rng = ('f3_sn_d', 'f3_sn_gd', 'f3_sn_gd_ttur'), np.random.default_rng(0)
+    for width, places in ((278, [(0, 0), (290, 0), (580, 0)]), (562, [(0, 0), (0, 162), (0, 324)])):
+        images = {name: rng.integers(0, 256, (138, width, 3), np.uint8) for name in names}
+        for name, image in images.items(): Image.fromarray(image).save(tmp_path/f'{name}.png')
+        fig = figures.show_samples('fig3', [dict(row=o, name=o, seed=0) for o in names], tmp_path)
+        fig.canvas.draw()
+        drawn = np.asarray(fig.canvas.buffer_rgba())[..., :3]
+        for (x, y), image in zip(places, images.values()):
+            assert np.array_equal(drawn[y + 24:y + 162, x:x + width], image)
+            assert (drawn[y:y + 24, x:x + 50] < 128).any()                          # its title
+
+
+def test_a_table_for_a_page_counts_its_verdicts_and_loses_nothing():
+    whole = [*twins_runs(range(10, 20), TABLES['twins'].rows)]
+    page = tables.folded_table('twins', whole)
+    seen = re.sub(r'(?s)<details>.*?</details>', '', page)
+    assert '3 comparisons written down before the first run: 3 hold.' in seen and '| `t1_attn_16` attention at 16 | 10 |' in seen
+    assert '**holds (10 seeds)**' not in seen and page.count('**holds (10 seeds)**') == 3 and 'Commit: ' in page and 'Commit: ' not in seen
+    turned = tables.tally(TABLES['twins'], [*twins_runs(range(10, 20), gap=-3.)])
+    assert turned == '2 comparisons written down before the first run: 2 reversed.'
+    assert tables.tally(TABLES['twins'], []) == ''
+
+
+@pytest.mark.parametrize('name', ['table1', 'table2', 'fig3', 'reduction', 'best', 'twins'])
+def test_tables_fit_a_terminal(name, monkeypatch):
+    "Of 100 columns, as a table and not as paragraphs."
+    monkeypatch.setenv('COLUMNS', '100')
+    said = terminal.show_markdown(markdown(name, collect(ROOT/'results'/name)))
+    assert '───' in said and max(map(len, said.splitlines())) <= 100
 
 
 def test_what_a_table_could_have_seen(tmp_path, monkeypatch, capsys):

@@ -183,7 +183,7 @@ def test_a_mistyped_preset_needs_no_torch(monkeypatch, capsys):
             'try: console.sagan_train()\nexcept SystemExit as e: print(e.code, "torch" in sys.modules)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment())
     assert done.stdout == '1 False\n'
-    assert (1, '', done.stderr) == shell(monkeypatch, capsys, 'sagan_train', 't1_attn_61') and 'did you mean t1_attn_16' in done.stderr
+    assert (1, '', done.stderr) == shell(monkeypatch, capsys, 'sagan_train', 't1_attn_61') and 'did you mean t1_attn_6' in done.stderr
 
 
 def test_what_trains_nothing_says_what_is_next(tmp_path, monkeypatch, capsys):

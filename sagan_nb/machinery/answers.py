@@ -139,7 +139,8 @@ def unseen_words(
     if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
                           f'a smaller one less often: {missed}.')
     versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"
-    if old: out.append(f'Tables of {versions} are unfair to attention: it started from narrower weights than its controls.')
+    unfair = 'are unfair to attention: it started from narrower weights than its controls'
+    if old: out.append(f'Tables of {versions} {unfair}.')
     return ' '.join(out)
 
 

@@ -22,7 +22,7 @@ def axis_name(
     key = dict(distance='n_fake').get(kind, f'n_{kind}')
     drawn = sorted({o['curve'][0][key] for o in results if o.get('curve') and key in o['curve'][0]})
     words = AXES.get(kind, name_of(results, kind))
-    return f'{words} ({" / ".join(map(str, drawn))} images)' if drawn else words
+    return f'{words}\n({" / ".join(map(str, drawn))} images)' if drawn else words
 
 
 def rows_with(
@@ -102,7 +102,7 @@ def show_pairs(
     plan = TABLES[plan] if isinstance(plan, str) else plan
     rows = rows_with(plan, results, kind)
     with plt.rc_context(FONTS):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 1.1 + .36*max(len(rows), 3)), layout='constrained')
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 1.1 + .3*max(len(rows), 3)), layout='constrained')
         draw_rows(left, rows, results, kind)
         draw_claims(right, plan, results, kind)
         left.set_xlabel(AXES[kind])
@@ -158,16 +158,17 @@ def draw_cost(
 
 def panels_of(
     n: int,                   # rows
-    cost: bool,               # also one wide panel below
+    cost: bool,               # also one wide panel behind the others
 ):                            # figure, a list of axes
-    "Make a small panel for each row, three in a line."
+    "Make a small panel for each row, four in a line; the wide one takes what the last line has left, or a line."
     import matplotlib.pyplot as plt
-    high = math.ceil(n / 3) + cost
-    fig = plt.figure(figsize=(8, .5 + 1.7*high), layout='constrained')
-    grid = fig.add_gridspec(high, min(n, 3))
+    left = -n % 4 if n > 4 else 0                            # places in the last line
+    high = math.ceil(n / 4) + (cost and left < 2)
+    fig = plt.figure(figsize=(9.4, .4 + 1.7*high), layout='constrained')
+    grid = fig.add_gridspec(high, min(n, 4))
     axes = []
-    for i in range(n): axes.append(fig.add_subplot(grid[i // 3, i % 3], sharey=axes[0] if axes else None))
-    if cost: axes.append(fig.add_subplot(grid[-1, :], sharey=axes[0]))
+    for i in range(n): axes.append(fig.add_subplot(grid[i // 4, i % 4], sharey=axes[0] if axes else None))
+    if cost: axes.append(fig.add_subplot(grid[-1, n % 4 if left >= 2 else 0:], sharey=axes[0]))
     return fig, axes
 
 
@@ -187,7 +188,7 @@ def show_training(
         for i, (ax, (row, own)) in enumerate(zip(axes, of.items())):
             draw_row_curves(ax, own, kind)
             ax.set_title(words_of(row))
-            if i + 3 >= len(of): ax.set_xlabel('updates of G')
+            if i + 4 >= len(of): ax.set_xlabel('updates of G')
         if cost: draw_cost(axes[-1], of, kind, pace)
         for ax in axes:
             if kind == 'distance': ax.set(yscale='log')
@@ -210,7 +211,7 @@ def sample_strips(
         if not path or not path.exists(): continue
         at = o.get('samples_at')
         when = f'steps {", ".join(map(str, at))}' if at else 'later to the right'
-        strips[f'{words_of(row)}, seed {o["seed"]}: {when}'] = plt.imread(path)
+        strips[f'{words_of(row)}: {when}'] = plt.imread(path)
     return strips
 
 
@@ -219,24 +220,22 @@ def show_samples(
     results: list,            # runs
     out,                      # folder where `run_job` put their images
 ):                            # figure, or None where there is no image
-    """Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed. A pixel of an
-    image is 2x2 pixels of the figure, or one where that would be wider than a page."""
+    """Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed. Images are as
+    large as they are, pixel for pixel; strips stand side by side where a page has room."""
     import matplotlib.pyplot as plt
     strips = sample_strips(name, results, out)
     if not strips: return None
     dpi, gap, title = 100, 12, 24                             # pixels; the title stands above its strip
-    widest = max(image.shape[1] for image in strips.values())
-    times = 2 if 2*widest <= PAGE else 1
-    high = sum(times*image.shape[0] + title + gap for image in strips.values())
-    fig, top = plt.figure(figsize=(times*widest/dpi, high/dpi), dpi=dpi), high
-    for words, image in strips.items():
-        h, w = (times*n for n in image.shape[:2])
-        top -= title + h
-        ax = fig.add_axes((0, top/high, w/times/widest, h/high))
+    h, w = (max(o.shape[i] for o in strips.values()) for i in (0, 1))
+    across = max(1, min(len(strips), PAGE // (w + gap)))
+    size = across*(w + gap) - gap, math.ceil(len(strips)/across)*(h + title)
+    fig = plt.figure(figsize=[n/dpi for n in size], dpi=dpi)
+    for i, (words, image) in enumerate(strips.items()):
+        x, y = i % across*(w + gap), size[1] - (i // across + 1)*(h + title)
+        ax = fig.add_axes((x/size[0], y/size[1], image.shape[1]/size[0], image.shape[0]/size[1]))
         ax.imshow(image, interpolation='nearest', aspect='auto')
         ax.set_axis_off()
-        fig.text(0, (top + h + 6)/high, words, fontsize=10)
-        top -= gap
+        fig.text(x/size[0], (y + h + 4)/size[1], words, fontsize=9)
     return fig
 
 

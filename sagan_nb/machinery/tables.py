@@ -26,6 +26,9 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
              rb_adam="torch's Adam", rb_flip='flipped images')
 TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
            'no difference': 'without a difference', 'not comparable': 'not comparable'}
+WORTH_SEEING = ('Worth seeing is the published difference where there is one (with a plus sign where the paper, too, has '
+                "the row a little worse), else a quarter of the other row's distance or a tenth of the real images' bits. "
+                '"Could have seen" is at the share of the 5 % that an ordering has among so many.')
 BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
 
 
@@ -373,9 +376,10 @@ def table_parts(
     "Write the parts that a file and a page have in common."
     plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
     if skipped is None: skipped = not_applicable(plan, own)
-    read = [reading_note(plan, own)] if own else []
-    notes = [*read, *paper_line(plan, own), *missing_lines(plan, own, skipped, failed), *signs_line(own)]
-    return plan, own, [*table_lines(plan, own), *spaced(notes)], spaced([*cost_lines(own), protocol(own)])
+    read, missing = [reading_note(plan, own), *signs_line(own)] if own else [], missing_lines(plan, own, skipped, failed)
+    elsewhere = [o for o in missing if o.startswith('Not applicable')]
+    notes = [' '.join(read), *paper_line(plan, own), *(o for o in missing if o not in elsewhere)]
+    return plan, own, [*table_lines(plan, own), *spaced(notes)], spaced([*elsewhere, *cost_lines(own), protocol(own)])
 
 
 def spaced(
@@ -407,11 +411,14 @@ def folded_lines(
 def folded_table(
     name: str,                # a key of TABLES
     results: list,            # runs
+    numbers_too: bool = False,    # fold the numbers, too
 ) -> str:                     # Markdown
     "Write a table for a page: how many orderings hold, the numbers, and the rest to be unfolded."
     plan, own, numbers, made = table_parts(name, results, None, {})
-    each = [*sentences(plan, own), power_markdown(name, own)]
-    return '\n'.join([f'### {plan.title}', '', tally(plan, own), '', *numbers,
+    numbers = [line.replace(' ± ', '\u00a0±\u00a0') if line.startswith('|') else line for line in numbers]
+    each = [*sentences(plan, own), power_markdown(name, own), '', WORTH_SEEING]
+    if numbers_too: numbers = folded_lines('The numbers', numbers)
+    return '\n'.join([f'**{plan.title}.** {tally(plan, own)}', '', *numbers,
                       *folded_lines('Each comparison: its verdict, and what it could have missed', each),
                       *folded_lines('How it was made', made)])
 

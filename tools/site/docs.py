@@ -168,13 +168,22 @@ class Page:
 
 
 def tag(cell, told):
-    "Tag a cell whose code is left out, exported or folded. Folded are imports, and what `code-fold: true` asks for."
+    "Tag a cell whose code is left out, exported or folded. Folded are imports, and cells that say `fold`."
     tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
-    imports = only_imports(cell.source)
-    if imports or told.get('code-fold') == 'true': tags.append('hide-input')
-    words = 'Imports' if imports else told.get('code-summary', 'Code').strip('"')
-    if 'hide-input' in tags: cell.metadata['mystnb'] = dict(code_prompt_show=words, code_prompt_hide=words)
+    if only_imports(cell.source) or 'fold' in told:
+        tags.append('hide-input')
+        words = what_it_does(cell.source, told)
+        cell.metadata['mystnb'] = dict(code_prompt_show=words, code_prompt_hide=words)
     if tags: cell.metadata['tags'] = tags
+
+
+def what_it_does(source, told):
+    "The words that folded code stands under: it imports, draws, checks, or defines names."
+    if only_imports(source): return 'Imports'
+    if 'fig-cap' in told: return 'Code of the figure'
+    if re.search(r'\bassert|\btest_\w+\(|\bagree\(', source): return 'Code of the check'
+    names = [o.name for o in ast.parse(source).body if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
+    return f'Code: {", ".join(names)}' if names else 'Code'
 
 
 def only_imports(source):
@@ -255,7 +264,7 @@ def sources(dest, cfg=None):
         module = f'sagan_nb.{name}'
         page = Page(cfg, names, dest, number, module)
         nb = page.notebook(path)
-        if module in by_name: nb.cells.append(new_markdown_cell(reference(by_name[module], names, cfg)))
+        if module in by_name: nb.cells.append(new_markdown_cell(reference(by_name[module], names, cfg, folded=True)))
         write(nb, dest/f'{name}.ipynb')
     for name, path in machinery():
         module = by_name[f'sagan_nb.machinery.{path.stem}']
@@ -274,9 +283,11 @@ def sources(dest, cfg=None):
     write(index, dest/'index.ipynb')
 
 
-def reference(module, names, cfg):
-    "All names of a module, for its page."
-    return f'```{{py:module}} {module.name}\n```\n\n## Reference\n\n' + module.reference(names, source_line(cfg))
+def reference(module, names, cfg, folded=False):
+    "All names of a module, for its page. A chapter has them folded; docs/_static/fold.js opens the fold for a link that leads into it."
+    text = module.reference(names, source_line(cfg))
+    if folded: text = f'<details class="reference"><summary>Every name, with its parameters</summary>\n\n{text}\n\n</details>'
+    return f'```{{py:module}} {module.name}\n```\n\n## Reference\n\n{text}'
 
 
 def write(nb, path):

@@ -418,9 +418,10 @@ def folded_table(
     numbers = [line.replace(' ± ', '\u00a0±\u00a0') if line.startswith('|') else line for line in numbers]
     each = [*sentences(plan, own), power_markdown(name, own), '', WORTH_SEEING]
     if numbers_too: numbers = folded_lines('The numbers', numbers)
-    return '\n'.join([f'**{plan.title}.** {tally(plan, own)}', '', *numbers,
+    text = '\n'.join([f'**{plan.title}.** {tally(plan, own)}', '', *numbers,
                       *folded_lines('Each comparison: its verdict, and what it could have missed', each),
                       *folded_lines('How it was made', made)])
+    return text.replace(' (unchecked)', r'\*')
 
 
 def table1(

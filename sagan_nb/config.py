@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 
 from .machinery.published import PUBLISHED as PUBLISHED        # handed on: this chapter is its door
-from .machinery.refused import Refused, choose       # not from core: presets are checked before torch is imported
+from .machinery.refused import Refused, choose   # not from core: presets are checked before torch is imported
 from .machinery.settings import check_value, list_fields, read_values, read_pairs, setting
 
 # %% ../nbs/07_config.ipynb #67c429bd

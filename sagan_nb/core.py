@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .machinery.atomic import atomic_write
 from .machinery.captions import show_captions
-from .machinery.refused import Refused as Refused, choose as choose       # handed on: this chapter is their door
+from .machinery.refused import Refused as Refused, choose as choose   # handed on: this chapter is their door
 from .machinery.terminal import printable
 
 # %% ../nbs/00_core.ipynb #bcebca7a

@@ -418,7 +418,8 @@ def folded_table(
     numbers = [line.replace(' ± ', '\u00a0±\u00a0') if line.startswith('|') else line for line in numbers]
     each = [*sentences(plan, own), power_markdown(name, own), '', WORTH_SEEING]
     if numbers_too: numbers = folded_lines('The numbers', numbers)
-    text = '\n'.join([f'**{plan.title}.** {tally(plan, own)}', '', *numbers,
+    title = plan.title if plan.title.endswith('?') else f'{plan.title}.'
+    text = '\n'.join([f'**{title}** {tally(plan, own)}', '', *numbers,
                       *folded_lines('Each comparison: its verdict, and what it could have missed', each),
                       *folded_lines('How it was made', made)])
     return text.replace(' (unchecked)', r'\*')

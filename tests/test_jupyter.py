@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long
 def book(tmp_path):
     "A copy of the book, where `lab` looks for it: its notebooks."
     for name in ('nbs', 'results', 'docs'): shutil.copytree(ROOT/name, tmp_path/'book'/name)
-    shutil.copy(ROOT/'settings.ini', tmp_path/'book')
+    shutil.copy(ROOT/'settings.ini', tmp_path)                   # where Jupyter is started, as at the root of the repository
     return tmp_path/'book'/'nbs'
 
 
@@ -72,19 +72,24 @@ def saved_again(page, file):
     return now
 
 
-@pytest.mark.parametrize('hooks', [True, False], ids=['with the hooks of nbdev', 'as it comes'])
-def test_open_and_save_changes_nothing(book, lab, tmp_path, hooks):
-    """With the hook that `nbdev_install_hooks` writes, not a byte. Without it, only what nbdev_clean cannot keep: how Jupyter calls the kernel,
-    and which Python it found."""
+@pytest.fixture(params=[True, False], ids=['with the hooks of nbdev', 'as it comes'])
+def hooks(request, tmp_path):
+    "Whether Jupyter has the hook that `nbdev_install_hooks` writes. To be asked for before `lab`, which starts it."
     from nbdev.clean import _pre_save_hook_src
     (tmp_path/'.jupyter').mkdir()
-    if hooks: (tmp_path/'.jupyter'/'jupyter_server_config.py').write_text(_pre_save_hook_src)
+    if request.param: (tmp_path/'.jupyter'/'jupyter_server_config.py').write_text(_pre_save_hook_src)
+    return request.param
+
+
+def test_open_and_save_changes_nothing(book, hooks, lab):
+    """With the hook, not a byte. Without it, only what nbdev_clean cannot keep: how Jupyter calls the kernel, and which Python it found."""
     for name in NOTEBOOKS if hooks else NOTEBOOKS[:1]:
         stored = (book/name).read_bytes()
         now = saved_again(lab(f'nbs/{name}'), book/name)
         if not hooks:
-            nb = json.loads(now)
+            assert now != stored
+            nb, before = json.loads(now), json.loads(stored)
             assert nb['metadata'].pop('language_info')['name'] == 'python'
-            nb['metadata']['kernelspec']['display_name'] = json.loads(stored)['metadata']['kernelspec']['display_name']
-            now, stored = nb, json.loads(stored)
+            nb['metadata']['kernelspec']['display_name'] = before['metadata']['kernelspec']['display_name']
+            now, stored = nb, before
         assert now == stored, name

@@ -154,7 +154,7 @@ def test_nnablas_discriminator(nnabla):
     "With the shapes of its models.py: the first convolution of a block that doubles the channels has as many as it gets."
     torch.manual_seed(1)
     attention = dict(block='attention', form='v1', reduction=8, at=1)
-    D = shape_net(dict(kind='Discriminator', res=32, n_classes=5, head='projection', channels=[8, 16, 32, 32], down=[True]*3 + [False], sn={},
+    D = shape_net(dict(kind='Discriminator', res=32, n_classes=5, head='projection', channels=[8, 16, 32, 32], down=[True]*3 + [False], sn=True,
                        inner=[8, 8, 16, 32], extra={'8': attention})).eval()
     with torch.no_grad():
         for p in D.parameters(): p.add_(.1*torch.randn_like(p))

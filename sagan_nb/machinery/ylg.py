@@ -57,10 +57,11 @@ def released_arrays(
         ours, equal = released_name(name)
         origin[ours] = [name]
         if equal is not None:
-            scope = name if 'embedding' not in name else name.rpartition('/')[0]
+            table = ours.endswith('/embedding_map')          # turned before it is divided; u is a scope further up
+            scope = name.rpartition('/')[0] if table else name
             u = next((k for k in us if k.partition('/spectral_normalize')[0].endswith(scope)), None)
             if u is None: raise Refused(f'ylg: {name} has no {U}')
-            t, origin[ours] = divided(t, us[u], equal, name), [name, u]
+            t, origin[ours] = divided(t.mT, us[u], equal, name).mT if table else divided(t, us[u], equal, name), [name, u]
         out[ours] = t
     return out, origin
 

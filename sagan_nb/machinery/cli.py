@@ -125,7 +125,7 @@ def sagan_sample(
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
         print(write_many(model, wanted, n, out, **how))
-        return say_next(('sagan_eval', '--help'))
+        return say_next(('sagan_eval', data or model.cfg.data or 'REAL', out))
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
@@ -192,7 +192,7 @@ def sagan_eval(
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
-    check_eval_options(asked, labels, seed, per_class, protocol)
+    check_eval_options(asked, labels, seed, per_class, protocol, features)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, pick_device(device))

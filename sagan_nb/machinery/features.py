@@ -325,6 +325,16 @@ def dinov2(
     return Features(net.to(device), name, 'TF1 bilinear to 224', facts=dict(file_sha256=found))
 
 
+def check_features(
+    spec:str,                 # as of `open_features`
+)->tuple[str,str]:            # name, path or ''
+    "Take a name of features apart. Raises Refused for one that is none, before anything is opened."
+    name, _, path = str(spec).partition(':')
+    if name in ('inception', 'clip', 'dinov2') or spec == 'domain': return name, path
+    raise Refused(f'there are no features {spec!r}; choose domain, inception, clip, dinov2, '
+                  'or one of the last three with a file: clip:PATH')
+
+
 def open_features(
     spec:str,                 # 'domain', 'inception', 'clip', 'dinov2', or one of the last three with :PATH
     source,                   # the real pictures
@@ -332,9 +342,6 @@ def open_features(
     device='cpu',             # where to
 )->Features:                  # the network
     "Open features by name. Raises Refused for an unknown name."
-    name, _, path = str(spec).partition(':')
-    if name == 'domain' and not path: return domain(source, cache, device=device)
-    files = dict(inception=inception, clip=clip, dinov2=dinov2)
-    if name in files: return files[name](path or None, device=device)
-    raise Refused(f'there are no features {spec!r}; choose domain, inception, clip, dinov2, '
-                  'or one of the last three with a file: clip:PATH')
+    name, path = check_features(spec)
+    if name == 'domain': return domain(source, cache, device=device)
+    return dict(inception=inception, clip=clip, dinov2=dinov2)[name](path or None, device=device)

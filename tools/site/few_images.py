@@ -17,8 +17,8 @@ classes), the networks small, and the design was [written down](../results/few_i
 
 READING = """*Distance* (Fréchet) and *kernel distance* are to 10,000 held-out images, by a classifier that has seen neither them nor the images
 trained on; 0 is best. *Variety* is the standard deviation of a pixel within a class. *Copies*: the share of generated images that lie nearer to
-a training image than to any of as many held-out ones; 50 % means that nothing is copied, and real images give that. *Known*: the
-share of pairs in which D prefers a training image to a held-out one; 50 % means that it has learnt none by heart."""
+a training image than 99 in 100 held-out images do; 1 % means that nothing is copied. *Known*: the share of pairs in which D
+prefers a training image to a held-out one; 50 % means that it has learnt none by heart."""
 
 ADVICE = """## With few images of your own
 
@@ -34,7 +34,7 @@ def spread(values, digits=2):
     return mean if len(values) < 2 else f'{mean} ± {stdev(values):.{digits}f}'
 
 
-def percent(values): return f'{100*fmean(values):.0f} %'
+def percent(values, digits=0): return f'{100*fmean(values):.{digits}f} %'
 
 
 def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in (head, ['---']*len(head), *rows))
@@ -45,7 +45,7 @@ def cells(own):
     for metric in SHOWN:
         values = [o['value'] for r in own for o in r['records'] if o['metric'] == metric and isinstance(o['value'], float)]
         yield spread(values) if values else '-'
-    yield percent([o['copies']['generated'] for o in own])
+    yield percent([o['copies']['generated'] for o in own], 1)
     yield percent([o['known'] for o in own])
 
 
@@ -92,7 +92,7 @@ def few_page(folder=ROOT/'results'/'few_images', scale='laptop'):
     results = collect_few(folder, scale)
     if not results: return ''
     rows, one = by_row(results), results[0]
-    control = percent([o['copies']['real'] for o in results])
+    control = percent([o['copies']['real'] for o in results], 1)
     variety = next(o['real'] for o in one['records'] if o['metric'] == 'diversity')
     about = (f'`t1_attn_16` at `{one["scale"]}` scale, {one["steps"]:,} updates of {one["settings"]["batch"]} images; '
              f'seeds: {", ".join(map(str, sorted({o["seed"] for o in results})))}; mean ± standard deviation. Held-out images have a variety of '

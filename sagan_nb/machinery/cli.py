@@ -255,13 +255,11 @@ def say_power(
 
 
 def say_stored(
-    table:str,                # 'public', or a key of TABLES
-    out:str,                  # this and the others: as in sagan_table
-    data:str, scale:str, features:str, device:str,
+    table:str, out:str, data:str, scale:str, features:str, device:str,       # as in sagan_table
 ):
     "Print what needs no training: the weights of others, or what the results that are there could have seen."
-    if table != 'public': return say_power(table, Path(out or f'results/{table}'))
-    return print(public_table('' if data == 'pairs' else data, scale, features, pick_device(device)))
+    if table == 'public': print(public_table('' if data == 'pairs' else data, scale, features, pick_device(device)))
+    else: say_power(table, Path(out or f'results/{table}'))
 
 
 def say_plan(

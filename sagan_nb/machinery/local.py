@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..core import Refused
 from ..spectral_norm import make_layer
 
-HEADS = 4                     # one for each of the four patterns
+LOCAL_HEADS = 4               # one for each of the four patterns
 
 
 def diagonal_order(
@@ -21,7 +21,7 @@ def diagonal_order(
 @lru_cache(maxsize=8)
 def local_masks(
     side:int,                 # pixels per side of the map of queries, even
-)->Tensor:                    # which keys a query may look at: bool, (HEADS, side*side, side*side/4)
+)->Tensor:                    # which keys a query may look at: bool, (4, side*side, side*side/4)
     """Make the four patterns. In the order of `diagonal_order`, keys come in stretches: a query looks to the end of its
     stretch or back to its beginning, and, in the other two patterns, at the first or last of each stretch."""
     n, stride = (side // 2)**2, side // 2
@@ -30,7 +30,7 @@ def local_masks(
     first, last = j % stride == 0, j % stride == stride - 1
     ordered = [together & (j >= i), first | same, together & (j <= i), last | same]
     cells = diagonal_order(side // 2)
-    masks = torch.zeros(HEADS, n, n, dtype=torch.bool)
+    masks = torch.zeros(LOCAL_HEADS, n, n, dtype=torch.bool)
     masks[:, cells[:, None], cells] = torch.stack(ordered)
     return masks.repeat(1, 4, 1)                # row-major: each quarter of the queries has the pattern of the keys
 
@@ -42,19 +42,20 @@ class LocalAttention(nn.Module):
         sn=True,              # spectral norm, as of `make_layer`
     ):
         super().__init__()
-        if channels % (8*HEADS): raise Refused(f'local attention needs a multiple of {8*HEADS} channels, got {channels}')
+        least = 8*LOCAL_HEADS
+        if channels % least: raise Refused(f'local attention needs a multiple of {least} channels, got {channels}')
         narrow, value = channels // 8, channels // 2
         conv = lambda a, b: make_layer(nn.Conv2d(a, b, 1, bias=False), sn)
         self.f, self.g = conv(channels, narrow), conv(channels, narrow)
         self.h, self.v = conv(channels, value), conv(value, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def rows(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:   # three of (B, HEADS, locations, width)
+    def rows(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:   # three of (B, 4, locations, width)
         "Return queries, keys and values; the heads share the channels."
-        split = lambda t: t.unflatten(1, (HEADS, -1)).flatten(3).mT
+        split = lambda t: t.unflatten(1, (LOCAL_HEADS, -1)).flatten(3).mT
         return split(self.g(x)), split(F.max_pool2d(self.f(x), 2)), split(F.max_pool2d(self.h(x), 2))
 
-    def weights(self, q:Tensor, k:Tensor, side:int)->Tensor: # (B, HEADS, N, M)
+    def weights(self, q:Tensor, k:Tensor, side:int)->Tensor: # (B, 4, N, M)
         "Compute the softmax over the keys that a head may see."
         hidden = ~local_masks(side).to(q.device)
         return (q @ k.mT - 1000.*hidden).softmax(-1)

@@ -5,14 +5,14 @@ from ..core import Refused
 from ..spectral_norm import unit
 
 MARK = 'singular-vector'          # their name for u
-NETS = dict(G='generator', D='discriminator')
+NNABLA_NETS = dict(G='generator', D='discriminator')
 
 
 def is_nnabla(
     arrays:dict,                  # name -> array
 )->bool:
     "Are these names nnabla's?"
-    starts = tuple(f'{net}/sn_affine/' for net in NETS.values())
+    starts = tuple(f'{net}/sn_affine/' for net in NNABLA_NETS.values())
     return any(k.endswith(MARK) for k in arrays) and any(k.startswith(starts) for k in arrays)
 
 
@@ -20,7 +20,7 @@ class Renaming:
     "Tensors on their way from nnabla's names to ours. Raises Refused for one that is missing."
     def __init__(self,
         arrays:dict,              # name -> tensor
-        net:str,                  # a value of NETS
+        net:str,                  # a value of NNABLA_NETS
     ):
         self.arrays, self.net, self.state, self.used = arrays, net, {}, {}
 
@@ -62,9 +62,9 @@ def under_our_names(
     part:str=None,                # 'G' or 'D'; None: G where it is there
 )->tuple:                         # tensors under our names, their name -> ours, their name -> why it is left out, kind
     "Rename a network of nnabla's. Raises Refused for one that is not whole."
-    there = [p for p, net in NETS.items() if any(k.startswith(f'{net}/') for k in arrays)]
+    there = [p for p, net in NNABLA_NETS.items() if any(k.startswith(f'{net}/') for k in arrays)]
     part = part if part in there else there[0]
-    r = Renaming(arrays, NETS[part])
+    r = Renaming(arrays, NNABLA_NETS[part])
     left = {k: 'of another network in the file' for k in arrays if not k.startswith(f'{r.net}/')}
     (rename_g if part == 'G' else rename_d)(r)
     over = [k for k in arrays if k not in left and k not in r.used]

@@ -17,7 +17,7 @@ from .terminal import text_table
 
 COLUMNS = ('weights', 'what', 'published', 'by', 'score', 'distance', 'without', 'gamma', 'adds', 'bits', 'pixels',
            'changes')
-NOTES = """score, distance: measured here, by one protocol. without: the distance with attention silenced.
+COLUMN_WORDS = """score, distance: measured here, by one protocol. without: the distance with attention silenced.
 gamma, and how much attention adds to what passes through; bits of its entropy; how many pixels it looks away.
 changes: how much a pixel changes where attention is silenced."""
 AS_PUBLISHED = """Scores are as published, each by its own protocol. To measure all by one:
@@ -112,6 +112,15 @@ def row_of_weights(
     return [name, p.what, p.score, p.by, *scores, *use_of_attention(model.G)], how
 
 
+def how_to_get(
+    name:str,                 # a key of CATALOGUE
+)->str:                       # one line
+    "Say what weights that are not here are, and how to get them."
+    p = CATALOGUE[name]
+    known = '; '.join(filter(None, (p.what, p.score, p.note)))
+    return f'{name}: {known}' + f'; sagan_sample {name} downloads it'*bool(p.url)
+
+
 def public_table(
     data:str='',              # pictures to measure with, separated by commas; '': measure nothing
     scale:str='laptop',       # a key of SIZES: how many pictures
@@ -122,8 +131,7 @@ def public_table(
     choose(scale, SIZES, 'scale')
     rows, missing, hows = [], [], []
     for name, p in CATALOGUE.items():
-        if not p.url: missing.append(f'{name}: {p.note}')
-        elif not place_of(name).exists(): missing.append(f'{name}: {p.what}; {p.score}; sagan_sample {name} downloads it')
+        if not p.url or not place_of(name).exists(): missing.append(how_to_get(name))
         else:
             try: row, how = row_of_weights(name, data, scale, features, device)
             except Refused as e: missing.append(f'{name}: {e}')
@@ -132,4 +140,5 @@ def public_table(
                 hows.append(how)
     if not rows: return '\n'.join(['No public weights are in the cache.', *missing])
     said = dict.fromkeys(filter(None, hows))
-    return '\n'.join([text_table(list(COLUMNS), rows), NOTES, *said, *([] if data else [AS_PUBLISHED]), *missing])
+    hint = [] if data else [AS_PUBLISHED]
+    return '\n'.join([text_table(list(COLUMNS), rows), COLUMN_WORDS, *said, *hint, *missing])

@@ -8,11 +8,11 @@ from torch.nn.functional import normalize
 from ..core import Refused
 
 U = 'spectral_norm_u'
-PARTS = (                         # how a weight's name ends; in the released code; is it divided where sigma < 1?
+YLG_WEIGHTS = (                   # how a weight's name ends; in the released code; is it divided where sigma < 1?
     (r'/(dense)/kernel$', '/Matrix', False), (r'/(\w+)/kernel$', '/w', False), (r'/(weights)$', '/w', True),
     (r'/(embedding_map)$', '/embedding_map', False))
 BATCH_NORM = dict(eps=1e-3, momentum=1e-3)
-NOTES = ['spectral norm is folded into the weights: divided by sigma where that is above 1, in attention in any case',
+YLG_NOTES = ['spectral norm is folded into the weights: divided by sigma where that is above 1, in attention always',
          'names and order from the source of ylg and TF-GAN: never run on their weights']
 
 
@@ -42,7 +42,7 @@ def released_name(
 )->tuple[str,object]:             # the released code's; of a weight under spectral norm: equal, else None
     "Translate a name."
     moved = name.replace('_ops/', '_non_local/')
-    for pattern, tail, equal in PARTS:
+    for pattern, tail, equal in YLG_WEIGHTS:
         if re.search(pattern, moved): return re.sub(pattern, tail, moved), equal
     return re.sub(r'/\w*conv\w*/bias$', '/biases', moved.replace('/dense/bias', '/bias')), None
 
@@ -61,7 +61,8 @@ def released_arrays(
             scope = name.rpartition('/')[0] if table else name
             u = next((k for k in us if k.partition('/spectral_normalize')[0].endswith(scope)), None)
             if u is None: raise Refused(f'ylg: {name} has no {U}')
-            t, origin[ours] = divided(t.mT, us[u], equal, name).mT if table else divided(t, us[u], equal, name), [name, u]
+            origin[ours] = [name, u]
+            t = divided(t.mT, us[u], equal, name).mT if table else divided(t, us[u], equal, name)
         out[ours] = t
     return out, origin
 
@@ -82,4 +83,4 @@ def notes_of(
 )->list:
     "List what a user should know."
     other = "attention is sparse, in four heads; TF-GAN has the same names for full attention: source='tfgan'"
-    return [*NOTES, *[other]*(source == 'ylg')]
+    return [*YLG_NOTES, *[other]*(source == 'ylg')]

@@ -12,13 +12,15 @@ SHOWN = {'Fréchet classifier distance': 'distance', 'kernel classifier distance
 
 HEAD = """# Few images
 
-What does a SAGAN make of 100, 1,000 or 10,000 images, and does augmentation help? The images are CIFAR-10's (JPEG, 32x32, ten
-classes), the networks small, and the design was [written down](../results/few_images/README.md) before the first run."""
+What does a SAGAN make of 100, 1,000 or 10,000 images, and does augmentation help? The images are CIFAR-10's (JPEG,
+32x32, ten classes), the networks small, and the design was [written down](../results/few_images/README.md) before the
+first run."""
 
-READING = """*Distance* (Fréchet) and *kernel distance* are to 10,000 held-out images, by a classifier that has seen neither them nor the images
-trained on; 0 is best. *Variety* is the standard deviation of a pixel within a class. *Copies*: the share of generated images that lie nearer to
-a training image than 99 in 100 held-out images do; 1 % means that nothing is copied. *Known*: the share of pairs in which D
-prefers a training image to a held-out one; 50 % means that it has learnt none by heart."""
+READING = """*Distance* (Fréchet) and *kernel distance* are to 10,000 held-out images, by a classifier that has seen neither them nor
+the images trained on; 0 is best. *Variety* is the standard deviation of a pixel within a class. *Copies*: the share of
+generated images that lie nearer to a training image than 99 in 100 held-out images do; 1 % means that nothing is
+copied. *Known*: the share of pairs in which D prefers a training image to a held-out one; 50 % means that it has learnt
+none by heart."""
 
 ADVICE = """## With few images of your own
 

@@ -14,9 +14,9 @@ from tools.study import few_images as few
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    "80 and 40 images of four classes, in folders."
+    "240 and 40 images of four classes, in folders."
     root = tmp_path_factory.mktemp('images')
-    for name, n, seed in (('train', 80, 0), ('test', 40, 1)):
+    for name, n, seed in (('train', 240, 0), ('test', 40, 1)):
         world = Toy(32, 4, n=n, seed=seed)
         for k in range(n):
             x, y = world.batch([k])
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def study(folders): return few.Study(folders/'train', folders/'test', folders/'results', folders/'runs', 'smoke', 4, most=20)
+def study(folders): return few.Study(folders/'train', folders/'test', folders/'results', folders/'runs', 'smoke', 4, most=100)
 
 
 def test_every_beginning_has_all_classes_alike():
@@ -37,7 +37,7 @@ def test_every_beginning_has_all_classes_alike():
 
 
 def test_what_is_measured_with_is_in_no_training_set(study):
-    held, rest, most = ({*map(bytes, o.pixels)} for o in (study.held, study.rest, few.chosen(study.whole, study.order[:20], 'most')))
+    held, rest, most = ({*map(bytes, o.pixels)} for o in (study.held, study.rest, few.chosen(study.whole, study.order[:100], 'most')))
     assert not held & rest and not held & most and not rest & most
     small = {*map(bytes, few.chosen(study.whole, study.order[:8], 'few').pixels)}
     assert small < most and len(small) == 8
@@ -63,17 +63,19 @@ def test_a_discriminator_that_knows_its_images_is_seen(study):
 def test_a_run_and_its_result(study):
     "Stopped, gone on with, and left alone once its result is there."
     stop = [(3, stop_at(0.))]
-    with pytest.raises(Stopped): study.run(8, 'diffaug', 1, stop)
+    with pytest.raises(Stopped): study.run(100, 'diffaug', 1, stop)
     assert not [*study.out.glob('*.json')]
-    study.run(8, 'diffaug', 1)
+    study.run(100, 'diffaug', 1)
     path, = study.out.glob('*.json')
-    assert path.name == f'8-diffaug-s1-smoke-4-v{few.NUMERICS}.json' and path.with_suffix('.png').exists()
+    assert path.name == f'100-diffaug-s1-smoke-4-v{few.NUMERICS}.json' and path.with_suffix('.png').exists()
     made, written = json.loads(path.read_text()), path.stat().st_mtime_ns
     assert 0 <= made['known'] <= 1 and {*made['copies']} == {'generated', 'real'} and [o['t'] for o in made['curve']] == [1, 2, 3, 4]
     assert made['settings']['augment'] == 'diffaug' and {o['n_real'] for o in made['records'] if o['metric'] != 'diversity'} == {40}
-    study.run(8, 'diffaug', 1)
+    study.run(100, 'diffaug', 1)
     assert path.stat().st_mtime_ns == written
     assert few_page(study.out/'nothing') == '' == few_page(study.out)      # which has no result at laptop scale
+    text = few_page(study.out, 'smoke')
+    assert '| 100 | diffaug |' in text and text.count('![A generated image') == 1 and '4 updates of 8 images; seeds: 1;' in text and '| nan' not in text
 
 
 def planted(folder, shift):

@@ -66,8 +66,9 @@ def test_planted_fault(book, lab):
 def saved_again(page, file):
     "Save the notebook that is open: its file's new bytes, once they are all there."
     before = file.stat().st_mtime_ns
-    page.keyboard.press('Control+s')
-    while file.stat().st_mtime_ns == before: page.wait_for_timeout(200)
+    while file.stat().st_mtime_ns == before:                # a key that comes too early is lost
+        page.keyboard.press('Control+s')
+        page.wait_for_timeout(1000)
     while (now := file.read_bytes()) != (page.wait_for_timeout(500), file.read_bytes())[1]: pass
     return now
 

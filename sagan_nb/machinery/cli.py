@@ -123,7 +123,7 @@ def sagan_sample(
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
         print(write_many(model, wanted, n, out, **how))
-        return say_next(('sagan_eval', '--help'))
+        return say_next(('sagan_eval', data or model.cfg.data or 'REAL', out))
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
@@ -174,7 +174,7 @@ def sagan_eval(
     fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
-    features:str='domain',    # domain (a classifier trained on the data), inception, clip, inception:PATH or clip:PATH
+    features:str='domain',    # domain (a classifier trained on the data), inception, clip, dinov2, or clip:PATH
     protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure (chapter 10)
     n_fake:int=None,          # generated pictures (default: 10000; the released protocol: 50000)
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
@@ -190,7 +190,7 @@ def sagan_eval(
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
-    check_eval_options(asked, labels, seed, per_class, protocol)
+    check_eval_options(asked, labels, seed, per_class, protocol, features)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, pick_device(device))
@@ -263,7 +263,7 @@ def sagan_table(
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
     keep_memory()
     rank, world = apart()
-    if table == 'public' or power: return say_stored(table, Path(out or f'results/{table}'))
+    if table == 'public' or power: return say_stored(table, out, data, scale, features, device)
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))

@@ -9,15 +9,18 @@ from ..core import Refused, choose
 from .catalogue import CATALOGUE, place_of
 from .jobs import ELSEWHERE, collect
 from .lists import typed_text
+from .machine import pick_device
 from .options import commands, say_next, time_update
 from .plan import ANCHORS, given_for_plan, plan_of
 from .power import power_text
 from .public import public_table
 
 
-def say_public():
+def say_public(
+    data:str, scale:str, features:str, device:str,       # as in sagan_table
+):
     "Print what is known of public weights, and how to look into those that are here, or the first that can be fetched."
-    print(public_table())
+    print(public_table('' if data == 'pairs' else data, scale, features, pick_device(device)))
     known = sorted((name for name, o in CATALOGUE.items() if o.url), key=lambda name: not place_of(name).exists())
     say_next(('sagan_attention', known[0], '--out', 'public.html'))
 
@@ -51,12 +54,11 @@ def say_power(
 
 
 def say_stored(
-    table:str,                # 'public', or a key of TABLES
-    out:Path,                 # folder of results
+    table:str, out:str, data:str, scale:str, features:str, device:str,       # as in sagan_table
 ):
     "Print what needs no training: the weights of others, or what the results that are there could have seen."
-    if table == 'public': say_public()
-    else: say_power(table, out)
+    if table == 'public': say_public(data, scale, features, device)
+    else: say_power(table, Path(out or f'results/{table}'))
 
 
 def say_plan(

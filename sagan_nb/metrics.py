@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Moments', 'moments', 'join_moments', 'Stats', 'covariance_root', 'between_roots', 'sample_size', 'warn_of_rank',
            'frechet_distance', 'inception_score', 'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum',
-           'squared_mmd', 'kernel_distance', 'squared_distances', 'squared_radii', 'prdc']
+           'squared_mmd', 'kernel_distance', 'squared_distances', 'prdc']
 
 # %% ../nbs/10_metrics.ipynb #ced5ec3c
 import math
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .core import Refused
 from .machinery.checks import check_covariance, check_rows, check_shape
+from .machinery.nearest import Cloud, Reach, nearest
 
 # %% ../nbs/10_metrics.ipynb #d4743738
 class Moments(NamedTuple):
@@ -220,9 +221,11 @@ def polynomial_sum(
     y:Tensor,                 # features, (m, d)
     chunk:int=2048,           # rows at a time
 )->float:                     # sum of (x.y / d + 1)^3 over all pairs
-    "Sum the cubic kernel over all pairs, a block at a time."
-    kernel = lambda a, b: (a.double() @ b.double().T / x.shape[1] + 1).pow(3)
-    return sum(kernel(a, b).sum().item() for a in x.split(chunk) for b in y.split(chunk))
+    "Sum the cubic kernel over all pairs, a block at a time: products in the features' number format, sums in float64."
+    kernel = lambda a, b: ((a @ b.T).double() / x.shape[1] + 1).pow(3)
+    pairs = [(i, j) for i in range(0, len(x), chunk) for j in range(0, len(y), chunk) if x is not y or i <= j]
+    times = lambda i, j: 2 if x is y and i < j else 1                        # a block across the diagonal counts twice
+    return sum(times(i, j)*kernel(x[i:i + chunk], y[j:j + chunk]).sum().item() for i, j in pairs)
 
 def squared_mmd(
     x:Tensor,                 # features, (m, d)
@@ -259,24 +262,6 @@ def squared_distances(
     x, y = x.double() - centre, y.double() - centre
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2*x @ y.T).clamp_min(0)
 
-def squared_radii(
-    x:Tensor,                 # rows, (n, d)
-    ks:tuple,                 # which neighbours, 1: the nearest
-    centre:Tensor,            # as in squared_distances
-    chunk:int=2048,           # rows at a time
-)->Tensor:                    # squared distance of each row to its k-th neighbour, for each k, (len(ks), n)
-    "Compute how far each row's k-th neighbour is, itself not counted; memory for one block only."
-    out, most = [], max(ks)
-    for i, a in enumerate(x.split(chunk)):
-        best = torch.empty(len(a), 0, dtype=torch.float64, device=x.device)
-        for j, b in enumerate(x.split(chunk)):
-            block = squared_distances(a, b, centre)
-            if i == j: block.fill_diagonal_(math.inf)
-            best = torch.cat([best, block.topk(min(most, len(b)), 1, largest=False).values], 1)
-            best = best.topk(min(most, best.shape[1]), 1, largest=False).values
-        out.append(best.sort(1).values[:, [k - 1 for k in ks]].T)
-    return torch.cat(out, 1)
-
 # %% ../nbs/10_metrics.ipynb #e36585d3
 def prdc(
     fake:Tensor,              # features of generated images, (m, d)
@@ -290,18 +275,19 @@ def prdc(
     if min(k, k_density) < 1: raise Refused(f'neighbours are counted from 1; got {k} and {k_density}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
-    slack = lambda x: torch.cat([1e-12 * (p.double() - centre).square().sum(1) for p in x.split(chunk)])
-    near, wide = squared_radii(real, (k, k_density), centre, chunk) + slack(real)
-    own, = squared_radii(fake, (k,), centre, chunk) + slack(fake)
+    F, R = Cloud(fake, centre, chunk), Cloud(real, centre, chunk)
+    radii = lambda x, k: nearest(x, k, chunk) + 1e-12*x.size[:, None]        # squared, with room for rounding
+    near, wide = radii(R, max(k, k_density))[:, [k - 1, k_density - 1]].T
+    own = radii(F, k)[:, -1]
     precise, balls = torch.zeros(m, dtype=torch.bool, device=real.device), 0
     recalled, covered = torch.zeros(2, n, dtype=torch.bool, device=real.device)
     for i in range(0, m, chunk):
         for j in range(0, n, chunk):
             f, r = slice(i, i + chunk), slice(j, j + chunk)
-            d2 = squared_distances(fake[f], real[r], centre)
-            precise[f] |= (d2 <= near[r]).any(1)
-            recalled[r] |= (d2 <= own[f, None]).any(0)
-            reached = d2 <= wide[r]
+            distances = Reach(F, R, f, r)
+            precise[f] |= distances.within(near[r]).any(1)
+            recalled[r] |= distances.within(own[f, None]).any(0)
+            reached = distances.within(wide[r])
             covered[r] |= reached.any(0)
             balls += reached.sum().item()
     share = lambda hits: hits.double().mean().item()

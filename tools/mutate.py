@@ -46,7 +46,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('D not frozen in the step of G, in the bench', '14', 'with frozen(self.D) if self.v.frozen else', 'with contextlib.nullcontext() if self.v.frozen else', '14'),
     ('covariance divided by n', '10', 'return self.scatter / (self.n - 1)', 'return self.scatter / self.n', '10'),
     ('splits of the score not shuffled', '10', 'if shuffle and splits > 1 else', 'if False else', '10'),
-    ('real and generated swapped in precision', '10', 'near, wide = squared_radii(real, (k, k_density)', 'real, fake = fake, real; near, wide = squared_radii(real, (k, k_density)', '10'),
+    ('real and generated swapped in precision', '10', 'F, R = Cloud(fake, centre, chunk), Cloud(real, centre, chunk)', 'F, R = Cloud(real, centre, chunk), Cloud(fake, centre, chunk)', '10'),
     ('resize with half-pixel centres', '10', 'at = torch.arange(size, dtype=torch.float32, device=x.device) *', 'at = (.5 + torch.arange(size, dtype=torch.float32, device=x.device)) *', '10'),
     ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(A @ B.T).sum().item()', '2*torch.linalg.matrix_norm(A @ B.T).item()', '10'),
     ('map drawn transposed', '11', 'self.shape[0] // self.cell, self.shape[1] // self.cell)', 'self.shape[0] // self.cell, self.shape[1] // self.cell).T', '11'),

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -11,21 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from commands import as_folders
 from sagan_nb.config import NUMERICS
+from sagan_nb.data import Toy
 from tools.bench import carry, gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDE = '''
 import sys
-HIDDEN = {hidden!r}
+from importlib.machinery import PathFinder
 
-class Hide:
-    "Packages that are not on the other machine."
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition('.')[0] in HIDDEN: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+class Hide(PathFinder):
+    "Finds all but the packages that are not on the other machine."
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition('.')[0] in {hidden!r} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Hide)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
 '''
 
 
@@ -47,16 +50,19 @@ def test_everything_is_rehearsed_on_a_bare_machine(tmp_path):
     asked = 'import fastcore, rich, sys\nprint(fastcore.__file__, rich.__file__)\nimport nbdev'
     said = subprocess.run([sys.executable, '-c', asked], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert said.stdout.count(str(tmp_path/'carry'/'site')) == 2 and "No module named 'nbdev'" in said.stderr
-    out = tmp_path/'out'
-    done = subprocess.run([sys.executable, '-m', 'tools.bench.gpu', '--smoke', '--device', 'cpu', '--minutes', '20', '--out', str(out)],
-                          cwd=tmp_path, env=env, capture_output=True, text=True)
+    out, before = tmp_path/'out', resource.getrusage(resource.RUSAGE_CHILDREN)
+    as_folders(Toy(32, 4, n=80), tmp_path/'photos')
+    words = '--smoke --device cpu --minutes 20 --data photos --out'.split()
+    done = subprocess.run([sys.executable, '-m', 'tools.bench.gpu', *words, str(out)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f'processor seconds: {after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.0f}')
     log = (out/'log.txt').read_text(encoding='utf-8')
     assert done.returncode == 0, done.stderr + log
     parts = json.loads((out/'run.json').read_text())['parts']
     assert {n: o['ended'] for n, o in parts.items()} == dict.fromkeys(gpu.SHARES, 'whole'), log
     check, speed, table, profile = (json.loads((out/f'{n}.json').read_text()) for n in gpu.SHARES)
     outcomes = check['pytest']['cuda']['outcomes']
-    assert {*outcomes.values()} == {'PASSED', 'SKIPPED'} and [*outcomes.values()].count('PASSED') > 12, check['pytest']['cuda']['tail']
+    assert {*outcomes.values()} == {'PASSED'} and [*outcomes.values()].count('PASSED') >= 7, check['pytest']['cuda']['tail']
     assert check['traces']['none']['same'] and all(len(o['found']) == 2 for o in check['first'].values())
     assert len(speed['steps']) >= 5 and all(o['steps_per_s'] > 0 for o in speed['steps'].values()), speed['steps']
     assert {o['net']['form'] for o in speed['steps'].values()} == {'released', 'paper'} and all(o > 1e8 for o in speed['operations_per_s'].values())

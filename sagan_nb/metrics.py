@@ -102,7 +102,7 @@ def covariance_root(
 )->tuple[Tensor,Tensor]:      # mean (d), and a root A of the covariance, A^T A = S, (r, d)
     "Compute the mean and a root of the covariance, exact at any rank. Raises Refused for features that are too large."
     if isinstance(x, Tensor) and len(x) <= x.shape[1]:
-        mean = x.mean(0, dtype=torch.float64)
+        mean = sum(part.double().sum(0) for part in x.split(128)) / len(x)           # in pieces that a cache holds
         return mean, (x - mean).div_(math.sqrt(len(x) - 1))              # float64, whatever x is
     s = x if isinstance(x, Stats) else Stats.of(x)
     S, d = s.covariance, len(s.mean)
@@ -122,7 +122,8 @@ def between_roots(
     "Compute |m1 - m2|^2 + |A|^2 + |B|^2 - 2 |A B^T|_*. Raises Refused for values that are not finite."
     size = sum(torch.linalg.vector_norm(v).item()**2 for v in (m1 - m2, A, B))
     if not math.isfinite(size): raise Refused('features hold values that are not finite numbers, or too large')
-    value = size - 2*torch.linalg.svdvals(A @ B.T).sum().item()
+    cross = A @ B.T if len(A) > len(B) else B @ A.T          # tall: singular values of a wide matrix take twice as long
+    value = size - 2*torch.linalg.svdvals(cross).sum().item()
     return 0. if -1e-9*size < value < 0 else value          # negative by more than rounding would be a bug, and shows
 
 # %% ../nbs/10_metrics.ipynb #697024cd
@@ -221,8 +222,8 @@ def polynomial_sum(
     y:Tensor,                 # features, (m, d)
     chunk:int=2048,           # rows at a time
 )->float:                     # sum of (x.y / d + 1)^3 over all pairs
-    "Sum the cubic kernel over all pairs, a block at a time: products in the features' number format, sums in float64."
-    kernel = lambda a, b: ((a @ b.T).double() / x.shape[1] + 1).pow(3)
+    "Sum the cubic kernel over all pairs, a block at a time."
+    kernel = lambda a, b: (a.double() @ b.double().T / x.shape[1] + 1).pow(3)
     pairs = [(i, j) for i in range(0, len(x), chunk) for j in range(0, len(y), chunk) if x is not y or i <= j]
     times = lambda i, j: 2 if x is y and i < j else 1                        # a block across the diagonal counts twice
     return sum(times(i, j)*kernel(x[i:i + chunk], y[j:j + chunk]).sum().item() for i, j in pairs)

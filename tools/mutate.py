@@ -48,7 +48,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('splits of the score not shuffled', '10', 'if shuffle and splits > 1 else', 'if False else', '10'),
     ('real and generated swapped in precision', '10', 'F, R = Cloud(fake, centre, chunk), Cloud(real, centre, chunk)', 'F, R = Cloud(real, centre, chunk), Cloud(fake, centre, chunk)', '10'),
     ('resize with half-pixel centres', '10', 'at = torch.arange(size, dtype=torch.float32, device=x.device) *', 'at = (.5 + torch.arange(size, dtype=torch.float32, device=x.device)) *', '10'),
-    ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(A @ B.T).sum().item()', '2*torch.linalg.matrix_norm(A @ B.T).item()', '10'),
+    ('trace of the root for the nuclear norm', '10', '2*torch.linalg.svdvals(cross).sum().item()', '2*torch.linalg.matrix_norm(cross).item()', '10'),
     ('map drawn transposed', '11', 'self.shape[0] // self.cell, self.shape[1] // self.cell)', 'self.shape[0] // self.cell, self.shape[1] // self.cell).T', '11'),
     ('row and column of a query exchanged', '11', 'query[0]*self.shape[0]//self.res*self.shape[1] + query[1]*', 'query[1]*self.shape[0]//self.res*self.shape[1] + query[0]*', '11'),
     ('pooled keys drawn as small as locations', '11', 'o.look(i, query), o.res/o.shape[0]*o.cell, query', 'o.look(i, query), o.res/o.shape[0], query', '11'),

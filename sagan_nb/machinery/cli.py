@@ -189,9 +189,10 @@ def sagan_eval(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
+    keep_memory()
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
-    if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
+    if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     check_eval_options(asked, labels, seed, per_class, protocol)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}

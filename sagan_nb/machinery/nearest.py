@@ -84,7 +84,7 @@ def candidates(
             i, j = slice(s, s + chunk), slice(t, t + chunk)
             block = rough(a, a, i, j)
             if s == t: block.fill_diagonal_(math.inf)
-            else: offer(best[j], who[j], block.T, s)
+            else: offer(best[j], who[j], block.T.contiguous(), s)
             offer(best[i], who[i], block, t)
     return best, who
 

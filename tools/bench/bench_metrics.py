@@ -19,6 +19,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from sagan_nb.metrics import Stats, frechet_distance, intra_distances, kernel_distance, prdc, squared_mmd
+from sagan_nb.machinery.machine import keep_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +101,7 @@ def main():
     p.add_argument('--out', type=Path, default=ROOT/'results'/'metrics_speed.json')
     o = p.parse_args()
     torch.set_num_threads(2)
+    keep_memory()                                                # as sagan_eval does
     warnings.simplefilter('ignore')
     git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64',

@@ -69,7 +69,7 @@ def run_tests(o, seconds):
     "What pytest says of each test marked `cuda`, as far as it came, and how its output ends."
     env = os.environ | dict(SAGAN_NB_TEST_DEVICE=o.device, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', PYTHONUNBUFFERED='1', IN_TEST='1')
     words = [sys.executable, '-m', 'pytest', '-m', 'cuda', 'tests/test_cuda.py', '-v', '--tb=short', '-p', 'no:cacheprovider']
-    if o.smoke: words += ['-k', 'folds or moves_alike or goes_on or draws_alike']
+    if o.smoke: words += ['-k', 'folds or moves_alike']
     with tempfile.TemporaryFile('w+') as log:
         try: subprocess.run(words, cwd=ROOT, env=env, timeout=seconds, stdout=log, stderr=subprocess.STDOUT)
         except subprocess.TimeoutExpired: print(f'pytest took longer than {seconds:.0f} s', file=log)

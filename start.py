@@ -51,9 +51,9 @@ def complaint(version, modules=('venv', 'ensurepip')):
     return None
 
 
-def call(command, env=None):
+def call(command, env=None, out=None):
     "Run to the end and return the exit code. Ctrl-C is for the command, which may have something to save."
-    process = subprocess.Popen(command, cwd=HERE, env=env)
+    process = subprocess.Popen(command, cwd=HERE, env=env, stdout=out)
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return process.wait()
@@ -153,14 +153,15 @@ def excerpt(run):
           'Both are trained at once; the bar is that of the second.', flush=True)
     table = [tool('sagan_table')] + EXCERPT + ['--set', 'steps=%d' % steps, '--out', run + '-table1', '--only']
     alone = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // 2)))
-    first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=subprocess.DEVNULL, env=alone)
-    code = call(table + BESIDE[1:], alone)
+    mute = open(os.devnull, 'w')
+    first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=mute, stderr=mute, env=alone)
+    code = call(table + BESIDE[1:], alone, mute)             # one bar; the table is printed when it is whole
     whole = table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run]
     code = first.wait() or code or call(whole)
     if code:
         print('\nThe excerpt is not complete. This goes on with it:\n  ' + typed(whole), flush=True)
     else:
-        print('\nLook first at:\n  %s\n'
+        print('\nLook first at:\n  %s\n  %s\n' % (run + '/report.html', run + '-table1/table1-samples.png') +
               '\nThe full table, every row that exists at this size, from three seeds, is 21 runs of some minutes:\n'
               'repeat this, 20 minutes each time, until it is done.\n  ' + typed([tool('sagan_table')] + FULL.split()), flush=True)
     return code

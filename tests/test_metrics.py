@@ -294,11 +294,13 @@ def test_inception_weights_are_checked_before_they_are_read(tmp_path, monkeypatc
 def test_domain_classifier_is_kept_by_content(tmp_path, toy, monkeypatch):
     long = features_room.train_classifier
     monkeypatch.setattr(features_room, 'train_classifier', lambda *args: long(*args, steps=10))
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'common'))
     a = domain(toy, tmp_path)
     file, = tmp_path.glob('classifier-*')
     with monkeypatch.context() as m:
         m.setattr(features_room, 'train_classifier', lambda *args: pytest.fail('trained again'))
-        assert domain(toy, tmp_path).hash == a.hash and domain(toy, tmp_path).facts == a.facts
+        for folder in (tmp_path, tmp_path/'another', 'default'): assert domain(toy, folder).hash == a.hash and domain(toy, folder).facts == a.facts
+        assert (tmp_path/'another'/file.name).read_bytes() == (tmp_path/'common'/file.name).read_bytes() == file.read_bytes()
     assert a.facts['held_out'] == 24 and 0 <= a.facts['accuracy'] <= 1
     raw = bytearray(file.read_bytes())
     raw[-5] ^= 1                                            # one bit
@@ -609,7 +611,7 @@ def test_eval_killed_goes_on_where_it_stopped_and_two_share_a_cache(run, tmp_pat
     records = json.loads((tmp_path/'a.json').read_text())
     newest = run/'checkpoints'/records[0]['checkpoint']
     assert all(o['checkpoint_sha256'] == file_sha256(newest) and o['step'] == 4 and o['train_seed'] == 0 and o['trained_commit'] for o in records)
-    shutil.rmtree(tmp_path/'cache')
+    for table in (tmp_path/'cache').glob('*/'): shutil.rmtree(table)                       # all but the classifier
     both = {name: spawn(*args, tmp_path/name) for name in ('b.json', 'c.json')}              # at once, over one cache
     for name, process in both.items():
         process.communicate()

@@ -152,6 +152,9 @@ def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch
     assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '3', '--out', 'runs/toy']) == 0
     assert start.excerpt('runs/toy') == 0
     said = capfd.readouterr().out
+    assert said.count('No run shows a sign of collapse') == 1 and '%s' not in said         # one table, and no hole in a sentence
+    shown = re.search(r'Look first at:\n  (.+)\n  (.+)\n', said).groups()
+    assert shown[0] == 'runs/toy/report.html' and (tmp_path/shown[1]).exists()             # smoke scale writes no page
     assert sorted(p.name.split('-')[0] for p in (tmp_path/'runs'/'toy-table1').glob('*.json')) == ['t1_attn_16', 't1_none', 't1_res_16']
     assert 'one seed: shows the machinery, decides nothing' in said and '] t1_attn_16' not in said
     last = said.strip().splitlines()[-1].strip()

@@ -216,16 +216,20 @@ def domain(
     seed:int=0,               # of the training
     device='cpu',             # where to
 )->Features:                  # 128 wide, K logits
-    "Train a classifier on these images, once, and return its features; they are cached under a key made of content."
-    folder = cache_folder() if cache == 'default' else cache and Path(cache)
+    """Train a classifier on these images, once, and return its features.
+
+    It is kept under a key made of content, in the folder and in cache_folder(), so that another folder need not train it.
+    """
     key = dict(version=Classifier.version, data_id=source.fingerprint, classes=len(source.classes), seed=seed)
-    path = folder and folder/f'classifier-{content_hash({}, key)[:16]}.safetensors'
-    kept = read_cache(path) if path else None
-    if kept: net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
-    if kept: net.load_state_dict(kept[0])
-    else:
-        net, facts = train_classifier(source, seed, device)
-        if path: write_cache(path, {k: v.cpu() for k, v in net.state_dict().items()}, facts)
+    name = f'classifier-{content_hash({}, key)[:16]}.safetensors'
+    folders = [] if cache is None else [cache_folder()] if cache == 'default' else [Path(cache), cache_folder()]
+    found = {o/name: read_cache(o/name) for o in dict.fromkeys(folders)}
+    if kept := next(filter(None, found.values()), None):
+        net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]
+        net.load_state_dict(kept[0])
+    else: net, facts = train_classifier(source, seed, device)
+    for path in [path for path, o in found.items() if not o]:
+        write_cache(path, {k: v.cpu() for k, v in net.state_dict().items()}, facts)
     what = 'classifier' if facts['task'] == 'classes' else 'rotation classifier'
     return Features(net, f'{what} of {source.spec}', 'none', facts=facts)
 

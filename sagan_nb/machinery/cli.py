@@ -349,8 +349,7 @@ def sagan_pack(
     ranks = Ranks()
     packed = pack(spec, res, out, unlabelled=unlabelled, place=(ranks.rank, ranks.world))
     if not ranks.first: return
-    print(describe(packed))
-    print(f'packed into {out}')
+    print(f'{describe(packed)}\npacked into {out}')
     if res in RESOLUTIONS: say_next(('sagan_train', 't1_attn_16', '--data', out, '--set', f'res={res}'))
 
 

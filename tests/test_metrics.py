@@ -497,7 +497,7 @@ def test_float32_alone_would_decide_otherwise(monkeypatch):
     "Without its second pass, at ties; and with too few candidates for a neighbour, which are looked for again."
     fake, real = CLOUDS['ties']()
     wanted = prdc_in_float64(fake, real)
-    monkeypatch.setattr(near, 'SPARE', 0)
+    monkeypatch.setattr(near, 'BEYOND', 0)
     assert prdc(fake, real, chunk=64) == pytest.approx(wanted, abs=1e-12)
     right = near.Cloud.__init__
     def careless(self, *args):

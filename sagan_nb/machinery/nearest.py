@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-SPARE = 8                     # candidates for the neighbours of a row, beyond those that are wanted
+BEYOND = 8                     # candidates for the neighbours of a row, beyond those that are wanted
 
 
 class Cloud:
@@ -95,7 +95,7 @@ def nearest(
     chunk:int,                # rows at a time
 )->Tensor:                    # squared distances of each row to its neighbours, nearest first, float64, (n, most)
     "Compute how far the nearest rows are, a row itself not counted."
-    n, keep = len(a.x), min(len(a.x) - 1, most + SPARE)
+    n, keep = len(a.x), min(len(a.x) - 1, most + BEYOND)
     best, who = candidates(a, keep, chunk)
     rows = torch.arange(n, device=who.device).repeat_interleave(keep)
     found = of_pairs(a.x, a.x, rows, who.flatten()).view(n, keep).sort(1).values[:, :most]

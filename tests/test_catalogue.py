@@ -9,12 +9,16 @@ import torch
 
 import released
 from commands import shell
+from sagan_nb.attention_maps import silenced
 from sagan_nb.core import Refused
+from sagan_nb.data import Toy
 from sagan_nb.interop import load_weights
 from sagan_nb.machinery.catalogue import CATALOGUE, is_weights_name, place_of, weights_of
 from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.files import file_sha256
 from sagan_nb.machinery.public import change_without, public_table
+from sagan_nb.machinery.recipe import shape_net
 from sagan_nb.networks import Generator
 from sagan_nb.spectral_norm import settle
 from test_interop import renamed
@@ -67,14 +71,33 @@ def test_names():
 
 
 def test_table_of_public_weights(served, monkeypatch, capsys):
+    "A small stand-in in the cache: without pictures what was published, with pictures scores by one protocol."
     assert 'No public weights are in the cache' in public_table()
     weights_of('mmgen:imagenet')
     monkeypatch.setenv('COLUMNS', '140')                   # a table, whatever the numbers of random weights are
     code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'public')
     line = next(o for o in out.splitlines() if 'mmgen:imagenet ' in o)
-    assert code == 0 and '%' in line and 'studiogan:imagenet' in out
+    assert code == 0 and '%' in line and 'studiogan:imagenet' in out and 'To measure all by one' in out and 'without' not in out.split('\n')[0]
     G = load_weights('mmgen:imagenet')
     assert change_without(G, torch.randn(3, 6), torch.tensor([0, 1, 2])) > 0
+
+
+def test_public_weights_are_measured_by_one_protocol(served, monkeypatch, capsys):
+    weights_of('mmgen:imagenet')
+    monkeypatch.setenv('COLUMNS', '200')
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'public', '--data', 'toy:5,toy:3', '--scale', 'smoke')
+    records = evaluate(open_run('mmgen:imagenet').G, Toy(32, 3), ('score', 'distance'), n_fake=200, n_real=500)
+    value = {o['metric']: f'{o["value"]:.4g}' for o in records if o.get('splits', 1) == 1}
+    line = next(o for o in out.splitlines() if 'mmgen:imagenet ' in o)
+    assert code == 0 and {'score', 'distance', 'without', 'gamma'} <= {*out.split('\n')[0].split()} and {*value.values()} <= {*line.split()}, out
+    assert '200 generated against 500 real' in out and 'on toy:3' in out
+    G = open_run('mmgen:imagenet').G
+    with silenced(G): without = evaluate(G, Toy(32, 3), ('distance',), n_fake=200, n_real=500)[0]['value']
+    assert f'{without:.4g}' in line.split() and f'{without:.4g}' not in value.values()
+    code, out, _ = shell(monkeypatch, capsys, 'sagan_table', 'public', '--data', 'toy:5', '--scale', 'smoke')
+    assert code == 0 and 'mmgen:imagenet is not measured: toy:5 has 5 classes, but 3 are asked for' in out and '%' in out
+    code, _, said = shell(monkeypatch, capsys, 'sagan_table', 'public', '--scale', 'huge')
+    assert code == 1 and 'huge' in said and len(said.strip().splitlines()) == 1
 
 
 def under_nnablas_names(G):
@@ -125,6 +148,47 @@ def test_nnablas_generator(nnabla):
     for name in ('generator/sn_affine/b', 'generator/attn/gamma', 'generator/bn/var', 'generator/block-3/shortcut/sn_conv/W'):
         with pytest.raises(Refused): load_weights({k: v for k, v in arrays.items() if k != name})
     with pytest.raises(Refused, match='no place'): load_weights(arrays | {'generator/more/W': np.zeros(3, np.float32)})
+
+
+def test_nnablas_discriminator(nnabla):
+    "With the shapes of its models.py: the first convolution of a block that doubles the channels has as many as it gets."
+    torch.manual_seed(1)
+    attention = dict(block='attention', form='v1', reduction=8, at=1)
+    D = shape_net(dict(kind='Discriminator', res=32, n_classes=5, head='projection', channels=[8, 16, 32, 32], down=[True]*3 + [False], sn=True,
+                       inner=[8, 8, 16, 32], extra={'8': attention})).eval()
+    with torch.no_grad():
+        for p in D.parameters(): p.add_(.1*torch.randn_like(p))
+    settle(D)
+    arrays = discriminator_under_nnablas_names(D)
+    shapes = {k: v.shape for k, v in arrays.items()}
+    assert shapes['discriminator/block-2/conv1/sn_conv/W'] == (8, 8, 3, 3) and shapes['discriminator/projection/embed/singular-vector'] == (32,)
+    x, y = torch.randn(3, 3, 32, 32), torch.tensor([0, 4, 2])
+    made = load_weights(arrays)
+    assert torch.allclose(made(x, y), D(x, y), atol=1e-4) and type(made).__name__ == 'Discriminator' and [*made.extra] == ['8']
+    both = arrays | {k: v for k, v in nnabla[1].items() if k.startswith('generator/')}
+    assert torch.equal(load_weights(both, part='D')(x, y), made(x, y)) and type(load_weights(both)).__name__ == 'Generator'
+    with pytest.raises(Refused, match='Generator, and part'): load_weights({k: v for k, v in both.items() if k[0] == 'g'}, part='D')
+    for name in ('discriminator/sn_affine/b', 'discriminator/block-4/conv2/sn_conv/W', 'discriminator/projection/embed/singular-vector'):
+        with pytest.raises(Refused): load_weights({k: v for k, v in arrays.items() if k != name})
+
+
+def discriminator_under_nnablas_names(D):
+    "The inverse of what is tested; their u of the table of classes has a number for each channel."
+    out, keep = {}, lambda t: t.detach().numpy()
+    def layer(m, name, turn=False, vector='u'):
+        w = m.parametrizations.weight
+        out[f'discriminator/{name}/W'] = keep(w.original.t() if turn else w.original)
+        out[f'discriminator/{name}/singular-vector'] = keep(getattr(w[0], vector))
+        if getattr(m, 'bias', None) is not None: out[f'discriminator/{name}/b'] = keep(m.bias)
+    for i, block in enumerate(D.blocks, 1):
+        for j in (1, 2): layer(getattr(block, f'conv{j}'), f'block-{i}/conv{j}/sn_conv')
+        if isinstance(block.short, torch.nn.Conv2d): layer(block.short, f'block-{i}/shortcut/sn_conv')
+    attention = D.extra['8']
+    for name in 'fgh': layer(getattr(attention, name), f'attn/{name}/sn_conv')
+    out['discriminator/attn/gamma'] = keep(attention.gamma.reshape(1, 1, 1, 1))
+    layer(D.linear, 'sn_affine', turn=True)
+    layer(D.embed, 'projection/embed', vector='v')
+    return out
 
 
 def test_hdf5(nnabla, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from sagan_nb.machinery import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
-WITHOUT_CODE = {'chapters', 'glossary', 'paper_vs_code', 'references', 'reproduced', 'survives'}     # tables and words; commands, at most
+WITHOUT_CODE = {'chapters', 'few_images', 'glossary', 'paper_vs_code', 'references', 'reproduced', 'survives'}     # tables and words; commands, at most
 PAGES = sorted((ROOT/'docs').glob('*.md'))
 BLOCK = re.compile(r'^ *```(\{code-block\} )?(\w+)\n(.*?)^ *```$', re.M | re.S)
 

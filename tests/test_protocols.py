@@ -1,5 +1,6 @@
 "Scores by other people's protocols, and of pictures without a generator of ours."
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,12 @@ from commands import as_folders, shell
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Toy, open_source
 from sagan_nb.metrics import frechet_distance
-from sagan_nb.machinery import protocols
+from sagan_nb.machinery import features as features_module, protocols
 from sagan_nb.machinery.arrays import find_arrays
+from sagan_nb.machinery.dino import Dino
 from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.features import CLIP, INCEPTION_LAYERS, ClipNet, Features, open_features
+from sagan_nb.machinery.files import file_sha256
 from sagan_nb.machinery.protocols import (PROTOCOLS, ByteInception, CleanInception, TorchInception, features_by, TorchvisionInception, by_pillow, by_pillow_in_bytes, by_protocol_table,
                                           by_protocols, by_torch, compare, departures, measure_by, open_pair, size_of,
                                           torchvision_inception)
@@ -223,8 +226,85 @@ def test_clip_is_torch_fidelitys(tmp_path, fake, real):
     (tmp_path/'bad.pth').write_bytes(b'x')
     with pytest.raises(Refused, match='neither the published CLIP'): open_features(f'clip:{tmp_path}/bad.pth', fake)
     with pytest.raises(Refused, match='no such file'): open_features(f'clip:{tmp_path}/none.pth', fake)
-    with pytest.raises(Refused, match='DINOv2 cannot be used'): open_features('dinov2', fake)
     with pytest.raises(KeyError): ClipNet({})
+
+
+def dino_state(width=128, layers=2, side=5, registers=False):
+    "Random weights under the names of DINOv2's published files, far smaller than theirs."
+    rng = torch.Generator().manual_seed(0)
+    r = lambda *shape: torch.randn(*shape, generator=rng)*.1
+    state = {'cls_token': r(1, 1, width), 'pos_embed': r(1, side**2 + 1, width), 'mask_token': r(1, width),
+             'patch_embed.proj.weight': r(width, 3, 14, 14), 'patch_embed.proj.bias': r(width), 'norm.weight': 1 + r(width), 'norm.bias': r(width)}
+    for b in (f'blocks.{i}' for i in range(layers)):
+        for n in ('norm1', 'norm2'): state |= {f'{b}.{n}.weight': 1 + r(width), f'{b}.{n}.bias': r(width)}
+        for n, (o, i) in {'attn.qkv': (3*width, width), 'attn.proj': (width, width), 'mlp.fc1': (4*width, width), 'mlp.fc2': (width, 4*width)}.items():
+            state |= {f'{b}.{n}.weight': r(o, i), f'{b}.{n}.bias': r(o)}
+        state |= {f'{b}.ls1.gamma': 1 + r(width), f'{b}.ls2.gamma': 1 + r(width)}
+    return state | ({'register_tokens': r(1, 4, width)} if registers else {})
+
+
+def keys(t):                                                                     # the cubic kernel with a = -3/4
+    t = abs(t)
+    return (1.25*t - 2.25)*t*t + 1 if t <= 1 else -.75*(((t - 5)*t + 8)*t - 4) if t < 2 else 0.
+
+
+def spread_places(table, side):
+    "The table of places on another grid, number by number: centres at (i + 1/2) of `side` and a tenth."
+    own = round((table.shape[1] - 1)**.5)
+    W = torch.zeros(side, own)
+    for i in range(side):
+        at = (i + .5)*own/(side + .1) - .5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3): W[i, min(max(j, 0), own - 1)] += keys(at - j)
+    grid = torch.einsum('iy,jx,yxc->ijc', W, W, table[0, 1:].reshape(own, own, -1))
+    return torch.cat([table[:, :1], grid.reshape(1, side*side, -1)], 1)
+
+
+def by_torchs_layers(state, x):
+    "DINOv2 of torch's encoder layers: the scales are multiplied into the weights before them."
+    width = state['norm.bias'].shape[0]
+    x = F.conv2d(x, state['patch_embed.proj.weight'], state['patch_embed.proj.bias'], 14).flatten(2).mT
+    x = torch.cat([state['cls_token'].expand(len(x), -1, -1), x], 1) + spread_places(state['pos_embed'], 16)
+    for i in range(sum(name.endswith('norm1.bias') for name in state)):
+        b = {k.removeprefix(f'blocks.{i}.'): v for k, v in state.items() if k.startswith(f'blocks.{i}.')}
+        layer = nn.TransformerEncoderLayer(width, width//64, 4*width, 0., F.gelu, 1e-6, batch_first=True, norm_first=True)
+        own = {f'{n}.{k}': b[f'{n}.{k}'] for n in ('norm1', 'norm2') for k in ('weight', 'bias')}
+        for k, s1, s2 in (('weight', b['ls1.gamma'][:, None], b['ls2.gamma'][:, None]), ('bias', b['ls1.gamma'], b['ls2.gamma'])):
+            own |= {f'self_attn.in_proj_{k}': b[f'attn.qkv.{k}'], f'self_attn.out_proj.{k}': s1*b[f'attn.proj.{k}'],
+                    f'linear1.{k}': b[f'mlp.fc1.{k}'], f'linear2.{k}': s2*b[f'mlp.fc2.{k}']}
+        layer.load_state_dict(own)
+        x = layer(x)
+    return F.layer_norm(x, (width,), state['norm.weight'], state['norm.bias'], 1e-6)[:, 0]
+
+
+def test_dinov2_is_what_its_names_say(tmp_path, fake, real, monkeypatch):
+    "Against torch's own encoder layers, and behind torch-fidelity's own resize, where its hub hands out this network."
+    state = dino_state()
+    torch.save(state, tmp_path/'dino.pth')
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(): assert torch.allclose(Dino(state)(x), by_torchs_layers(state, x), atol=1e-4)
+    features, x = open_features(f'dinov2:{tmp_path}/dino.pth', fake), fake.batch(range(4))[0]
+    h, logits = features(x)
+    assert features.name == 'DINOv2 with other weights' and not features.published and logits.shape == (4, 0) and h.std(0).mean() > 0
+    assert torch.allclose(features(from_uint8(x))[0], h, atol=1e-4) and features.facts['file_sha256'] == file_sha256(tmp_path/'dino.pth')
+    port = pytest.importorskip('torch_fidelity.feature_extractor_dinov2')
+    monkeypatch.setattr(torch.hub, 'load', lambda repo, name: Dino(state).eval())
+    assert torch.allclose(port.FeatureExtractorDinoV2('dinov2-vit-b-14', ['dinov2'])(x)[0], h, atol=1e-4)
+    found = compare(fake, real, ['score', 'distance'], features, cache=None)
+    assert found[0]['value'] == 'n/a' and found[1]['value'] > 0 and found[1]['features_hash'] == features.hash and 'bilinear to 224' in found[1]['resize']
+
+
+def test_dinov2_refusals(tmp_path, fake, monkeypatch):
+    torch.save(dino_state(registers=True), tmp_path/'registers.pth')
+    torch.save({'a': torch.zeros(1)}, tmp_path/'other.pth')
+    (tmp_path/'bad.pth').write_bytes(b'x')
+    for name in ('registers', 'other', 'bad'):
+        with pytest.raises(Refused, match='no DINOv2 of size S, B or L'): open_features(f'dinov2:{tmp_path}/{name}.pth', fake)
+    for place in (tmp_path/'none.pth', tmp_path):
+        with pytest.raises(Refused, match='no such file; get https://dl.fbaipublicfiles'): open_features(f'dinov2:{place}', fake)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(features_module, 'DINO_URL', 'http://127.0.0.1:9/dinov2_vit{0}14_pretrain.pth')
+    with pytest.raises(Refused, match='(?s)cannot download the weights of DINOv2.*put it at.*dinov2_vitb14_pretrain.pth'): open_features('dinov2', fake)
+    with pytest.raises(Refused, match='choose domain, inception, clip, dinov2'): open_features('dino', fake)
 
 
 def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake, nets):

@@ -192,12 +192,23 @@ def test_divergence_in_mid_run_names_the_last_good_checkpoint(tmp_path, log_ever
 
 # restarts
 
-@pytest.mark.parametrize('settings', [(), ('precision=bf16', 'channels_last=true', 'ema=0.9', 'ema_start=3')], ids=['fp32', 'bf16'])
+CUT = dict(fp32=(), bf16=('precision=bf16', 'channels_last=true', 'ema=0.9', 'ema_start=3'))
+LONG = ('--steps', 20, '--set', 'checkpoint_every=3', 'log_every=1', 'sample_every=100', 'sigma_every=100')
+
+
+@pytest.fixture(scope='module', params=CUT)
+def whole(request, tmp_path_factory):
+    "An undisturbed run, and its arguments."
+    out, more = tmp_path_factory.mktemp('whole')/'run', (*LONG, *CUT[request.param])
+    process = spawn(*smoke(out, *more))
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    return out, more
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL], ids=['Ctrl-C', 'kill -9'])
-def test_interrupted_run_ends_with_the_same_bits(number, settings, tmp_path, monkeypatch, capsys):
-    more = ('--steps', 20, '--set', 'checkpoint_every=3', 'log_every=1', 'sample_every=100', 'sigma_every=100', *settings)
-    code, _, err = shell(monkeypatch, capsys, *smoke(tmp_path/'whole', *more))
-    assert code == 0, err
+def test_interrupted_run_ends_with_the_same_bits(whole, number, tmp_path, monkeypatch, capsys):
+    whole, more = whole
     process = spawn(*smoke(tmp_path/'cut', *more))
     log, patience = tmp_path/'cut'/'log.jsonl', time.time() + 60
     while not (log.exists() and len(read_log(log)) > 4) and time.time() < patience: time.sleep(.01)
@@ -208,8 +219,8 @@ def test_interrupted_run_ends_with_the_same_bits(number, settings, tmp_path, mon
     if number == signal.SIGINT: assert process.returncode == 130 and f'stopped at step {stopped_at} and saved' in text and '--resume' in text
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'cut')
     assert code == 0, err
-    assert not same_state(tmp_path/'whole', tmp_path/'cut')
-    logs = [read_log(tmp_path/n/'log.jsonl') for n in ('whole', 'cut')]
+    assert not same_state(whole, tmp_path/'cut')
+    logs = [read_log(o/'log.jsonl') for o in (whole, tmp_path/'cut')]
     keep = lambda o: {k: v for k, v in o.items() if k not in ('images_per_s', 'seconds_per_step', 'wait_share')}
     assert [keep(o) for o in logs[0]] == [keep(o) for o in logs[1]] and [o['t'] for o in logs[0]] == list(range(1, 21))
 

@@ -15,13 +15,16 @@ def flat(
         elif isinstance(v, (int, float)) and name != 't': yield f'{above}{name}', v
 
 
+NO_BOARD = "--tensorboard needs an optional package: pip install 'sagan_nb[log]'"
+
+
 class Board:
     "Hook: hand on what log.jsonl and the samples say since the last call. Raises Refused without TensorBoard."
     def __init__(self,
         run,                      # run folder
     ):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError: raise Refused('--tensorboard needs an optional package: pip install sagan_nb[log]') from None
+        except ImportError: raise Refused(NO_BOARD) from None
         self.run, self.done, self.shown, self.make = Path(run), -1, -1, SummaryWriter
         self.writer = None
 

@@ -125,7 +125,7 @@ def sagan_sample(
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
         print(write_many(model, wanted, n, out, **how))
-        return say_next(('sagan_eval', '--help'))
+        return say_next(('sagan_eval', data or model.cfg.data or 'REAL', out))
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
     elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
@@ -176,7 +176,7 @@ def sagan_eval(
     fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
-    features:str='domain',    # domain (a classifier trained on the data), inception, clip, inception:PATH or clip:PATH
+    features:str='domain',    # domain (a classifier trained on the data), inception, clip, dinov2, or clip:PATH
     protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure (chapter 10)
     n_fake:int=None,          # generated pictures (default: 10000; the released protocol: 50000)
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
@@ -191,9 +191,9 @@ def sagan_eval(
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     keep_memory()
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
-    ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    check_eval_options(asked, labels, seed, per_class, protocol)
+    ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
+    check_eval_options(asked, labels, seed, per_class, protocol, features)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, pick_device(device))
@@ -256,12 +256,11 @@ def say_power(
 
 
 def say_stored(
-    table:str,                # 'public', or a key of TABLES
-    out:Path,                 # folder of results
+    table:str, out:str, data:str, scale:str, features:str, device:str,       # as in sagan_table
 ):
     "Print what needs no training: the weights of others, or what the results that are there could have seen."
-    if table == 'public': print(public_table())
-    else: say_power(table, out)
+    if table == 'public': print(public_table('' if data == 'pairs' else data, scale, features, pick_device(device)))
+    else: say_power(table, Path(out or f'results/{table}'))
 
 
 def say_plan(
@@ -301,7 +300,7 @@ def sagan_table(
     "Train and measure what a table of the paper still lacks, and write the table. `sagan_table probe` asks D alone."
     keep_memory()
     rank, world = apart()
-    if table == 'public' or power: return say_stored(table, Path(out or f'results/{table}'))
+    if table == 'public' or power: return say_stored(table, out, data, scale, features, device)
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))

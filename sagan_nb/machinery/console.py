@@ -46,7 +46,7 @@ EXAMPLES = dict(
     bench='''
         sagan_bench --nets 32 --rounds 5
         sagan_bench --nets small --brief --out small.json''')
-VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception clip',
+VALUES = dict(scale='smoke laptop gpu paper', device='auto cpu cuda', features='domain inception clip dinov2',
               protocol='tf2018 biggan studiogan mmgen clean all', part='G D',
               format='safetensors onnx', kind='grid z classes neighbours timelapse',
               what='attention norm loss generator discriminator')      # what completion offers

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Refused, from_uint8
+from .dino import DINO_SHA256, DINO_URL, Dino
 from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
 from .terminal import progress
 
@@ -255,6 +256,42 @@ class ClipNet(nn.Module):
         return h, h[:, :0]
 
 
+class DinoNet(nn.Module):
+    "DINOv2 behind the resize of torch-fidelity. It knows no classes: its logits have no columns."
+    def __init__(self,
+        state:dict,               # as of `Dino`
+    ):
+        super().__init__()
+        self.net = Dino(state)
+        for name, v in dict(mean=(.485, .456, .406), std=(.229, .224, .225)).items():
+            self.register_buffer(name, torch.tensor(v)[:, None, None]*255)
+
+    def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, d), (B, 0)
+        "Compute the class token of uint8 images or floats in [-1, 1]."
+        x = x.float() if x.dtype == torch.uint8 else (x + 1)*127.5
+        h = self.net((tf1_resize(x, 224) - self.mean) / self.std)
+        return h, h[:, :0]
+
+
+def weights_file(
+    what:str,                 # whose weights, in words
+    spec:str,                 # as --features calls them
+    path,                     # where the file is; None: in torch's download folder, fetched if it is not there
+    file:str,                 # its name there
+    url:str,                  # where it comes from
+    sha256:str,               # what it must hash to if it is fetched
+)->tuple[Path,str]:           # the file; what to say of a wrong one
+    "Find or download a file of weights. Raises Refused, with address, hash and place, where it is missing."
+    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/file
+    say = f'get {url} (sha256 {sha256}) and put it at {want}, or say --features {spec}:PATH'
+    if path and not want.is_file(): raise Refused(f'{want}: there is no such file; {say}')
+    if not want.exists():
+        want.parent.mkdir(parents=True, exist_ok=True)
+        try: torch.hub.download_url_to_file(url, str(want), hash_prefix=sha256, progress='IN_TEST' not in os.environ)
+        except Exception as e: raise Refused(f'cannot download the weights of {what} ({e}): {say}') from None
+    return want, say
+
+
 def clip(
     path=None,                # file of weights; None: torch's download folder, fetched if it is not there
     device='cpu',             # where to
@@ -262,39 +299,53 @@ def clip(
     "Open the features of CLIP. Raises Refused if torch-fidelity or the weights are missing."
     try: from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
     except ImportError: raise Refused("CLIP needs torch-fidelity: pip install 'sagan_nb[fid]'") from None
-    sha256, url = MODEL_METADATA[CLIP]['hash'], MODEL_URLS[CLIP]
-    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/f'{CLIP}-{sha256}.pt'
-    say = f'get {url} (sha256 {sha256}) and put it at {want}, or say --features clip:PATH'
-    if not want.exists() and path: raise Refused(f'{want}: there is no such file; {say}')
-    if not want.exists():
-        want.parent.mkdir(parents=True, exist_ok=True)
-        try: torch.hub.download_url_to_file(url, str(want), hash_prefix=sha256, progress='IN_TEST' not in os.environ)
-        except Exception as e: raise Refused(f'cannot download the weights of CLIP ({e}): {say}') from None
-    published = file_sha256(want) == sha256
+    sha256 = MODEL_METADATA[CLIP]['hash']
+    want, say = weights_file('CLIP', 'clip', path, f'{CLIP}-{sha256}.pt', MODEL_URLS[CLIP], sha256)
+    found = file_sha256(want)
     try:                          # the published file is a program, trusted for its hash; others may hold tensors only
-        if published: state = torch.jit.load(str(want), map_location='cpu').state_dict()
+        if found == sha256: state = torch.jit.load(str(want), map_location='cpu').state_dict()
         else: state = torch.load(want, map_location='cpu', weights_only=True)
         net = ClipNet(state)
     except Exception as e:
         raise Refused(f'{want}: neither the published CLIP nor a state dict ({type(e).__name__}); {say}') from None
-    name = CLIP if published else 'CLIP with other weights'
-    return Features(net.to(device), name, f'TF1 bilinear to {net.visual.input_resolution}')
+    name = CLIP if found == sha256 else 'CLIP with other weights'
+    resize = f'TF1 bilinear to {net.visual.input_resolution}'
+    return Features(net.to(device), name, resize, facts=dict(file_sha256=found))
 
 
-NO_DINO = ('DINOv2 cannot be used here: torch-fidelity 0.4 takes no file of weights for it and runs code that it '
-           'fetches from the network; say --features clip or inception')
+def dinov2(
+    path=None,                # file of weights, of S, B or L; None: B, as `clip` finds its own
+    device='cpu',             # where to
+)->Features:
+    "Open the features of DINOv2. Raises Refused if the weights are missing or others."
+    url, sha256 = DINO_URL.format('b'), DINO_SHA256['b']
+    want, say = weights_file('DINOv2', 'dinov2', path, url.rsplit('/', 1)[1], url, sha256)
+    found = file_sha256(want)
+    try: net = DinoNet(torch.load(want, map_location='cpu', weights_only=True))
+    except Exception as e:
+        raise Refused(f'{want}: no DINOv2 of size S, B or L without registers ({type(e).__name__}); {say}') from None
+    size = next((k for k, v in DINO_SHA256.items() if v == found), None)
+    name = f'dinov2-vit-{size}-14' if size else 'DINOv2 with other weights'
+    return Features(net.to(device), name, 'TF1 bilinear to 224', facts=dict(file_sha256=found))
+
+
+def check_features(
+    spec:str,                 # as of `open_features`
+)->tuple[str,str]:            # name, path or ''
+    "Take a name of features apart. Raises Refused for one that is none, before anything is opened."
+    name, _, path = str(spec).partition(':')
+    if name in ('inception', 'clip', 'dinov2') or spec == 'domain': return name, path
+    raise Refused(f'there are no features {spec!r}; choose domain, inception, clip, dinov2, '
+                  'or one of the last three with a file: clip:PATH')
 
 
 def open_features(
-    spec:str,                 # 'domain', 'inception', 'clip', or inception:PATH, clip:PATH
+    spec:str,                 # 'domain', 'inception', 'clip', 'dinov2', or one of the last three with :PATH
     source,                   # the real pictures
     cache='default',          # as in domain
     device='cpu',             # where to
 )->Features:                  # the network
     "Open features by name. Raises Refused for an unknown name."
-    name, _, path = str(spec).partition(':')
-    if name == 'domain' and not path: return domain(source, cache, device=device)
-    if name == 'inception': return inception(path or None, device=device)
-    if name == 'clip': return clip(path or None, device)
-    if name.startswith('dino'): raise Refused(NO_DINO)
-    raise Refused(f'there are no features {spec!r}; choose domain, inception, clip, inception:PATH or clip:PATH')
+    name, path = check_features(spec)
+    if name == 'domain': return domain(source, cache, device=device)
+    return dict(inception=inception, clip=clip, dinov2=dinov2)[name](path or None, device=device)

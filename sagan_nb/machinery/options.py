@@ -20,6 +20,7 @@ from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import read_words
 from .evaluate import check_metrics
+from .features import check_features
 from .files import CacheWarning
 from .group import Lost, place, text_of_first
 from .jobs import row_configs, setting_name
@@ -253,10 +254,12 @@ def check_eval_options(
     seed:int,                 # as in sagan_eval
     per_class:int,            # as in sagan_eval
     protocol:str,             # as in sagan_eval
+    features:str='domain',    # as in sagan_eval
 ):
     "Check the options of sagan_eval before anything is opened. Raises Refused for what it cannot do."
     if labels not in ('uniform', 'data'): raise Refused(f'labels are uniform or data, not {labels!r}')
     if not 0 <= seed < 2**63 or per_class < 0: raise Refused('seed must lie in 0..2**63, and per_class be 0 or more')
+    check_features(features)
     if protocol is None: check_metrics(metrics)
     else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 

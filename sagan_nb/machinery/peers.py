@@ -10,6 +10,7 @@ from ..core import Refused
 from ..spectral_norm import unit
 from .nnabla import is_nnabla, under_our_names
 from .recipe import control_options
+from .ylg import is_ylg, local_recipe, notes_of, released_arrays
 
 
 @dataclass
@@ -292,7 +293,9 @@ def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, s
         down, res = halving_blocks([any(k.startswith(f'blocks.{i}.short.') for k in arrays) for i in keys], 'sagan_nb')
         sizes = [str(res >> sum(down[:i + 1])) for i in range(len(down))]
         if (lost := {*maps} - {*sizes}): raise Refused(f'a block on a map that is not there: {min(lost)}')
+        inner = [len(first_weight(arrays, f'blocks.{k}.conv1')) for k in keys]
         r |= dict(res=res, down=down, n_classes=len(first_weight(arrays, head)) if head else 0,
+                  inner=inner if inner != r['channels'] else None,
                   head=HEADS[head], extra={k: dict(o, at=sizes.index(k)) for k, o in extra.items()})
     report = Report('sagan_nb', kind, {k: k for k in arrays}, notes=['no recipe: semantics are our defaults'])
     return r, dict(arrays), report
@@ -345,7 +348,8 @@ def recognise(
     source:str='auto',            # or the name of one
 )->tuple[str,str]:                # source and kind
     "Tell by the names whose network this is, and which. Raises Refused if it is nobody's."
-    if source not in ('auto', *SIGNS): raise Refused(f'there is no source {source!r}; choose auto, {", ".join(SIGNS)}')
+    choice = 'auto', *SIGNS, 'ylg', 'tfgan'
+    if source not in choice: raise Refused(f'there is no source {source!r}; choose {", ".join(choice)}')
     for name in arrays:
         if not re.match(r'shared(_embedding)?\.', name): continue
         raise Refused(f'{name}: a BigGAN with a shared class embedding, not a SAGAN')
@@ -374,13 +378,14 @@ def tensors(
 
 def convert(
     arrays,                       # name -> array, as the peer names and shapes them
-    source:str='auto',            # 'official', 'biggan', 'studiogan', 'mmgeneration', 'sagan_nb'
+    source:str='auto',            # 'official', 'biggan', 'studiogan', 'mmgeneration', 'ylg', 'tfgan', 'sagan_nb'
     part:str=None,                # 'G' or 'D' where both are there
 )->tuple[dict,dict,Report]:       # recipe, tensors under our names, report
     "Convert a peer's network without building it. Raises Refused, naming the first thing that does not fit."
     arrays = tensors(arrays)
-    if is_nnabla(arrays): return convert_nnabla(arrays)
+    if is_nnabla(arrays): return convert_nnabla(arrays, part)
     arrays, origin, left = one_network(arrays, part)
+    if is_ylg(arrays): return convert_ylg(arrays, 'ylg' if source == 'auto' else source, origin, left)
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
@@ -407,13 +412,32 @@ def convert_peer(
     return recipe, c.state, c.report
 
 
-def convert_nnabla(arrays:dict)->tuple[dict,dict,Report]:
-    "Convert nnabla's generator, as `convert` does."
-    state, used, left = under_our_names(arrays)
-    recipe, state, report = convert_ours(state, 'Generator')
+def convert_nnabla(arrays:dict, part:str=None)->tuple[dict,dict,Report]:
+    "Convert nnabla's generator or discriminator, as `convert` does."
+    state, used, left, kind = under_our_names(arrays, part)
+    recipe, state, report = convert_ours(state, kind)
     report.source, report.used, report.unused = 'nnabla', used, left
     report.notes = ['names and order from models.py of nnabla-examples at 294cccf6: never run on real weights']
     return recipe, {k: t.float() for k, t in state.items()}, report
+
+
+def convert_ylg(
+    arrays:dict,                  # names to tensors, of one network
+    source:str,                   # 'ylg' or 'tfgan'
+    origin:dict,                  # name -> name in the file
+    left:dict,                    # name in the file -> why it is left out
+)->tuple[dict,dict,Report]:       # as of `convert`
+    "Convert a network of Your Local GAN or TF-GAN. Raises Refused for another source, and for what does not fit."
+    if source not in ('ylg', 'tfgan'): raise Refused(f'these names are those of ylg and tfgan, not of {source}')
+    released, theirs = released_arrays({k: t.float() for k, t in arrays.items()})
+    kind = 'Generator' if any(k.startswith('g_') for k in released) else 'Discriminator'
+    try: recipe, state, report = convert_peer(released, 'official', kind)
+    except Refused as e: raise Refused(str(e).replace('official:', f'{source}:')) from None
+    except (RuntimeError, IndexError, KeyError, ValueError) as e:
+        raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
+    report.source, report.unused, report.notes = source, left, notes_of(source)
+    report.used = {origin[k]: ours for name, ours in report.used.items() for k in theirs[name]}
+    return local_recipe(recipe, source), state, report
 
 
 def weight_notes(source:str, recipe:dict)->list:

@@ -65,7 +65,8 @@ def save_pretrained(
 def fits_biggan(r:dict):          # raises Refused where it does not
     "Check that BigGAN-PyTorch can express this network. Raises Refused if it cannot."
     short = [d or a != b for d, a, b in zip(r.get('down', ()), [3, *r['channels']], r['channels'])]
-    other = [o for o in r['extra'].values() if (o['block'], o['form'], o['reduction']) != ('attention', 'released', 8)]
+    released = dict(block='attention', form='released', reduction=8)
+    other = [o for o in r['extra'].values() if not released.items() <= o.items()]
     trouble = dict(zip(('a map block other than the released attention', 'normalised class tables',
                         'rectified shortcuts', 'sigma from stored vectors', "a head other than 'projection'",
                         'another batch norm epsilon',
@@ -159,7 +160,7 @@ def export_onnx(
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
     if not all(map(importlib.util.find_spec, ('onnx', 'onnxruntime', 'onnxscript'))):
-        raise Refused('ONNX needs the optional packages: pip install sagan_nb[export]')
+        raise Refused("ONNX needs the optional packages: pip install 'sagan_nb[export]'")
     net = divided_weights(G)
     for m in net.modules():
         if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has

@@ -9,6 +9,7 @@ from ..core import Refused
 from ..networks import Discriminator, Generator
 from ..self_attention import FORMS, SelfAttention
 from ..spectral_norm import SpectralNorm, normalised, unit
+from .local import LocalAttention
 
 
 class PlusOne(nn.Module):
@@ -85,6 +86,7 @@ def map_options(
 )->dict:                          # keywords of `map_block`, without channels and sn
     "Say how to make another block like this one."
     if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
+    if isinstance(block, LocalAttention): return dict(block='local')
     return control_options(*block.conv1.weight.shape[:3])
 
 
@@ -148,7 +150,9 @@ def add_map_blocks(
     "Put the blocks of a recipe on its maps."
     for key, o in r['extra'].items():
         block = net.blocks[o['at']]
-        net.extra[key] = map_block(o['block'], len(block.conv2.bias), o['form'], o['reduction'], r['sn'])
+        C = len(block.conv2.bias)
+        if o['block'] == 'local': net.extra[key] = LocalAttention(C, r['sn'])
+        else: net.extra[key] = map_block(o['block'], C, o['form'], o['reduction'], r['sn'])
         if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
     net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
 

@@ -1,10 +1,11 @@
 "Serves chapter 06: names of data sets, images on a disk, and what a source holds, in words."
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..core import Refused
 from .arrays import list_array
 from .listing import Listing, list_pictures, locate
-from .named import is_named, list_named
+from .named import NAMED, is_named, list_named
 from .packed import is_pack, open_packed
 from .pictures import BaseSource, Reading, load_pictures
 
@@ -37,6 +38,16 @@ def twins_options(
         raise Refused(f'{spec}: say twins, or twins: and any of detail=1 to 4, apart=0.8 to 1.6, same=0') from None
 
 
+def find_files(
+    spec:str,             # folder, zip or pack
+)->Path:                  # the file or folder
+    "Find pictures on a disk. Raises Refused where there is nothing, with the public data set that is called almost so."
+    try: return locate(spec)[0]
+    except Refused as e:
+        near = get_close_matches(spec.partition(':')[0], NAMED, 1)
+        raise Refused(f'{e}; did you mean {near[0]}?' if near else str(e)) from None
+
+
 def list_images(
     spec:str,             # folder, zip, file.zip:folder, .npz, or the name of a public data set
     unlabelled:bool=False,# without labels
@@ -62,7 +73,7 @@ def open_files(
     how:Reading=None,     # how images are read; None: as READING says
 )->BaseSource:            # see `Source`
     "Open images on a disk. Raises Refused, in one line, on everything that is not such images."
-    if not is_named(spec) and is_pack(path := locate(spec)[0]):
+    if not is_named(spec) and is_pack(path := find_files(spec)):
         source = open_packed(path)
         if res in (None, source.res): return source
         raise Refused(f'{spec} was packed at {source.res} px, not {res}: pack again with --res {res}, '

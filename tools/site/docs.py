@@ -30,7 +30,7 @@ from tools.site import home, pages, tables
 from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
-PAPER = ('reproduced', 'paper_vs_code', 'weights', 'ports', 'glossary', 'references')
+PAPER = ('reproduced', 'paper_vs_code', 'few_images', 'weights', 'ports', 'glossary', 'references')
 PROJECT = ('survives', 'tests', 'contributing', 'changelog', 'licence')
 
 

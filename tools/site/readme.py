@@ -116,6 +116,9 @@ def wanted():
     yield ROOT/'README.md', '\n\n'.join(parts(read('nbs/index.ipynb'))) + '\n'
     for path in (ROOT/'CONTRIBUTING.md', *sorted((ROOT/'docs').glob('*.md'))):
         yield path, refreshed(path.read_text(encoding='utf-8'))
+    if any((ROOT/'results'/'few_images').glob('*-laptop-*.json')):
+        from tools.site.few_images import few_page           # needs torch
+        yield ROOT/'docs'/'few_images.md', few_page()
 
 
 def survives():

@@ -1,0 +1,103 @@
+"The study of few images: who sees which image, what the numbers mean on planted cases, and a page made of smoke results."
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from sagan_nb.core import Refused
+from sagan_nb.data import Toy
+from sagan_nb.machinery.runs import Stopped, stop_at
+from tools.site.few_images import few_page
+from tools.study import few_images as few
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "240 and 40 images of four classes, in folders."
+    root = tmp_path_factory.mktemp('images')
+    for name, n, seed in (('train', 240, 0), ('test', 40, 1)):
+        world = Toy(32, 4, n=n, seed=seed)
+        for k in range(n):
+            x, y = world.batch([k])
+            path = root/name/f'class{int(y)}'/f'{k:03}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(path)
+    return root
+
+
+@pytest.fixture(scope='module')
+def study(folders): return few.Study(folders/'train', folders/'test', folders/'results', folders/'runs', 'smoke', 4, most=100)
+
+
+def test_every_beginning_has_all_classes_alike():
+    labels = torch.tensor([0]*7 + [1]*5 + [2]*9)
+    order = few.spread_order(labels, 3)
+    assert len(order) == 15 == len({*order.tolist()}) and all({*labels[part].tolist()} == {0, 1, 2} for part in order.split(3))
+
+
+def test_what_is_measured_with_is_in_no_training_set(study):
+    held, rest, most = ({*map(bytes, o.pixels)} for o in (study.held, study.rest, few.chosen(study.whole, study.order[:100], 'most')))
+    assert not held & rest and not held & most and not rest & most
+    small = {*map(bytes, few.chosen(study.whole, study.order[:8], 'few').pixels)}
+    assert small < most and len(small) == 8
+    with pytest.raises(Refused, match='as many for the classifier'): few.Study('toy', 'toy', study.out, study.runs, 'smoke', 4, most=10**6)
+
+
+def test_copies_are_seen_and_strangers_are_not():
+    rng = torch.Generator().manual_seed(0)
+    own, held, strangers = (torch.randn(n, 16, generator=rng) for n in (100, 500, 2000))
+    assert few.copied_share(own + .01, own, held) == 1
+    assert few.copied_share(strangers, own, held) == pytest.approx(.01, abs=.015)
+    assert few.copied_share(torch.cat([own + .01, strangers[:100]]), own, held) == pytest.approx(.5, abs=.03)
+    assert few.copied_share(strangers + 9, own, held) == 0           # noise far from all images copies nothing
+
+
+def test_a_discriminator_that_knows_its_images_is_seen(study):
+    source = few.chosen(study.whole, study.order[:8], 'few')
+    known = {*map(bytes, source.pixels)}
+    def knows(x, y): return torch.tensor([float(bytes(((p + 1)*127.5).round().byte().numpy()) in known) for p in x])
+    assert study.known(knows, source) == 1 and study.known(lambda x, y: torch.zeros(len(x)), source) == .5
+
+
+def test_a_run_and_its_result(study):
+    "Stopped, gone on with, and left alone once its result is there."
+    stop = [(3, stop_at(0.))]
+    with pytest.raises(Stopped): study.run(100, 'diffaug', 1, stop)
+    assert not [*study.out.glob('*.json')]
+    study.run(100, 'diffaug', 1)
+    path, = study.out.glob('*.json')
+    assert path.name == f'100-diffaug-s1-smoke-4-v{few.NUMERICS}.json' and path.with_suffix('.png').exists()
+    made, written = json.loads(path.read_text()), path.stat().st_mtime_ns
+    assert 0 <= made['known'] <= 1 and {*made['copies']} == {'generated', 'real'} and [o['t'] for o in made['curve']] == [1, 2, 3, 4]
+    assert made['settings']['augment'] == 'diffaug' and {o['n_real'] for o in made['records'] if o['metric'] != 'diversity'} == {40}
+    study.run(100, 'diffaug', 1)
+    assert path.stat().st_mtime_ns == written
+    assert few_page(study.out/'nothing') == '' == few_page(study.out)      # which has no result at laptop scale
+    text = few_page(study.out, 'smoke')
+    assert '| 100 | diffaug |' in text and text.count('![A generated image') == 1 and '4 updates of 8 images; seeds: 1;' in text and '| nan' not in text
+
+
+def planted(folder, shift):
+    "Results of all rows, whose distance with augmentation is by so much larger; copies and looks as they may be."
+    folder.mkdir()
+    for images in few.IMAGES:
+        for augment in few.AUGMENT:
+            for seed in few.FEW.seeds:
+                distance = 50. + seed + .1*(augment != 'none')*seed + shift.get(images, 0.)*(augment != 'none')
+                records = [dict(metric=m, value=distance if 'Fr' in m else .25, real=.31, features_hash='a', n_fake=5000, n_real=10_000)
+                           for m in ('Fréchet classifier distance', 'kernel classifier distance', 'precision', 'recall', 'diversity')]
+                name = f'{images}-{augment}-s{seed}-laptop-2000-v{few.NUMERICS}'
+                curve = [dict(t=t, distance=distance + abs(t - 1000)/100) for t in (500, 1000, 1500)]
+                (folder/f'{name}.json').write_text(json.dumps(dict(
+                    row=f'{images} {augment}', images=images, augment=augment, seed=seed, name=name, scale='laptop', steps=2000, numerics=few.NUMERICS,
+                    records=records, curve=curve, copies=dict(generated=.8, real=.012), known=.9, settings=dict(batch=32))))
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    planted(tmp_path/'results', {100: -9., 1000: 9.})
+    text = few_page(tmp_path/'results')
+    assert 'With 100 images' in text and '**holds (3 seeds)**' in text and '**is reversed (3 seeds)**' in text and '**not resolved' in text
+    assert '| 100 | none | 51.00 ± 1.00 | 0.25 ± 0.00 |' in text and '| 80.0 % | 90 % |' in text and '1.2 % count as copies' in text and 'variety of 0.31' in text
+    assert '| 10,000 | diffaug | 56.' in text and text.count('| 1,000 |') >= 6 and 'not run' not in text
+    assert text.count('![A generated image') == 6 and '../results/results/100-none-s0-laptop-2000-v' in text

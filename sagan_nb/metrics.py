@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Moments', 'moments', 'join_moments', 'Stats', 'covariance_root', 'between_roots', 'sample_size', 'warn_of_rank',
            'frechet_distance', 'inception_score', 'PerClass', 'intra_distances', 'intra_fid', 'polynomial_sum',
-           'squared_mmd', 'kernel_distance', 'squared_distances', 'squared_radii', 'prdc']
+           'squared_mmd', 'kernel_distance', 'squared_distances', 'prdc']
 
 # %% ../nbs/10_metrics.ipynb #ced5ec3c
 import math
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .core import Refused
 from .machinery.checks import check_covariance, check_rows, check_shape
+from .machinery.nearest import Cloud, Reach, nearest
 
 # %% ../nbs/10_metrics.ipynb #d4743738
 class Moments(NamedTuple):
@@ -101,7 +102,7 @@ def covariance_root(
 )->tuple[Tensor,Tensor]:      # mean (d), and a root A of the covariance, A^T A = S, (r, d)
     "Compute the mean and a root of the covariance, exact at any rank. Raises Refused for features that are too large."
     if isinstance(x, Tensor) and len(x) <= x.shape[1]:
-        mean = x.mean(0, dtype=torch.float64)
+        mean = sum(part.double().sum(0) for part in x.split(128)) / len(x)           # in pieces that a cache holds
         return mean, (x - mean).div_(math.sqrt(len(x) - 1))              # float64, whatever x is
     s = x if isinstance(x, Stats) else Stats.of(x)
     S, d = s.covariance, len(s.mean)
@@ -121,7 +122,8 @@ def between_roots(
     "Compute |m1 - m2|^2 + |A|^2 + |B|^2 - 2 |A B^T|_*. Raises Refused for values that are not finite."
     size = sum(torch.linalg.vector_norm(v).item()**2 for v in (m1 - m2, A, B))
     if not math.isfinite(size): raise Refused('features hold values that are not finite numbers, or too large')
-    value = size - 2*torch.linalg.svdvals(A @ B.T).sum().item()
+    cross = A @ B.T if len(A) > len(B) else B @ A.T          # tall: singular values of a wide matrix take twice as long
+    value = size - 2*torch.linalg.svdvals(cross).sum().item()
     return 0. if -1e-9*size < value < 0 else value          # negative by more than rounding would be a bug, and shows
 
 # %% ../nbs/10_metrics.ipynb #697024cd
@@ -222,7 +224,9 @@ def polynomial_sum(
 )->float:                     # sum of (x.y / d + 1)^3 over all pairs
     "Sum the cubic kernel over all pairs, a block at a time."
     kernel = lambda a, b: (a.double() @ b.double().T / x.shape[1] + 1).pow(3)
-    return sum(kernel(a, b).sum().item() for a in x.split(chunk) for b in y.split(chunk))
+    pairs = [(i, j) for i in range(0, len(x), chunk) for j in range(0, len(y), chunk) if x is not y or i <= j]
+    times = lambda i, j: 2 if x is y and i < j else 1                        # a block across the diagonal counts twice
+    return sum(times(i, j)*kernel(x[i:i + chunk], y[j:j + chunk]).sum().item() for i, j in pairs)
 
 def squared_mmd(
     x:Tensor,                 # features, (m, d)
@@ -259,24 +263,6 @@ def squared_distances(
     x, y = x.double() - centre, y.double() - centre
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2*x @ y.T).clamp_min(0)
 
-def squared_radii(
-    x:Tensor,                 # rows, (n, d)
-    ks:tuple,                 # which neighbours, 1: the nearest
-    centre:Tensor,            # as in squared_distances
-    chunk:int=2048,           # rows at a time
-)->Tensor:                    # squared distance of each row to its k-th neighbour, for each k, (len(ks), n)
-    "Compute how far each row's k-th neighbour is, itself not counted; memory for one block only."
-    out, most = [], max(ks)
-    for i, a in enumerate(x.split(chunk)):
-        best = torch.empty(len(a), 0, dtype=torch.float64, device=x.device)
-        for j, b in enumerate(x.split(chunk)):
-            block = squared_distances(a, b, centre)
-            if i == j: block.fill_diagonal_(math.inf)
-            best = torch.cat([best, block.topk(min(most, len(b)), 1, largest=False).values], 1)
-            best = best.topk(min(most, best.shape[1]), 1, largest=False).values
-        out.append(best.sort(1).values[:, [k - 1 for k in ks]].T)
-    return torch.cat(out, 1)
-
 # %% ../nbs/10_metrics.ipynb #e36585d3
 def prdc(
     fake:Tensor,              # features of generated images, (m, d)
@@ -290,18 +276,19 @@ def prdc(
     if min(k, k_density) < 1: raise Refused(f'neighbours are counted from 1; got {k} and {k_density}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
-    slack = lambda x: torch.cat([1e-12 * (p.double() - centre).square().sum(1) for p in x.split(chunk)])
-    near, wide = squared_radii(real, (k, k_density), centre, chunk) + slack(real)
-    own, = squared_radii(fake, (k,), centre, chunk) + slack(fake)
+    F, R = Cloud(fake, centre, chunk), Cloud(real, centre, chunk)
+    radii = lambda x, k: nearest(x, k, chunk) + 1e-12*x.size[:, None]        # squared, with room for rounding
+    near, wide = radii(R, max(k, k_density))[:, [k - 1, k_density - 1]].T
+    own = radii(F, k)[:, -1]
     precise, balls = torch.zeros(m, dtype=torch.bool, device=real.device), 0
     recalled, covered = torch.zeros(2, n, dtype=torch.bool, device=real.device)
     for i in range(0, m, chunk):
         for j in range(0, n, chunk):
             f, r = slice(i, i + chunk), slice(j, j + chunk)
-            d2 = squared_distances(fake[f], real[r], centre)
-            precise[f] |= (d2 <= near[r]).any(1)
-            recalled[r] |= (d2 <= own[f, None]).any(0)
-            reached = d2 <= wide[r]
+            distances = Reach(F, R, f, r)
+            precise[f] |= distances.within(near[r]).any(1)
+            recalled[r] |= distances.within(own[f, None]).any(0)
+            reached = distances.within(wide[r])
             covered[r] |= reached.any(0)
             balls += reached.sum().item()
     share = lambda hits: hits.double().mean().item()

@@ -32,9 +32,10 @@ class Net:
     res:int                       # pixels per side
     batch:int                     # images
     n_classes:int                 # K
-    attn_at:tuple                 # map sizes with attention (released form)
+    attn_at:tuple                 # map sizes with attention
     channels:tuple = None         # own widths; None: the released code's at width 64
     down:tuple = None             # which blocks of D halve the map
+    form:str = 'released'         # attention form
 
 NETS = {'32': Net(32, 32, 10, (16,), (128,)*4, (True, True, False, False)),      # the 32-pixel net of GAN benchmarks
         '128': Net(128, 8, 1000, (64,)),                                        # the released size
@@ -102,7 +103,8 @@ def bench_networks(
     device='cpu',                 # where to
 )->tuple[Generator,Discriminator]:    # in training mode
     "Build both networks, from the same seed whatever the variant."
-    shape = dict(res=net.res, n_classes=net.n_classes, attn_at=net.attn_at, channels=net.channels, fold=v.fold)
+    shape = dict(res=net.res, n_classes=net.n_classes, attn_at=net.attn_at, form=net.form, channels=net.channels,
+                 fold=v.fold)
     own = v.sn == 'own'
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)

@@ -18,9 +18,11 @@ from torch.nn.utils import parametrize
 
 from .blocks import standing_statistics
 from .config import Config
+from .core import from_uint8
 from .distributed import Ranks, in_parts
 from .losses import class_loss, hinge_d, hinge_g
 from .machinery.augment import as_judged
+from .machinery.sending import send
 from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import attention_use
@@ -31,13 +33,14 @@ def epsilon_hat(
     adam:torch.optim.Adam,    # changed in place
 )->torch.optim.Adam:          # the same optimiser; its `eps` is TensorFlow's from now on
     "TensorFlow's place for epsilon in torch's Adam (released code)."
-    hats = [group['eps'] for group in adam.param_groups]
+    hats, made = [group['eps'] for group in adam.param_groups], []               # made: steps so far, once it is known
     def set_eps(optimizer, args, kwargs):
+        if not made: made.append(int(max((o['step'] for o in optimizer.state.values()), default=0)))
+        made[0] += 1
         for hat, group in zip(hats, optimizer.param_groups):
-            states = [optimizer.state.get(p, {}) for p in group['params']]
-            t = 1 + int(max((o['step'] for o in states if 'step' in o), default=0))
-            group['eps'] = hat / (1 - group['betas'][1]**t)**.5
+            group['eps'] = hat / (1 - group['betas'][1]**made[0])**.5
     adam.register_step_pre_hook(set_eps)
+    adam.register_load_state_dict_post_hook(lambda optimizer: made.clear())
     return adam
 
 # %% ../nbs/09_train.ipynb #0597fa02
@@ -79,11 +82,13 @@ class GAN:
         "Draw z from the standard normal and classes uniformly (released code)."
         z = torch.randn(n*self.ranks.world, self.cfg.z_dim, generator=self.rng)
         y = torch.randint(max(self.cfg.n_classes, 1), (n*self.ranks.world,), generator=self.rng)
-        return self.ranks.mine(z).to(self.device), self.ranks.mine(y).to(self.device)
+        return send(self.ranks.mine(z), self.device), send(self.ranks.mine(y), self.device)
 
     def place(self, x:Tensor)->Tensor:                  # the same pictures where and how the networks want them
-        "Move pictures to the device, in the memory layout of the run."
-        return x.to(self.device, memory_format=layout(self.cfg))
+        "Move pictures to the device, in the memory layout of the run; bytes become numbers in [-1, 1] there."
+        x = send(x, self.device)
+        if x.dtype == torch.uint8: x = from_uint8(x)
+        return x.to(memory_format=layout(self.cfg))
 
     def precision(self):                                # a context manager
         "Autocast to bfloat16 where the run asks for it."
@@ -181,7 +186,7 @@ def fit(
         if cfg.order == 'g_then_d': log |= g_step(gan, gan.ranks.share(cfg.batch))
         for _ in range(cfg.d_per_g):
             x, y = next(data)
-            log |= d_step(gan, gan.place(x), y.to(gan.device))
+            log |= d_step(gan, gan.place(x), send(y, gan.device))
         if cfg.order == 'd_then_g': log |= g_step(gan, len(x))
         gan.t += 1
         for every, hook in hooks:

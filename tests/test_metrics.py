@@ -22,7 +22,7 @@ from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Toy, open_source
 from sagan_nb.metrics import (Stats, between_roots, covariance_root, frechet_distance, inception_score, intra_distances,
                               intra_fid, kernel_distance, prdc, squared_mmd)
-from sagan_nb.machinery import cli, evaluate as evaluate_room, features as features_room, files
+from sagan_nb.machinery import cli, evaluate as evaluate_room, features as features_room, files, nearest as near
 from sagan_nb.machinery.evaluate import as_table, evaluate, fake_table, one_line, real_table, save_records
 from sagan_nb.machinery.features import (Features, domain, inception, inception_file, open_features, tf1_resize,
                                          weights_hash)
@@ -450,18 +450,77 @@ def test_records_are_kept_without_doubles(tmp_path):
         assert (tmp_path/'metrics.json.bad').read_text() == damaged
 
 
-def test_fifty_thousand_fit_into_memory():
-    "Measured at a tenth in each direction: the memory of a pass is a few blocks, whatever n is."
-    rows, blocks = torch.rand(5000, 64, generator=torch.Generator().manual_seed(0)), []
-    distances = metrics.squared_distances
-    def watched(x, y, centre):
-        blocks.append((len(x), len(y)))
-        return distances(x, y, centre)
-    try:
-        metrics.squared_distances = watched
-        prdc(rows, rows.flip(0).clone(), chunk=1024)
-    finally: metrics.squared_distances = distances
-    assert max(a*b for a, b in blocks) <= 1024**2 and len(blocks) == 3*25
+def test_fifty_thousand_fit_into_memory(monkeypatch):
+    "Measured at a tenth in each direction: the memory of a pass is a few blocks, whatever n is; within a set, a block serves both of its sides."
+    rows, blocks, rough = torch.rand(5000, 64, generator=torch.Generator().manual_seed(0)), [], near.rough
+    def watched(*args):
+        blocks.append(rough(*args).shape)
+        return rough(*args)
+    monkeypatch.setattr(near, 'rough', watched)
+    prdc(rows, rows.flip(0).clone(), chunk=1024)
+    assert max(a*b for a, b in blocks) <= 1024**2 and len(blocks) == 25 + 2*15
+
+
+def prdc_in_float64(fake, real, k=3, k_density=5):
+    "Whole matrices of distances, as chapter 10 writes them."
+    centre = real.double().mean(0)
+    slack = lambda x: 1e-12*(x.double() - centre).square().sum(1)
+    def radius(x, k): return metrics.squared_distances(x, x, centre).fill_diagonal_(math.inf).sort(1).values[:, k - 1] + slack(x)
+    d2 = metrics.squared_distances(fake, real, centre)
+    hits, reached = d2 <= radius(real, k), d2 <= radius(real, k_density)
+    return dict(precision=hits.any(1).double().mean().item(), recall=(d2 <= radius(fake, k)[:, None]).any(0).double().mean().item(),
+                density=reached.sum().item() / (k_density*len(fake)), coverage=reached.any(0).double().mean().item())
+
+
+def lattice(n, seed):
+    "Points of a lattice that no binary number hits: most distances are ties, to rounding."
+    return torch.randint(0, 3, (n, 6), generator=torch.Generator().manual_seed(seed)) * .1 + .3
+
+
+CLOUDS = {'features': lambda: (features(700, 64, 0).float()*.8, features(900, 64, 1, .1).float()), 'ties': lambda: (lattice(300, 0), lattice(400, 1)),
+          'far from zero': lambda: (features(300, 16, 0).float() + 1000, features(400, 16, 1).float() + 1000),
+          'collapsed': lambda: (features(3, 16, 0).float().repeat(100, 1), features(400, 16, 1).float()),
+          'one far away': lambda: (torch.cat([features(300, 16, 0).float(), torch.full((1, 16), 1e7)]), features(400, 16, 1).float()),
+          'tiny': lambda: (features(200, 16, 0).float()*1e-18, features(200, 16, 1).float()*1e-18), 'huge': lambda: (features(200, 16, 0)*1e25, features(200, 16, 1)*1e25),
+          'constant': lambda: (torch.ones(50, 4), torch.ones(60, 4)), 'few': lambda: (features(7, 5, 0).float(), features(9, 5, 1).float())}
+
+
+@pytest.mark.parametrize('name', CLOUDS)
+@pytest.mark.parametrize('k, k_density', [(3, 5), (4, 1)])
+def test_products_in_float32_decide_as_float64(name, k, k_density):
+    fake, real = CLOUDS[name]()
+    wanted = prdc_in_float64(fake, real, k, k_density)
+    for chunk in (64, 2048): assert prdc(fake, real, k, k_density, chunk) == pytest.approx(wanted, abs=1e-12), chunk
+
+
+def test_float32_alone_would_decide_otherwise(monkeypatch):
+    "Without its second pass, at ties; and with too few candidates for a neighbour, which are looked for again."
+    fake, real = CLOUDS['ties']()
+    wanted = prdc_in_float64(fake, real)
+    monkeypatch.setattr(near, 'BEYOND', 0)
+    assert prdc(fake, real, chunk=64) == pytest.approx(wanted, abs=1e-12)
+    right = near.Cloud.__init__
+    def careless(self, *args):
+        right(self, *args)
+        self.error = 0.
+    monkeypatch.setattr(near.Cloud, '__init__', careless)
+    assert prdc(fake, real, chunk=64) != pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_user_who_wants_coarse_products_gets_exact_neighbours():
+    "torch.set_float32_matmul_precision lets torch round the inputs of products; then float64 computes them."
+    x, before = CLOUDS['features']()[1], torch.get_float32_matmul_precision()
+    assert near.Cloud(x, x[0].double(), 64).low.dtype == torch.float32
+    torch.set_float32_matmul_precision('medium')
+    try: assert near.Cloud(x, x[0].double(), 64).low.dtype == torch.float64
+    finally: torch.set_float32_matmul_precision(before)
+
+
+def test_a_block_across_the_diagonal_counts_twice():
+    "Whatever the chunk: the sum over pairs of a set with itself, of which half is computed."
+    x = features(700, 12, 0)
+    whole = (x @ x.T / 12 + 1).pow(3).sum().item()
+    for chunk in (64, 699, 2048): assert metrics.polynomial_sum(x, x, chunk) == pytest.approx(whole, rel=1e-12) == metrics.polynomial_sum(x, x.clone(), chunk)
 
 
 @pytest.mark.long

@@ -94,11 +94,20 @@ def alone():
     return get
 
 
+@pytest.fixture(scope='module')
+def together(crew):
+    "What so many ranks compute, once for each case."
+    found = {}
+    def get(world, cfg):
+        if len(crew.pools) != world: crew.regroup(world)
+        if (world, cfg) not in found: found[world, cfg] = crew(updates, cfg)
+        return found[world, cfg]
+    return get
+
+
 @pytest.mark.parametrize('world, name', [(world, name) for world in (4, 2) for name in CASES])
-def test_ranks_together_are_one(crew, alone, world, name):
-    cfg = config(name)
-    if len(crew.pools) != world: crew.regroup(world)
-    check(crew(updates, cfg), alone(cfg))
+def test_ranks_together_are_one(together, alone, world, name):
+    check(together(world, config(name)), alone(config(name)))
 
 
 # The traps: each takes one of the cures away, on the ranks alone.
@@ -168,16 +177,15 @@ def every_rank_draws_its_own_rows_from_the_same_seed(patch):
 
 
 @pytest.mark.parametrize('name', TRAPS)
-def test_a_trap_is_found(crew, alone, name):
+def test_a_trap_is_found(crew, together, alone, name):
     cfg = config('paper, batch statistics of all', steps=4)
-    if len(crew.pools) != 2: crew.regroup(2)
-    check(crew(updates, cfg), alone(cfg))
+    check(together(2, cfg), alone(cfg))
     with pytest.raises(AssertionError): check(crew(updates, cfg, name), alone(cfg))
 
 
-def test_moving_statistics_of_chunks_are_those_of_all_ranks(crew, alone):
+def test_moving_statistics_of_chunks_are_those_of_all_ranks(crew, together, alone):
     cfg = config('best_known', steps=2)
-    check(crew(updates, cfg), alone(cfg))
+    check(together(2, cfg), alone(cfg))
     with pytest.raises(AssertionError): check(crew(updates, cfg, 'batch_statistics_are_those_of_each_rank'), alone(cfg))
 
 

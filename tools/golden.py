@@ -17,6 +17,7 @@ from sagan_nb.core import from_uint8
 from sagan_nb.data import Stream, Toy
 from sagan_nb.train import average, d_step, draw, fit, fixed_noise, g_step, make_gan, sampler
 from sagan_nb.machinery.checkpoints import load_checkpoint, save_checkpoint
+from sagan_nb.machinery.sending import send
 
 FILE = Path(__file__).parents[1]/'tests'/'golden'/f'numerics_{NUMERICS}.json'
 STEPS = 20
@@ -50,20 +51,20 @@ class Double(Stream):
         return x.to(torch.get_default_dtype()), y
 
 
-def trace(name, fold='box'):
+def trace(name, fold='box', device='cpu'):
     "Losses of 20 updates in float64, saved and opened again after 10; mean and deviation of four images."
     cfg = replace(config(name), fold=fold)
     before, losses = torch.get_default_dtype(), []
     torch.set_default_dtype(torch.float64)
     try:
-        gan, data = make_gan(replace(cfg, steps=STEPS // 2)), Double(Toy(cfg.res), cfg.batch, cfg.seed)
+        gan, data = make_gan(replace(cfg, steps=STEPS // 2), device), Double(Toy(cfg.res), cfg.batch, cfg.seed)
         note = lambda gan, log: losses.append([log['loss_d'].item(), log['loss_g'].item()])
         hooks = [(1, average), (1, note)]
         fit(gan, data, hooks)
         with tempfile.TemporaryDirectory() as folder:
             path = save_checkpoint(gan, data, Path(folder)/'half.pt')
             other = Double(Toy(cfg.res), cfg.batch, cfg.seed)
-            gan = load_checkpoint(path, cfg, other)
+            gan = load_checkpoint(path, cfg, other, device)
         fit(gan, other, hooks)
         x = draw(sampler(gan), *fixed_noise(cfg, columns=1))
         data.close(), other.close()
@@ -71,12 +72,12 @@ def trace(name, fold='box'):
     return dict(losses=losses, images=[x.mean().item(), x.std().item()])
 
 
-def first_losses(precision):
+def first_losses(precision, device='cpu'):
     "The losses of the first update in a number format of real runs."
     cfg = replace(config('laptop'), precision=precision)
-    gan = make_gan(cfg)
+    gan = make_gan(cfg, device)
     x, y = Toy(cfg.res).batch(range(cfg.batch))
-    return [d_step(gan, gan.place(from_uint8(x)), y)['loss_d'].item(), g_step(gan, cfg.batch)['loss_g'].item()]
+    return [d_step(gan, gan.place(from_uint8(x)), send(y, gan.device))['loss_d'].item(), g_step(gan, cfg.batch)['loss_g'].item()]
 
 
 def main():

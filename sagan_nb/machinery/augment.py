@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor
 
+from .sending import send
+
 NUMBERS = 7                   # random numbers for each image: brightness, saturation, contrast, shift (2), hole (2)
 
 
@@ -68,4 +70,4 @@ def as_judged(
     "Augment images where the settings ask for it, by numbers of the run's own generator: a resumed run draws the same."
     if gan.cfg.augment == 'none': return x
     u = torch.rand(len(x)*gan.ranks.world, NUMBERS, generator=gan.rng)
-    return augment_images(x, gan.ranks.mine(u).to(x.device))
+    return augment_images(x, send(gan.ranks.mine(u), x.device))

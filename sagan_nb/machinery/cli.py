@@ -187,6 +187,7 @@ def sagan_eval(
     device:str='auto',        # auto, cpu or cuda
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
+    keep_memory()
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
@@ -311,8 +312,7 @@ def sagan_pack(
     ranks = Ranks()
     packed = pack(spec, res, out, unlabelled=unlabelled, place=(ranks.rank, ranks.world))
     if not ranks.first: return
-    print(describe(packed))
-    print(f'packed into {out}')
+    print(f'{describe(packed)}\npacked into {out}')
     say_next_of_pack(out, res)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..ablation import TABLES
 from ..config import Config, at_scale, override, preset
 from ..core import Refused, choose
-from ..data import Stream, open_source
+from ..data import open_source
 from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import complain, read_words
@@ -29,6 +29,7 @@ from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
 from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
+from .sending import stream_of
 from .terminal import printable
 
 
@@ -195,7 +196,7 @@ def time_update(
     def clock(gan, log):
         float(sum(log.values()))                              # waits for a GPU
         ends.append(time.perf_counter())
-    stream = Stream(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world, flip=cfg.flip)
+    stream = stream_of(cfg, source, gan.ranks, device)
     with closing(stream), suppress(Stopped):
         fit(gan, stream, [(1, average), (1, clock), (5, stop_at(time.monotonic() + most))])
     return (ends[-1] - ends[1]) / (len(ends) - 2)

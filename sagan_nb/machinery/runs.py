@@ -23,6 +23,7 @@ from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newes
 from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
 from .group import agree, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
+from .sending import stream_of
 from .terminal import printable
 
 
@@ -232,7 +233,7 @@ def start_run(
         if ranks.first: check_free(out)
         gan = make_gan(cfg, device)                          # before anything is written: it may refuse
     elif ranks.first: settings_of(out)                       # there, and whole
-    stream = Stream(source, cfg.batch, cfg.seed, ranks.rank, ranks.world, flip=cfg.flip)
+    stream = stream_of(cfg, source, ranks, device)
     with run_lock(out) if ranks.first else nullcontext(), closing(stream):
         if resume: gan = go_on(cfg, out, stream, device)
         elif ranks.first:
@@ -248,7 +249,7 @@ def finite(
 ):                            # yields the same
     "Pass batches on. Raises Diverged for pictures that hold NaN or infinity, by the step that was to see them."
     for x, y in stream:
-        if not x.sum().isfinite(): raise Diverged(f'at step {gan.t + 1} a picture holds a number that is not finite')
+        if x.is_floating_point() and not x.sum().isfinite(): raise Diverged(f'at step {gan.t + 1} a picture holds a number that is not finite')
         yield x, y
 
 

@@ -1,6 +1,6 @@
-"""Fréchet distances beside `scipy.linalg.sqrtm`, on made-up features: `python -m tools.bench.bench_metrics [--classes 1000] [--out FILE]`.
+"""Fréchet distances beside `scipy.linalg.sqrtm`, PRDC and KID, on made-up features: `python -m tools.bench.bench_metrics [--classes 1000] [--rows 50000] [--out FILE]`.
 
-Takes two or three minutes on two cores. Writes results/metrics_speed.json, which chapter 10 reads.
+Takes about seven minutes on two cores. Writes results/metrics_speed.json, which chapter 10 reads.
 """
 import argparse
 import json
@@ -18,7 +18,8 @@ import scipy
 import torch
 from scipy.linalg import sqrtm
 
-from sagan_nb.metrics import Stats, frechet_distance, intra_distances
+from sagan_nb.metrics import Stats, frechet_distance, intra_distances, kernel_distance, prdc, squared_mmd
+from sagan_nb.machinery.machine import keep_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,14 +81,27 @@ def intra(width, n_classes, n_fake, n_real, sample):
                 relative_difference=worst, how=f'sqrtm measured on {sample} classes and multiplied up to {n_classes}')
 
 
+def neighbours(width, n, subsets=100):
+    "PRDC and KID of n rows against n, in seconds of all processors: their time on that many quiet cores is this divided by their number."
+    fake, real = features(n, width, 1), features(n, width, 2)
+    out = dict(width=width, n=[n, n], subsets=subsets, values={})
+    for name, f in dict(prdc=lambda: prdc(fake, real), kid=lambda: kernel_distance(fake, real, subsets), whole_kid=lambda: squared_mmd(fake, real)).items():
+        cpu, wall = time.process_time(), time.perf_counter()
+        out['values'][name] = f()
+        out[f'{name}_cpu_seconds'], out[f'{name}_seconds'] = time.process_time() - cpu, time.perf_counter() - wall
+    return dict(out, how='whole_kid: of all rows at once, without subsets. PRDC and whole_kid grow with the square of the rows, KID with its subsets')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--classes', type=int, default=1000)
     p.add_argument('--width', type=int, default=2048)
     p.add_argument('--sample', type=int, default=2, help='classes that sqrtm is measured on')
+    p.add_argument('--rows', type=int, default=50_000, help='generated and real images for PRDC and KID')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'metrics_speed.json')
     o = p.parse_args()
     torch.set_num_threads(2)
+    keep_memory()                                                # as sagan_eval does
     warnings.simplefilter('ignore')
     git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64',
@@ -97,6 +111,8 @@ def main():
     print(json.dumps(out['distance'], indent=1), flush=True)
     out['intra'] = intra(o.width, o.classes, 50, 1300, o.sample)
     print(json.dumps(out['intra'], indent=1), flush=True)
+    out['neighbours'] = neighbours(o.width, o.rows)
+    print(json.dumps(out['neighbours'], indent=1), flush=True)
     o.out.parent.mkdir(parents=True, exist_ok=True)
     o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 

@@ -1,0 +1,126 @@
+"One command for a GPU (tools/bench/gpu.py), rehearsed on a CPU as if on a machine that has little more than torch; and its parts."
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import zipfile
+from argparse import Namespace
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from commands import as_folders
+from sagan_nb.config import NUMERICS
+from sagan_nb.data import Toy
+from tools.bench import carry, gpu
+
+ROOT = Path(__file__).resolve().parents[1]
+HIDE = '''
+import sys
+from importlib.machinery import PathFinder
+
+class Hide(PathFinder):
+    "Finds all but the packages that are not on the other machine."
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition('.')[0] in {hidden!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
+'''
+
+
+def bare(folder, copied, there):
+    "PYTHONPATH of a machine that has torch, torchvision and what must be there, with their own needs; what is carried comes first."
+    plain = lambda name: re.sub(r'[-_.]+', '-', name).lower()
+    kept = {*carry.closure([*carry.THERE, *there], '3.12'), *map(plain, copied)}
+    hidden = sorted(top for top, dists in packages_distributions().items() if not {*map(plain, dists)} & {*kept, 'sagan-nb'})
+    (folder/'hide').mkdir()
+    (folder/'hide'/'sitecustomize.py').write_text(HIDE.format(hidden=hidden), encoding='utf-8')
+    return hidden, os.pathsep.join(map(str, (folder/'hide', folder/'carry'/'site', ROOT)))
+
+
+def test_everything_is_rehearsed_on_a_bare_machine(tmp_path):
+    copied, there = carry.pack(tmp_path/'carry')
+    hidden, path = bare(tmp_path, copied, there)
+    assert {'fastcore', 'rich', 'pytest'} <= {*copied} and {'nbdev', 'hypothesis', 'playwright'} <= {*hidden} and 'torch' not in hidden
+    env = {k: v for k, v in os.environ.items() if k != 'SAGAN_NB_CACHE'} | dict(PYTHONPATH=path, SAGAN_NB_CACHE=str(tmp_path/'cache'))
+    asked = 'import fastcore, rich, sys\nprint(fastcore.__file__, rich.__file__)\nimport nbdev'
+    said = subprocess.run([sys.executable, '-c', asked], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert said.stdout.count(str(tmp_path/'carry'/'site')) == 2 and "No module named 'nbdev'" in said.stderr
+    out, before = tmp_path/'out', resource.getrusage(resource.RUSAGE_CHILDREN)
+    as_folders(Toy(32, 4, n=80), tmp_path/'photos')
+    words = '--smoke --device cpu --minutes 20 --data photos --out'.split()
+    done = subprocess.run([sys.executable, '-m', 'tools.bench.gpu', *words, str(out)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f'processor seconds: {after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.0f}')
+    log = (out/'log.txt').read_text(encoding='utf-8')
+    assert done.returncode == 0, done.stderr + log
+    parts = json.loads((out/'run.json').read_text())['parts']
+    assert {n: o['ended'] for n, o in parts.items()} == dict.fromkeys(gpu.SHARES, 'whole'), log
+    check, speed, table, profile = (json.loads((out/f'{n}.json').read_text()) for n in gpu.SHARES)
+    outcomes = check['pytest']['cuda']['outcomes']
+    assert {*outcomes.values()} == {'PASSED'} and [*outcomes.values()].count('PASSED') == 5, check['pytest']['cuda']['tail']
+    assert check['traces']['none']['same'] and all(len(o['found']) == 2 for o in check['first'].values())
+    assert len(speed['steps']) >= 5 and all(o['steps_per_s'] > 0 for o in speed['steps'].values()), speed['steps']
+    assert {o['net']['form'] for o in speed['steps'].values()} == {'released', 'paper'} and all(o > 1e8 for o in speed['operations_per_s'].values())
+    assert [(o['row'], o['status']) for o in table['runs']] == [('t1_attn_16', 'finished'), ('t1_none', 'finished')] and 't1_none' in table['table']
+    with zipfile.ZipFile(out/'table1.zip') as z: names = z.namelist()
+    assert 'table1.md' in names and any(n.startswith('features/') for n in names) and sum(n.endswith(f'-v{NUMERICS}.json') for n in names) == 2
+    assert {*profile['profiles']['a run']['waits']} == {*gpu.WAITS}, profile
+    assert len([*out.iterdir()]) <= 8 and all(p.stat().st_size < 16*2**20 for p in out.iterdir())
+
+
+def options(out, **own): return Namespace(**dict(out=out, device='cpu', smoke=True, part='speed', seconds=60., data=None, minutes=1.) | own)
+
+
+def test_a_part_that_takes_too_long_is_stopped(tmp_path):
+    "With all its children; the file that it had begun is whole."
+    ended = gpu.run_part('speed', .3, options(tmp_path))                      # less than importing torch takes
+    assert ended['ended'] == 'stopped when its time was over' and ended['seconds'] < 30
+    assert gpu.run_part('check', 60, options(tmp_path, device='no such device'))['ended'] == 'ended with exit code 1'
+    assert 'no such device' in (tmp_path/'log.txt').read_text()
+
+
+def test_what_fails_costs_only_itself(tmp_path):
+    page = gpu.Page(options(tmp_path))
+    def fails(): raise RuntimeError('CUDA out of memory')
+    for name, f in dict(a=lambda: 1, b=fails, c=lambda: 3).items():
+        page.row('steps', name, f)
+        assert name in json.loads((tmp_path/'speed.json').read_text())['steps']           # saved before the next
+    page.end = 0.
+    page.row('steps', 'd', fails)
+    found = json.loads((tmp_path/'speed.json').read_text())
+    assert found['steps'] == dict(a=1, b=dict(failed='RuntimeError: CUDA out of memory'), c=3) and found['part'] == 'speed' and 'torch' in found
+
+
+def test_what_is_timed_on_a_gpu(monkeypatch):
+    "Names are unique, the figure that matters most comes first, and every network and variant can be built."
+    monkeypatch.setattr(gpu, 'usable_variants', lambda device, names: list(names))
+    asked = []
+    monkeypatch.setattr(gpu, 'timed_step', lambda net, v, o, mode=None: asked.append((net, v, mode)))
+    found = [*gpu.cases(options(None, smoke=False, device='cuda'))]
+    for _, measure in found: measure()
+    assert len({name for name, _ in found}) == len(found) == len({*map(repr, asked)}) and found[0][0] == 'batch 256, released at 32, all, bf16'
+    nets, variants, modes = zip(*asked)
+    assert {(o.batch, o.form, o.attn_at) for o in nets} >= {(b, f, (m,)) for b in (256, 64) for f in ('released', 'paper') for m in (32, 64)}
+    assert {v.precision for v in variants} == {'fp32', 'tf32', 'bf16'} and {*modes} == {None, 'compiled', 'CUDA graphs'}
+    assert all(o.res == 128 and o.n_classes == 1000 for o in nets)
+
+
+def test_processes_that_are_not_done_in_time_are_stopped(tmp_path):
+    page = gpu.Page(options(tmp_path, seconds=0.))
+    deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(600)"
+    running = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE) for code in ('', deaf)]
+    running[0].wait(), running[1].stdout.readline()
+    assert gpu.finish(running, page, 8) == [0, -9]
+
+
+def test_what_cannot_be_carried_is_refused(tmp_path, monkeypatch):
+    (tmp_path/'mine').mkdir()
+    with pytest.raises(ValueError, match='holds something else'): carry.pack(tmp_path/'mine')
+    monkeypatch.setattr(carry, 'MOST', 2**20)
+    with pytest.raises(ValueError, match='1 may travel'): carry.pack(tmp_path/'new')
+    assert carry.compiled('torch') and not carry.compiled('fastcore')

@@ -1,0 +1,122 @@
+"""What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip] [--out .carry] [--fetch NAME ...]`.
+
+Packages of pure Python are copied from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what
+comes with torch and torchvision. Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
+`PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:train --minutes 9 --out DIR`.
+"""
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+THERE = 'torch', 'torchvision'
+MOST = 64 * 2**20             # bytes that may travel, the repository included
+
+
+def requirements():
+    "What the package and its tests are said to need, less what must be there."
+    config = ConfigParser(delimiters=['='])
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    named = [Requirement(o).name for o in shlex.split(config['DEFAULT']['requirements'])]
+    return [*(o for o in named if o not in THERE), 'pytest']
+
+
+def needs(name, python):
+    "Packages that a package needs on the other machine."
+    there = dict(python_version=python, python_full_version=f'{python}.0', sys_platform='linux', platform_system='Linux', extra='')
+    found = [Requirement(o) for o in distribution(name).requires or ()]
+    return [o.name for o in found if o.marker is None or o.marker.evaluate(there)]
+
+
+def compiled(name):
+    "Does a package hold code for one machine? Then it cannot be copied."
+    return any(re.search(r'\.(so|pyd|dylib)$', str(o)) for o in distribution(name).files or ())
+
+
+def closure(names, python, through=lambda name: True):
+    "Packages, with those they need; None of this environment's are left out."
+    found, todo = {}, [*names]
+    while todo:
+        name = re.sub(r'[-_.]+', '-', todo.pop()).lower()
+        if name in found: continue
+        try: distribution(name)
+        except PackageNotFoundError: continue                # for another system, or optional
+        found[name] = through(name)
+        if found[name]: todo += needs(name, python)
+    return found
+
+
+def chosen(python):
+    "Packages to copy; packages that must be there."
+    own = closure(THERE, python)
+    wanted = closure(requirements(), python, lambda name: not compiled(name))
+    return tuple(sorted(n for n, pure in wanted.items() if n not in own and pure is which) for which in (True, False))
+
+
+def copy(name, site):
+    "Copy the files of a package, without scripts and caches."
+    dist = distribution(name)
+    for path in dist.files:
+        if path.parts[0] == '..' or '__pycache__' in path.parts: continue
+        (site/path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(dist.locate_file(path), site/path)
+
+
+def fetch(names, python, site):
+    "Let pip download wheels for the other machine, and unpack them. Raises CalledProcessError where there is none."
+    platforms = [f'--platform=manylinux_2_{n}_x86_64' for n in (28, 27, 24, 17)] + ['--platform=manylinux2014_x86_64']
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--implementation=cp', *platforms,
+                        f'--python-version={python}', '-d', folder, *names], check=True)
+        for wheel in Path(folder).glob('*.whl'): zipfile.ZipFile(wheel).extractall(site)
+
+
+def weight(folder):
+    "Bytes of all files in a folder."
+    return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
+
+
+def tracked():
+    "Bytes of the repository's own files, which travel too."
+    names = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, check=True).stdout.decode().split('\0')
+    return sum((ROOT/o).stat().st_size for o in names if o and (ROOT/o).is_file())
+
+
+def pack(out, data=None, python='3.12', wheels=()):
+    "Fill the folder anew: what it holds, and what must be there. Raises ValueError for a folder of others, and where it is too much to travel."
+    if out.exists() and not (out/'site').is_dir(): raise ValueError(f'{out} is there already, and holds something else')
+    shutil.rmtree(out, ignore_errors=True)
+    (site := out/'site').mkdir(parents=True)
+    copied, there = chosen(python)
+    for name in copied: copy(name, site)
+    if wheels: fetch(wheels, python, site)
+    if data: shutil.copy(data, out/Path(data).name)
+    total = weight(out) + tracked()
+    if total > MOST: raise ValueError(f'{out} and the repository weigh {total/2**20:.0f} MiB; {MOST/2**20:.0f} may travel')
+    return copied, [o for o in there if o not in wheels]
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', type=Path, help='images to take along, a zip')
+    p.add_argument('--out', type=Path, default=ROOT/'.carry')
+    p.add_argument('--python', default='3.12', help='version there')
+    p.add_argument('--fetch', nargs='*', default=[], metavar='NAME', help='compiled packages that are not there')
+    o = p.parse_args(argv)
+    try: copied, there = pack(o.out, o.data, o.python, o.fetch)
+    except (ValueError, OSError, subprocess.CalledProcessError) as e: sys.exit(f'carry: {e}')
+    print(f'{o.out}: {weight(o.out)/2**20:.1f} MiB\n  copied: {", ".join(copied)}' + (f'\n  fetched: {", ".join(o.fetch)}' if o.fetch else ''))
+    print(f'  must be there: {", ".join([*THERE, *there])}' + (f'\n  images: {o.data.name}' if o.data else ''))
+
+
+if __name__ == '__main__': main()

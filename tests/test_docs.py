@@ -88,16 +88,16 @@ CONTRAST = """() => {
     const rgba = s => { const v = s.match(/[\\d.]+/g).map(Number); return [v[0], v[1], v[2], v.length > 3 ? v[3] : 1] }
     const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3])).concat(1)
     const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b }
-    const ground = o => { const layers = []; for (; o; o = o.parentElement) layers.push(rgba(getComputedStyle(o).backgroundColor))
-                          return layers.reverse().reduce((b, a) => over(a, b), [255, 255, 255, 1]) }
+    const once = f => { const known = new Map(); return o => known.has(o) ? known.get(o) : known.set(o, f(o)).get(o) }
+    const ground = once(o => o ? over(rgba(getComputedStyle(o).backgroundColor), ground(o.parentElement)) : [255, 255, 255, 1])
+    const alpha = once(o => o ? getComputedStyle(o).opacity*alpha(o.parentElement) : 1)
     const seen = new Map(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
     while (walk.nextNode()) {
         const o = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim()
         if (!text || o.closest('script, style, noscript, mjx-container, svg') || !o.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
         const box = o.getBoundingClientRect(); if (box.width < 2 || box.height < 2) continue
-        const b = ground(o), ink = rgba(getComputedStyle(o).color); let alpha = 1
-        for (let p = o; p; p = p.parentElement) alpha *= +getComputedStyle(p).opacity
-        const [x, y] = [light(over([ink[0], ink[1], ink[2], ink[3]*alpha], b)), light(b)], ratio = (Math.max(x, y) + .05)/(Math.min(x, y) + .05)
+        const b = ground(o), ink = rgba(getComputedStyle(o).color)
+        const [x, y] = [light(over([ink[0], ink[1], ink[2], ink[3]*alpha(o)], b)), light(b)], ratio = (Math.max(x, y) + .05)/(Math.min(x, y) + .05)
         const key = o.tagName + '.' + o.className; if (ratio < 4.5 && !seen.has(key)) seen.set(key, `${ratio.toFixed(2)} ${key}: ${text.slice(0, 40)}`) }
     return [...seen.values()] }"""
 

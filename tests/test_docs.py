@@ -337,7 +337,7 @@ def test_home_page_opens_with_the_generator(site, tab):
     assert tab.page.query_selector('.how-far a[href^="paper_map.html"]') and tab.page.title().startswith('Self-Attention GAN')
     said = lambda: tab.page.eval_on_selector('.sagan-live output', 'o => o.value')
     start = said()
-    assert start.startswith('pixel 11,9: most at 2') and len(tab.page.query_selector_all('.sagan-live')) == len(tab.page.query_selector_all('select')) == 1
+    assert start.startswith('pixel 11,9 looks most at 2') and len(tab.page.query_selector_all('.sagan-live')) == len(tab.page.query_selector_all('select')) == 1
     tab.page.click('.sagan-live canvas', position=dict(x=30, y=300))
     heard = [start, said()]
     tab.page.select_option('.sagan-live select', '2')

@@ -231,15 +231,15 @@ def navigation(dest):
 CARDS = {                                        # page -> name and promise of a card on the home page
     'tour': ('Read', 'the idea in ten minutes'), 'run': ('Run', '<code>python3 start.py</code>, ten minutes, no GPU'),
     'use': ('Use', 'the attention block, spectral norm, FID, your own pictures'), 'reproduce': ('Reproduce', 'the command for each table, and what it costs'),
-    'questions': ('Ask', 'what users of SAGANs ask, with code that answers')}
+    'questions': ('Ask', 'questions of people who use SAGANs, answered by code')}
 
-FAR = """**How far?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and torch-fidelity. The
+FAR = """**How far does it get?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and torch-fidelity. The
 experiments ran small, on two CPU cores. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
 has every equation, figure and table."""
 
-LOOK = """**Let it draw, and click a pixel.** Left: a small trained generator, computed in this page. Right: where it looked when it drew
-the marked pixel; brighter is more. In its training pictures, shapes across a diagonal share a colour: the pixel marked at first looks at
-its partner, not all do. [How to read it](attention_maps.ipynb)"""
+LOOK = """**Click a pixel, move the slider, choose a class.** Left: a picture by a small trained generator, which runs in this page. Right: how
+strongly it looked at each place while it drew the marked pixel. In its training pictures, shapes in opposite corners have the same
+colour. Many pixels look at the opposite corner, as the first one marked here; not all do. [How to read it](attention_maps.ipynb)"""
 
 
 def front(cells):

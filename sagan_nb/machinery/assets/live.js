@@ -106,7 +106,7 @@ const look = () => {
     return heat[Math.round(255*share)].map(v => (.25 + .75*share)*v + .75*(1 - share)*grey)
   })
   const place = [Math.floor(best/m), best % m].map(v => Math.floor((v + .5)*made.n/m))
-  told.value = `pixel ${at}: most at ${place} (${(100*top).toFixed(0)} % of its attention, ${(top*m*m).toFixed(1)} times an even share)`
+  told.value = `pixel ${at} looks most at ${place}: ${(100*top).toFixed(0)} % of its attention`
 }
 const draw = () => { made = generate(between(+t.value), +k.value); look() }
 const move = (r, c) => { at = [r, c].map(v => Math.max(0, Math.min(data.res - 1, v))); look() }

@@ -38,11 +38,12 @@ class Gathered(torch.autograd.Function):
 class Ranks:
     "Which process this is of how many. Meets the others when made. Raises Refused if they do not all come in time."
     def __init__(self,
-        rank:int=0,               # this process, from 0
-        world:int=None,           # how many share a batch; None: as torchrun says, or 1
-    ):
-        self.rank, self.world = place() if world is None else (rank, world)
-        if world is None: join(self.rank, self.world)
+        rank:int=None,            # this process, from 0
+        world:int=None,           # how many share a batch
+    ):                            # neither: as torchrun says, or 0 of 1
+        if (rank is None) != (world is None): raise ValueError('Ranks takes both rank and world, or neither')
+        self.rank, self.world = place() if rank is None else (rank, world)
+        if rank is None: join(self.rank, self.world)
 
     @property
     def first(self)->bool:

@@ -34,6 +34,7 @@ def test_what_is_kept_is_what_autograd_saves():
 def test_hours_cost_and_network_by_hand():
     cfg = replace(PAPER, steps=36_000)
     text = plan_of({'t1_attn_32': cfg}, 2, {'t1_attn_32': .5}, gpus=4, price=2.5)
+    with pytest.raises(Refused, match='does not split over 3 ranks'): plan_of({'t1_attn_32': cfg}, 2, {'t1_attn_32': .5}, gpus=3)
     row = next(line.split() for line in text.splitlines() if line.startswith('t1_attn_32'))
     weights = sum(p.numel() for net in networks(cfg) for p in net.parameters())
     assert sent_of(cfg, 4) == 4*weights*1.5 and sent_of(cfg, 1) == 0

@@ -68,8 +68,9 @@ def join(
 
 @contextmanager
 def answered():
-    "Within it, ranks exchange something. Raises Lost where another rank is gone or does not answer in time."
+    "Within it, ranks exchange something. Raises Lost where another one is gone or late (gloo; nccl ends the process by itself)."
     try: yield
+    except torch.OutOfMemoryError: raise                         # this rank's own trouble
     except RuntimeError as e:
         words = f'rank {dist.get_rank()} lost another rank, or waited more than {patience():g} s ({WAIT}) for it'
         raise Lost(f'{words}: {str(e).splitlines()[0].partition(". This is")[0]}') from e

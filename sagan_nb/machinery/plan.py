@@ -5,6 +5,7 @@ import torch
 
 from ..config import Config
 from ..core import Refused
+from ..distributed import Ranks
 from ..train import networks
 from .checkpoints import disk_price
 from .memory import kept_by
@@ -82,9 +83,10 @@ def plan_of(
     gpus:int=1,               # ranks of a run
     price:float=None,         # of a GPU for an hour; None: no cost
 )->str:                       # to print
-    "Say what every row takes, and all of them."
+    "Say what every row takes, and all of them. Raises Refused if the GPUs do not divide a batch."
     rows, total = [], [0., 0.]
     for row, cfg in found.items():
+        Ranks(0, gpus).share(cfg.batch, cfg.bn_ghost)
         seconds, (kept, size) = step[row], disk_price(cfg)
         hours = seeds * cfg.steps*seconds / 3600
         total[0], total[1] = total[0] + hours*gpus, total[1] + seeds*kept*size

@@ -104,7 +104,7 @@ def main():
     keep_memory()                                                # as sagan_eval does
     warnings.simplefilter('ignore')
     git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64',
+    out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64; PRDC sifts pairs in float32 first',
                features='made up: correlated, rectified, float32 rows', cpu=platform.processor() or platform.machine(), capability=torch.backends.cpu.get_cpu_capability(),
                cores=os.cpu_count(), torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
     out['distance'] = one_distance(o.width, 3*o.width)

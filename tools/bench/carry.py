@@ -1,6 +1,6 @@
 """What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip] [--out .carry] [--fetch NAME ...]`.
 
-Packages of pure Python are copied from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what
+The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more. Packages of pure Python are copied from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what
 comes with torch and torchvision. Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
 `PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:train --minutes 9 --out DIR`.
 """
@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 THERE = 'torch', 'torchvision'
-MOST = 64 * 2**20             # bytes that may travel, the repository included
+MADE = 'carry.txt'            # says that a folder was filled here, and may be filled anew
 
 
 def requirements():
@@ -39,7 +39,7 @@ def needs(name, python):
 
 
 def compiled(name):
-    "Does a package hold code for one machine? Then it cannot be copied."
+    "Does a package hold compiled code? That fits one kind of machine, so it cannot be copied."
     return any(re.search(r'\.(so|pyd|dylib)$', str(o)) for o in distribution(name).files or ())
 
 
@@ -92,17 +92,17 @@ def tracked():
     return sum((ROOT/o).stat().st_size for o in names if o and (ROOT/o).is_file())
 
 
-def pack(out, data=None, python='3.12', wheels=()):
+def pack(out, data=None, python='3.12', wheels=(), most=64):
     "Fill the folder anew: what it holds, and what must be there. Raises ValueError for a folder of others, and where it is too much to travel."
-    if out.exists() and not (out/'site').is_dir(): raise ValueError(f'{out} is there already, and holds something else')
+    if out.exists() and not (out/MADE).is_file(): raise ValueError(f'{out} is there already, and holds something else')
     shutil.rmtree(out, ignore_errors=True)
     (site := out/'site').mkdir(parents=True)
+    (out/MADE).write_text(f'{__doc__}\nMade anew each time: keep nothing here.\n', encoding='utf-8')
     copied, there = chosen(python)
     for name in copied: copy(name, site)
     if wheels: fetch(wheels, python, site)
     if data: shutil.copy(data, out/Path(data).name)
-    total = weight(out) + tracked()
-    if total > MOST: raise ValueError(f'{out} and the repository weigh {total/2**20:.0f} MiB; {MOST/2**20:.0f} may travel')
+    if (total := (weight(out) + tracked()) / 2**20) > most: raise ValueError(f'{out} and the repository weigh {total:.0f} MiB; {most} may travel (--most)')
     return copied, [o for o in there if o not in wheels]
 
 
@@ -111,9 +111,10 @@ def main(argv=None):
     p.add_argument('--data', type=Path, help='images to take along, a zip')
     p.add_argument('--out', type=Path, default=ROOT/'.carry')
     p.add_argument('--python', default='3.12', help='version there')
+    p.add_argument('--most', type=int, default=64, help='MiB that may travel, the repository included')
     p.add_argument('--fetch', nargs='*', default=[], metavar='NAME', help='compiled packages that are not there')
     o = p.parse_args(argv)
-    try: copied, there = pack(o.out, o.data, o.python, o.fetch)
+    try: copied, there = pack(o.out, o.data, o.python, o.fetch, o.most)
     except (ValueError, OSError, subprocess.CalledProcessError) as e: sys.exit(f'carry: {e}')
     print(f'{o.out}: {weight(o.out)/2**20:.1f} MiB\n  copied: {", ".join(copied)}' + (f'\n  fetched: {", ".join(o.fetch)}' if o.fetch else ''))
     print(f'  must be there: {", ".join([*THERE, *there])}' + (f'\n  images: {o.data.name}' if o.data else ''))

@@ -3,7 +3,7 @@
 Parts, in order of worth: `check` (does everything run there, and compute what a CPU does), `speed` (steps of the official networks), `table`
 (three rows of Table 1, a process for each of three seeds), `profile` (what is left). A part has a process and a time of its own; its file in DIR
 is whole after every line added to it, so whatever stops the part costs only what it was at. No network is needed, and nothing but torch,
-torchvision, what tools/bench/carry.py carries, and the repository. `--smoke` goes through all of it on a CPU.
+torchvision, what tools/bench/carry.py carries, and the repository. `--smoke --device cpu` goes through all of it without a GPU.
 """
 import argparse
 import json
@@ -180,7 +180,7 @@ def slowest(o, given, seeds):
 
 
 def finish(running, page, spare):
-    "Wait for processes until little time is left; stop what still runs then, as a scheduler would, and after that for good."
+    "Wait for processes until little time is left; then ask what still runs to save and end, as a scheduler would, and kill what does not."
     for p in running:
         try: p.wait(max(0., page.left() - spare))
         except subprocess.TimeoutExpired: p.terminate()

@@ -20,12 +20,12 @@ def nets_of_the_bench(cfg):
     return Generator(**wide), Discriminator(**wide, down=(True, True, False, False))
 
 
-def seconds(steps, batch, core):
+def seconds(steps, batch, cores):
     "Time some updates of D and G on this rank, which stays on one core; the first two, which are slower, do not count."
     import torch
     from sagan_nb import train
     from sagan_nb.config import PRESETS, at_scale
-    os.sched_setaffinity(0, {core + int(os.environ['RANK'])})
+    os.sched_setaffinity(0, {cores[int(os.environ['RANK'])]})
     train.networks = nets_of_the_bench
     cfg = replace(at_scale(PRESETS['t1_none'], 'laptop'), n_classes=10, batch=batch, standing=0, ema=0., precision='fp32')
     gan = train.make_gan(cfg)
@@ -43,10 +43,11 @@ def seconds(steps, batch, core):
 def measure(rounds, steps, batch):
     "Pairs of images per second: one rank, two ranks."
     from tools.bench.scaling import seconds as work           # by its name, which other processes can import
-    found = []
+    found, cores = [], sorted(os.sched_getaffinity(0))
+    if len(cores) < 2: raise SystemExit('scaling: needs two cores')
     with Crew(1) as one, Crew(2) as two:
         for i in range(rounds):
-            pair = [batch / max(crew(work, steps, batch, 0)) for crew in ((one, two) if i % 2 else (two, one))]
+            pair = [batch / max(crew(work, steps, batch, cores)) for crew in ((one, two) if i % 2 else (two, one))]
             found.append(pair if i % 2 else pair[::-1])
     return found
 
@@ -56,9 +57,10 @@ def main():
     for name, value in dict(rounds=5, steps=10, batch=64).items(): p.add_argument(f'--{name}', type=int, default=value)
     p.add_argument('--out', type=Path)
     o = p.parse_args()
+    machine = machine_facts()                                # with its load before it works
     pairs = measure(o.rounds, o.steps, o.batch)
     ratio = [b/a for a, b in pairs]
-    result = dict(nets=NETS, batch=o.batch, pairs=pairs, ratio=statistics.median(ratio), machine=machine_facts())
+    result = dict(nets=NETS, batch=o.batch, pairs=pairs, ratio=statistics.median(ratio), machine=machine)
     print(f'two ranks make {result["ratio"]:.2f} times the images of one ({min(ratio):.2f} to {max(ratio):.2f}, {o.rounds} rounds)')
     if o.out: o.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 

@@ -123,6 +123,10 @@ def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):
     one = json.loads(next(tmp_path.glob('t1_attn_8-s1-*.json')).read_text())
     assert [o['t'] for o in one['curve']] == [2, 4] and one['settings']['row'] == 't1_attn_8' and list(one['gamma']) == ['8']
     assert json.loads((tmp_path/'report.json').read_text())['rows']['t1_none']['n'] == 2
+    early, late = ({s: dict(curve=[dict(t=t, auc=.95)], cpu_seconds=1) for s in range(6)} for t in (1, 2))
+    claims = [('a', 'b'), ('a', 'c'), ('a', 'd')]                                    # of three claims one can be judged: it is still one of three
+    one, = p.judge_claims(dict(a=early, b=late), claims)['claims']
+    assert one['holm_p'] == min(1, 3*one['p']) and one['verdict'] == 'holds'
     again = p.run_probe(p.Settings(**one['settings']))
     assert again['curve'] == one['curve'] and again['data_id'] == one['data_id']                  # a seed decides it all
     wide = p.Settings('t1_none', 0, width=8)

@@ -254,7 +254,8 @@ def judge_claims(
         rows[row] |= dict(final_auc=float(np.mean(last)), final_auc_median=float(np.median(last)),
                           seconds=float(np.median([o['cpu_seconds'] for o in own.values()])))
     judged = [dict(better=a, worse=b, **compare_rows(times[a], times[b])) for a, b in claims if {a, b} <= times.keys()]
-    for o, p in zip(judged, holm([o['p'] for o in judged])):
+    unseen = [1.]*(len(claims) - len(judged))                         # rows that have not run yet: their claims count, too
+    for o, p in zip(judged, holm([o['p'] for o in judged] + unseen)):
         gap = rows[o['better']]['restricted_mean'] - rows[o['worse']]['restricted_mean']
         o |= dict(holm_p=p, gap=gap, verdict=probe_verdict(p, gap))
     return dict(level=level, rows=rows, claims=judged)

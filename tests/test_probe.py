@@ -107,6 +107,10 @@ def test_claims():
     assert p.claims_of(rows, 't1_attn_16>t1_attn_8') == [('t1_attn_16', 't1_attn_8')]
     for bad in ('t1_attn_16', 't1_attn_16>t1_attn_32'):
         with pytest.raises(Refused, match='better>worse'): p.claims_of(rows, bad)
+    early, late = ({s: dict(curve=[dict(t=t, auc=.95)], cpu_seconds=1) for s in range(6)} for t in (1, 2))
+    claims = [('a', 'b'), ('a', 'c'), ('a', 'd')]                                    # of three claims one can be judged: it is still one of three
+    one, = p.judge_claims(dict(a=early, b=late), claims)['claims']
+    assert one['holm_p'] == min(1, 3*one['p']) and one['verdict'] == 'holds'
     assert p.seeds_of('10-12,4') == [10, 11, 12, 4]
     with pytest.raises(Refused, match='seeds are like'): p.seeds_of('ten')
     assert p.probe_verdict(.04, -3) == 'holds' and p.probe_verdict(.04, 3) == 'is reversed' and p.probe_verdict(.06, -3) == 'not resolved'
@@ -123,10 +127,6 @@ def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):
     one = json.loads(next(tmp_path.glob('t1_attn_8-s1-*.json')).read_text())
     assert [o['t'] for o in one['curve']] == [2, 4] and one['settings']['row'] == 't1_attn_8' and list(one['gamma']) == ['8']
     assert json.loads((tmp_path/'report.json').read_text())['rows']['t1_none']['n'] == 2
-    early, late = ({s: dict(curve=[dict(t=t, auc=.95)], cpu_seconds=1) for s in range(6)} for t in (1, 2))
-    claims = [('a', 'b'), ('a', 'c'), ('a', 'd')]                                    # of three claims one can be judged: it is still one of three
-    one, = p.judge_claims(dict(a=early, b=late), claims)['claims']
-    assert one['holm_p'] == min(1, 3*one['p']) and one['verdict'] == 'holds'
     again = p.run_probe(p.Settings(**one['settings']))
     assert again['curve'] == one['curve'] and again['data_id'] == one['data_id']                  # a seed decides it all
     wide = p.Settings('t1_none', 0, width=8)

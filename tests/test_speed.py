@@ -386,6 +386,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert rows['plain']['peak_bytes'] == 2**30 and all(0 < rows[n]['share'] < 1 for n in usable_variants())
     out = capsys.readouterr().out                          # a table, or a paragraph a row where slow steps make the cells too wide
     assert all(o in out for o in ('share', 'against', 'plain', 'Try next:')) and max(map(len, out.splitlines())) <= 100
+    monkeypatch.setattr('sys.path', [*sys.path])
+    (tmp_path/'peer').mkdir()
+    (tmp_path/'neighbour.py').write_text('seen = []', encoding='utf-8')
+    beside = tmp_path/'beside.py'                          # it finds its neighbour, and the folder after the colon
+    beside.write_text('import neighbour\ndef make_step(*size, folder): return lambda: neighbour.seen.append(folder)', encoding='utf-8')
+    callable_from(f'{beside}:{tmp_path/"peer"}')(32, 4, 10)()
+    assert sys.modules.pop('neighbour').seen == [str(tmp_path/'peer')]
+    with pytest.raises(Refused, match='no such folder'): callable_from(f'{beside}:{tmp_path/"nobody"}')
     broken = tmp_path/'broken.py'
     broken.write_text('1/0', encoding='utf-8')
     with pytest.raises(Refused, match='cannot be run as Python'): callable_from(broken)

@@ -2,8 +2,10 @@
 import gc
 import importlib.util
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,16 +24,19 @@ from .terminal import text_table
 def callable_from(
     path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
 ):                                # that function; it returns a callable that makes one update of D and one of G
-    "Read what `--against` times. Raises Refused for a file without it."
-    if not Path(path).is_file(): raise Refused(f'{path}: there is no such file')
-    spec = importlib.util.spec_from_file_location('against', path)
+    "Read what `--against` times; of FILE:FOLDER, FOLDER is handed on as `folder`. Raises Refused for a file without it."
+    file, _, folder = (path, '', '') if Path(path).is_file() else str(path).rpartition(':')
+    if not Path(file).is_file(): raise Refused(f'{path}: there is no such file')
+    if folder and not Path(folder).is_dir(): raise Refused(f'{folder}: there is no such folder')
+    spec = importlib.util.spec_from_file_location('against', file)
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(file).parent))                   # as where it is run: it finds its neighbours
     try: spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         raise Refused(f'{path}: cannot be run as Python ({type(e).__name__}: {e})') from e
     if not callable(getattr(module, 'make_step', None)):
         raise Refused(f'{path}: needs a function make_step(res, batch, n_classes) that returns a callable')
-    return module.make_step
+    return partial(module.make_step, folder=folder) if folder else module.make_step
 
 
 def try_step(
@@ -53,7 +58,6 @@ def peak_bytes(
 )->int:                           # bytes: of the process on a CPU (torch included), of tensors on a GPU
     "Measure the peak memory of two steps, in a process for them alone."
     import json
-    import sys
     code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
             'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
             'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'

@@ -445,7 +445,7 @@ def sagan_check(
 def sagan_bench(
     nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
     rounds:int=5,             # timed steps of each variant
-    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes)
+    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes); FILE:FOLDER also hands on folder
     out:str=None,             # file to write (default: bench.json, or the next free name)
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from sagan_nb.speed import NETS, PLAIN, bench_networks
+from peers import check_weights
 
 
 def networks():
@@ -27,8 +27,7 @@ def make_step(res, batch, n_classes):
     "One update of D and one of G, as its trainer makes them."
     if res != 32: raise ValueError('its network of 128 pixels has another shape than ours')
     G, D = (net(n_classes, **width) for net, width in zip(networks(), (dict(ngf=128), dict(ndf=128))))
-    count = lambda *nets: [sum(p.numel() for p in net.parameters()) for net in nets]
-    assert count(G, D) == count(*bench_networks(NETS['32'], PLAIN)), 'its networks have other weights than ours'
+    check_weights(res, G, D)
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), lr, (0., .9)) for net, lr in ((G, 1e-4), (D, 4e-4)))
     real = torch.randn(batch, 3, res, res).tanh(), torch.arange(batch) % n_classes
     log = SimpleNamespace(add_metric=lambda *args, **kw: None)

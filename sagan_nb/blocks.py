@@ -46,12 +46,15 @@ class ConditionalBatchNorm2d(nn.Module):
 @patch
 def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (B, C, H, W), y (B,) -> (B, C, H, W)
     "Normalise, then scale and shift by class."
-    if self.training: x = self.normalise(x)
-    else: x = F.batch_norm(x, self.mean, self.var, eps=self.eps)
     if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
-    gain, offset = (along_rows(F.embedding(y, t).to(x.dtype)[:, :, None, None], x) for t in (self.gain, self.offset))
-    return x*gain + offset
+    gain, offset = F.embedding(y, self.gain), F.embedding(y, self.offset)
+    if self.training: x = self.normalise(x)
+    else:                                              # the same in one pass: they take the statistics in
+        gain = gain * (self.var + self.eps).rsqrt()
+        offset = offset - self.mean*gain
+    gain, offset = (along_rows(t.to(x.dtype)[:, :, None, None], x) for t in (gain, offset))
+    return torch.addcmul(offset, x, gain)
 
 @patch
 def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)

@@ -29,6 +29,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('hinge sign flipped', '05', 'F.relu(1 - real).mean() + F.relu(1 + fake).mean()', 'F.relu(1 + real).mean() + F.relu(1 - fake).mean()', '05'),
     ('G rewarded for fakes that look fake', '05', 'return -fake.mean()', 'return fake.mean()', '05'),
     ('mean pooling for sum pooling', '04', 'F.relu(x).sum((2, 3))', 'F.relu(x).mean((2, 3))', '04'),
+    ('batch norm in evaluation forgets the mean', '03', 'offset = offset - self.mean*gain', 'offset = offset + 0*gain', '03'),
     ('in-place ReLU before the shortcut', '03', 'x if self.first else F.relu(x)', 'x if self.first else F.relu(x, inplace=True)', '03'),
     ('beta1 0.5', '07', "beta1:float = setting(0.,", "beta1:float = setting(.5,", '07 09'),
     ('u moves in evaluation mode by default', '01', "return self.update == 'always' or (self.training and", "return self.update == 'always' or (True and", '01'),

@@ -10,9 +10,12 @@ import statistics
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
+from sagan_nb.blocks import ConditionalBatchNorm2d
 from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.self_attention import SelfAttention
 from sagan_nb.spectral_norm import normalised
@@ -27,14 +30,25 @@ class OnePass(Step):
     "D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same function."
     def losses(self):
         noise = lambda: torch.randn(len(self.y), 128).to(self.device)
-        with self.precision():
+        low = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.v.precision == 'bf16')
+        with low():
             with torch.no_grad(): fake = self.G(noise(), self.y)
             real, fake = self.D(torch.cat([self.x, fake]), self.y.repeat(2)).float().chunk(2)
         loss_d = hinge_d(real, fake)
         self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
-        with frozen(self.D), self.precision(): loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
+        with frozen(self.D), low(): loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
         self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
         return loss_d.detach(), loss_g.detach()
+
+
+class Bare(Step):
+    "No batch norm, no gain, no ReLU: what one pass for all of them could save at most. Not the same function."
+    def losses(self):
+        bare = mock.patch.object(ConditionalBatchNorm2d, 'forward', lambda bn, x, y=None: x), mock.patch.object(F, 'relu', lambda x: x)
+        with bare[0], bare[1]: return super().losses()
+
+
+TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'all, once more': Step}     # the last: what noise does
 
 
 def power_steps(step):
@@ -95,7 +109,7 @@ def forget(steps):
 
 def measure(net, v, o):
     "One precision: (what the JSON holds of it, profile)."
-    steps, out, p = {'all': Step(net, v, o.device), "D's pictures in one pass": OnePass(net, v, o.device)}, {}, v.precision
+    steps, out, p = {name: kind(net, v, o.device) for name, kind in dict(all=Step, **TRIALS).items()}, {}, v.precision
     steps['power steps alone'] = power_steps(steps['all'])
     modes = {'compiled': ('compile_seconds', None), 'CUDA graphs': ('graph_seconds', 'reduce-overhead')}
     if 'cuda' not in o.device: del modes['CUDA graphs']

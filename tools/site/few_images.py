@@ -61,6 +61,13 @@ def name_of_row(row):
     return f'{int(images):,}', augment
 
 
+def gaps(results, a, b):
+    "Distance of row a less that of row b, for each seed of both."
+    of = {row: {o['seed']: r['value'] for o in results if o['row'] == row for r in o['records'] if r['metric'] == 'Fréchet classifier distance'}
+          for row in (a, b)}
+    return [of[a][s] - of[b][s] for s in of[a].keys() & of[b].keys()]
+
+
 def judged(results):
     "A line for each claim of the design."
     among = shares(results, FEW)
@@ -68,7 +75,9 @@ def judged(results):
         d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among[a, b, 'distance'])
         if not n: continue
         within = '' if math.isnan(low) else f' [{low:+.2f}, {high:+.2f}]'
-        yield f'- {words[0].upper()}{words[1:]}: {d:+.2f}{within}, **{verdict(results, a, b, "distance", among[a, b, "distance"])}**.'
+        nearer = sum(g < 0 for g in gaps(results, a, b))
+        yield (f'- {words[0].upper()}{words[1:]}: {d:+.2f}{within}, nearer in {nearer} of {n} seeds, '
+               f'**{verdict(results, a, b, "distance", among[a, b, "distance"])}**.')
 
 
 def looks_of(results): return sorted(set.intersection(*({p['t'] for p in o['curve']} for o in results)))

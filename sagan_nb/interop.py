@@ -23,7 +23,7 @@ from .machinery.recipe import restore_network
 # %% ../nbs/13_interop.ipynb #9ca338c4
 def load_weights(
     weights,                      # name -> array; a file (.npz, .safetensors, .pt, .h5, TensorFlow's); a public name
-    source:str='auto',            # 'official', 'biggan', 'studiogan', 'mmgeneration', 'ylg', 'tfgan', 'sagan_nb'; 'auto': by the names
+    source:str='auto',            # official, biggan, studiogan, mmgeneration, ylg, tfgan, sagan_nb; auto: by the names
     part:str=None,                # 'G' or 'D' where a file holds both; None: G (the averaged one first) before D
     sn:dict=None,                 # options of `SpectralNorm` in place of the source's
     bn:dict=None,                 # options of `ConditionalBatchNorm2d` in place of the source's

@@ -470,7 +470,6 @@ def test_the_other_implementation_says_what_it_lacks(monkeypatch):
     with pytest.raises(Refused, match='another shape than ours'): bench_room.try_step(make_step, NETS['128'])
 
 
-@pytest.mark.long
 def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     from tools.bench import bench_left_out
     monkeypatch.setattr(sys, 'argv', ['bench_left_out', '--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])

@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'sagan_nb.speed.Step.__call__': ('speed.html#step.__call__', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.Step.__init__': ('speed.html#step.__init__', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.Step.losses': ('speed.html#step.losses', 'sagan_nb/speed.py'),
+                                'sagan_nb.speed.Step.low': ('speed.html#step.low', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.Variant': ('speed.html#variant', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.bench_networks': ('speed.html#bench_networks', 'sagan_nb/speed.py'),
                                 'sagan_nb.speed.conv_rate': ('speed.html#conv_rate', 'sagan_nb/speed.py'),

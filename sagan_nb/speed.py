@@ -131,17 +131,20 @@ class Step:
         self.x = x.tanh().to(device, memory_format=layout_of(v))
         self.y = (torch.arange(net.batch) % net.n_classes).to(device)
 
+    def low(self):
+        "The number format of a forward pass."
+        if self.v.precision != 'bf16': return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
     def losses(self)->tuple:          # D's loss, then G's: scalars, the first after D's update
         "Make both updates."
         noise = lambda: torch.randn(len(self.y), 128).to(self.device)
-        bf16, kind = self.v.precision == 'bf16', self.device.type
-        low = lambda: torch.autocast(kind, torch.bfloat16) if bf16 else contextlib.nullcontext()
-        with low():
+        with self.low():
             with torch.no_grad(): fake = self.G(noise(), self.y)
             real, fake = self.D(self.x, self.y).float(), self.D(fake, self.y).float()
         loss_d = hinge_d(real, fake)
         self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
-        with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), low():
+        with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), self.low():
             loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
         self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
         return loss_d.detach(), loss_g.detach()

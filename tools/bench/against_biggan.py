@@ -4,12 +4,14 @@
 `sagan_bench --nets 32,128 --brief --no_sampling --against tools/bench/against_biggan.py:FOLDER`.
 Accumulation is 1, so that an update sees the batch once. Its networks have as many weights as ours.
 """
+import io
 import sys
+from contextlib import redirect_stdout
 from types import ModuleType
 
 import torch
 
-from peers import check_weights, quiet
+from peers import check_weights
 
 
 def make_step(res, batch, n_classes, folder):
@@ -27,7 +29,7 @@ def make_step(res, batch, n_classes, folder):
     own = dict(resolution=res, n_classes=n_classes, SN_eps=1e-8, adam_eps=1e-8)
     width, at = (32, '16') if res == 32 else (64, '64')
     g = own | dict(G_ch=width, G_attn=at, G_shared=False, BN_eps=1e-5, G_init='xavier', G_lr=1e-4)
-    with quiet():
+    with redirect_stdout(io.StringIO()):
         G = BigGAN.Generator(**g)
         D = BigGAN.Discriminator(D_ch=width, D_attn=at, D_init='xavier', D_lr=4e-4, **own)
         mean = BigGAN.Generator(**g, skip_init=True, no_optim=True)

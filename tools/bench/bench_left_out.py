@@ -30,13 +30,12 @@ class OnePass(Step):
     "D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same function."
     def losses(self):
         noise = lambda: torch.randn(len(self.y), 128).to(self.device)
-        low = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.v.precision == 'bf16')
-        with low():
+        with self.low():
             with torch.no_grad(): fake = self.G(noise(), self.y)
             real, fake = self.D(torch.cat([self.x, fake]), self.y.repeat(2)).float().chunk(2)
         loss_d = hinge_d(real, fake)
         self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
-        with frozen(self.D), low(): loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
+        with frozen(self.D), self.low(): loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
         self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
         return loss_d.detach(), loss_g.detach()
 

@@ -1,7 +1,8 @@
 """What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip] [--out .carry] [--fetch NAME ...]`.
 
-The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more. Packages of pure Python are copied from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what
-comes with torch and torchvision. Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
+The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more. Packages of pure Python are copied
+from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what comes with torch and torchvision.
+Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
 `PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:train --minutes 9 --out DIR`.
 """
 import argparse

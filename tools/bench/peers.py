@@ -1,13 +1,5 @@
 "What the adapters of other implementations share."
-import os
-from contextlib import redirect_stdout
-
 from sagan_nb.speed import NETS, PLAIN, bench_networks
-
-
-def quiet():
-    "Within it, nothing is printed."
-    return redirect_stdout(open(os.devnull, 'w', encoding='utf-8'))
 
 
 def check_weights(res, G, D):

@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 from statistics import fmean, stdev
 
-from sagan_nb.ablation import paired_difference, shares, verdict
+from sagan_nb.ablation import paired_difference, seed_differences, shares, verdict
 from tools.study.few_images import FEW, collect_few
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,13 +61,6 @@ def name_of_row(row):
     return f'{int(images):,}', augment
 
 
-def gaps(results, a, b):
-    "Distance of row a less that of row b, for each seed of both."
-    of = {row: {o['seed']: r['value'] for o in results if o['row'] == row for r in o['records'] if r['metric'] == 'Fréchet classifier distance'}
-          for row in (a, b)}
-    return [of[a][s] - of[b][s] for s in of[a].keys() & of[b].keys()]
-
-
 def judged(results):
     "A line for each claim of the design."
     among = shares(results, FEW)
@@ -75,7 +68,7 @@ def judged(results):
         d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among[a, b, 'distance'])
         if not n: continue
         within = '' if math.isnan(low) else f' [{low:+.2f}, {high:+.2f}]'
-        nearer = sum(g < 0 for g in gaps(results, a, b))
+        nearer = (seed_differences(results, a, b, 'distance') < 0).sum()
         yield (f'- {words[0].upper()}{words[1:]}: {d:+.2f}{within}, nearer in {nearer} of {n} seeds, '
                f'**{verdict(results, a, b, "distance", among[a, b, "distance"])}**.')
 

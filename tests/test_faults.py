@@ -221,6 +221,14 @@ def test_a_log_is_only_added_to(tmp_path):
     assert len(path.read_bytes().splitlines()) == 6 and [o['t'] for o in read_log(path, 2)] == [1, 2]
 
 
+@pytest.mark.parametrize('wrong', [dict(usage_G='used'), dict(usage_D=[1]), dict(usage_G={'16': 3.}), dict(usage_G={'16': {}}), dict(usage_G={'16': dict(ratio='a')}), dict(norms_G={}),
+    dict(norms_D={'conv': [1.]}), dict(raw_G=1.), dict(loss_d='low'), dict(d_real=None), dict(seconds_per_step={}), dict(distance=True), dict(diversity=[])], ids=str)
+def test_a_log_that_holds_something_else_is_named(wrong, tmp_path):
+    "Found by fuzzing: a line without a hash, whose maps are not numbers by name."
+    (tmp_path/'log.jsonl').write_text(json.dumps(dict(t=1, loss_d=1.)) + '\n' + json.dumps(dict(t=2, **wrong)) + '\n')
+    with pytest.raises(Refused, match=f'damaged: {next(iter(wrong))} of step 2'): read_log(tmp_path/'log.jsonl')
+
+
 @pytest.mark.parametrize('what', ['log', 'checkpoint'])
 def test_a_failed_resume_leaves_log_and_settings(what, whole, tmp_path, monkeypatch):
     "The disk is full when it writes first; then it is not, and the run ends as one that was never disturbed."

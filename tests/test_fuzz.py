@@ -4,7 +4,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tools.faults.fuzz import SLOW, TARGETS, attempt, campaign, seeds
+from tools.faults.fuzz import SLOW, TARGETS, attempt, campaign, guided, seeds
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda o: st.lists(o, max_size=4) | st.dictionaries(st.sampled_from(
     ['t', 'metric', 'value', 'seal', 'row', 'seed', 'config', 'records', 'curve', 'usage_G', 'version', 'format', 'n', 'res', 'classes', 'chunks', 'sha256', 'lr_g', 'steps', 'attn_at', 'data']), o, max_size=5), max_leaves=12)
@@ -38,3 +38,11 @@ def test_a_crash_is_found(tmp_path):
         assert 'longer than' in attempt(hangs, b'', tmp_path)
         m.setitem(TARGETS, 'log', trips)
         assert any('KeyError' in words for words in campaign('log', 200, 0, tmp_path))
+
+
+@pytest.mark.long
+def test_inputs_chosen_by_coverage(tmp_path):
+    "atheris finds its way into a reader: it reaches more branches than the good inputs do, and nothing crashes."
+    pytest.importorskip('atheris', reason='atheris is not installed: pip install .[fuzz]')
+    found, made, first, last = guided('log', 3000, 0, tmp_path)
+    assert found == {} and made >= 3000 and last > first

@@ -74,7 +74,19 @@ def by_name(
 )->dict:                      # map size -> numbers by name
     "Names for the numbers of `attention_usage` in old logs."
     names = 'gamma', 'ratio', 'entropy', 'distance'
-    return {size: v if isinstance(v, dict) else dict(zip(names, v)) for size, v in usage.items()}
+    return {size: dict(zip(names, v)) if isinstance(v, list) else v for size, v in usage.items()}
+
+
+DEPTH = dict(usage=2, norms=1, raw=1, loss=0, d=0, seconds=0, wait=0, images=0, distance=0, diversity=0)      # by the first word of a name: names above a number
+
+
+def numbers(
+    value,                    # read from a log
+    depth:int,                # of names above a number
+)->bool:
+    "Whether it is numbers, and as deep as that."
+    if depth: return isinstance(value, dict) and value != {} and all(numbers(v, depth - 1) for v in value.values())
+    return type(value) in (int, float)
 
 
 def class_names(
@@ -100,7 +112,12 @@ def read_log(
     for line in read_lines(path):
         if type(line.get('t')) is not int: raise Refused(f'{path} is no log: a line of it has no step')
         while found and found[-1]['t'] >= line['t']: found.pop()
-        for key in {'usage_G', 'usage_D'} & line.keys(): line[key] = by_name(line[key])
+        for key in {'usage_G', 'usage_D'} & line.keys():
+            if isinstance(line[key], dict): line[key] = by_name(line[key])
+        for key, value in line.items():
+            depth = DEPTH.get(key.split('_')[0])
+            if depth is not None and not numbers(value, depth):
+                raise Refused(f'{path} is damaged: {printable(key)} of step {line["t"]} is not what a log holds there')
         found.append(line)
     return [o for o in found if until is None or o['t'] <= until]
 

@@ -39,6 +39,7 @@ def say_attention(
     for net in 'GD':
         last = next((o[f'usage_{net}'] for o in reversed(log) if f'usage_{net}' in o), {})
         for size, o in last.items():
+            if 'ratio' not in o: continue
             word = 'hardly used' if o['ratio'] < UNUSED else 'used'
             used.append(f'{net}, map {size}: {word}, it adds {o["ratio"]:.1%} of what passes through')
     return '; '.join(used) + '.' if used else 'There is no attention in this run, or its log has no line yet.'

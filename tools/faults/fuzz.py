@@ -1,14 +1,18 @@
 """Feed readers with what nobody meant: `python -m tools.faults.fuzz --executions 1000000 --out results/faults`.
 
 Each target takes bytes. It may take them for good, or refuse them in one sentence; any other exception, and any second thought of longer than ten seconds, is a crash, and
-becomes a test. Inputs are good ones that are mutated: bits, bytes, runs cut out or doubled, words that readers find hard, parts of another good one. Counts are added
-to those that are there, so that a long campaign can be run in slices; a slice begins with the seed that the last one ended with. tests/test_fuzz.py lets hypothesis make inputs for the same targets.
+becomes a test. Inputs are good ones that are mutated: bits, bytes, runs cut out or doubled, words that readers find hard, parts of another good one. With --by_coverage, atheris
+chooses them by the branches that they reach (`pip install .[fuzz]`, Linux). Counts are added to those that are there, so that a long campaign can be run in slices; a slice
+begins with the seed that the last one ended with. tests/test_fuzz.py lets hypothesis make inputs for the same targets.
 """
 import contextlib
 import io
 import json
 import random
+import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from PIL import Image
 
 from sagan_nb.config import PRESETS, from_json, override, to_json
@@ -43,6 +47,7 @@ from .results import add_rows, read_results
 HARD = [b'', b'0', b'-1', b'1e999', b'NaN', b'-Infinity', b'9'*400, b'9'*5000, b'['*3000, b'{"a":'*3000, b'null', b'true', b'""', b'"\\ud800"', b'\xff\xfe', b'\0', b'\r\n', b'\x1b[2J',
         b'../', b'\\', b':', b',', b'%', b'=', b'$', b'__class__', b'{}', b'%s', b'seal', b'sha256:', b'PK\3\4', b'PK\5\6', (2**31).to_bytes(8, 'little'), b'\xff'*8]
 PATIENCE = 10             # seconds
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Slow(BaseException): "It takes longer than PATIENCE."
@@ -180,24 +185,47 @@ def campaign(name, executions, seed, folder):
     return found
 
 
+def guided(name, executions, seed, folder):
+    "The same under atheris, which stops at the first crash: crashes, executions made, branches that good inputs reach, branches reached at the end."
+    corpus, words, artifact = folder/'corpus', folder/'words', folder/'crash'
+    corpus.mkdir()
+    for i, data in enumerate(seeds()[name]): (corpus/str(i)).write_bytes(data)
+    words.write_text(''.join('"' + ''.join(f'\\x{b:02x}' for b in word) + '"\n' for word in HARD if 0 < len(word) <= 64))
+    flags = f'-runs={executions} -seed={seed + 1} -dict={words} -exact_artifact_path={artifact} -rss_limit_mb=0 -handle_alrm=0 -timeout=0 -print_final_stats=1'.split()
+    said = subprocess.run([sys.executable, '-m', 'tools.faults.guided', name, folder, *flags, corpus], cwd=ROOT, capture_output=True, text=True, errors='replace')
+    everything = said.stderr + said.stdout
+    made, reached = re.search(r'number_of_executed_units: (\d+)', everything), [int(n) for n in re.findall(r'cov: (\d+)', everything)]
+    if not made or not reached: raise SystemExit(f'{name}: atheris did not run\n{everything[-2000:]}')
+    found = {}
+    if said.returncode:
+        what = next((line.split(': ', 1)[1] for line in everything.splitlines() if line.startswith('AssertionError: ')), f'exit code {said.returncode}')
+        found[what.split(': ')[0]] = what, artifact.read_bytes()[:20_000].hex() if artifact.exists() else ''
+    return found, int(made[1]), reached[0], reached[-1]
+
+
 @call_parse
 def main(
     executions:int=20_000,    # of all targets together; slow ones get a twentieth of what others get
     out:str=None,             # folder for fuzz.json, whose counts are added to; nothing is written without
     only:str=None,            # targets whose name begins so
+    by_coverage:store_true=False,      # let atheris choose the inputs by the branches that they reach
 ):
     "Feed, and count. Ends with 1 where anything crashed."
     names = [n for n in TARGETS if not only or n.startswith(only)]
+    how = 'chosen by coverage' if by_coverage else 'good inputs, mutated'
     share = executions / sum(.05 if n in SLOW else 1 for n in names)
     path, began, rows = Path(out or '.')/'fuzz.json', time.time(), []
-    before = {o['fault']: o['tries'] for o in read_results(path)['rows']} if out else {}
-    with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as d:
-        for name in names:
-            n = max(1, round(share*(.05 if name in SLOW else 1)))
-            crashes = campaign(name, n, before.get(name, 0), Path(d))
-            for words, data in crashes.values(): print(f'{name}: {words}\n  {data[:400]}', flush=True)
-            rows.append(dict(fault=name, how='good inputs, mutated', tries=n, wrong=[words for words, _ in crashes.values()], found=[*crashes]))
-            print(f'{name}: {n:,} more, {n + before.get(name, 0):,} in all', flush=True)
+    before = {o['fault']: o['tries'] for o in read_results(path)['rows'] if o['how'] == how} if out else {}
+    for name in names:
+        n, more = max(1, round(share*(.05 if name in SLOW else 1))), {}
+        with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as d:
+            if by_coverage:
+                crashes, n, first, last = guided(name, n, before.get(name, 0), Path(d))
+                more['branches'] = [first, last]
+            else: crashes = campaign(name, n, before.get(name, 0), Path(d))
+        for words, data in crashes.values(): print(f'{name}: {words}\n  {data[:400]}', flush=True)
+        rows.append(dict(fault=name, how=how, tries=n, wrong=[words for words, _ in crashes.values()], found=[*crashes], **more))
+        print(f'{name}: {n:,} more, {n + before.get(name, 0):,} in all', *more.values(), flush=True)
     if out: add_rows(path, rows, time.time() - began)
     print(f'{sum(o["tries"] for o in rows):,} executions in {time.time() - began:.0f} s')
     raise SystemExit(any(o['wrong'] for o in rows))

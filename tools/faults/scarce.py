@@ -105,7 +105,7 @@ class Scarcity(Harness):
         "What is wrong after a fault, and after the work was done again without it."
         wrong = [] if code in (0, 3) else [f'ended with {code}: {self.log.read_text()[-3000:]}']
         if code == 3 and (len(line) < 10 or '\n' in line or len(line) > 600): wrong.append(f'said: {line!r}')
-        if code == 3 and name in ('training', 'resuming') and 'checkpoint' not in line and 'no run' not in line: wrong.append(f'does not say what is safe: {line}')
+        if code == 3 and name in ('training', 'resuming') and not any(safe in line for safe in ('checkpoint', 'no run', 'no file that was there is lost')): wrong.append(f'does not say what is safe: {line}')
         wrong += check_whole(folder)
         try: self.must(lambda: WORKS[name].do(self.place, folder))
         except RuntimeError as e: return [*wrong, f'it does not go on: {e}']

@@ -145,7 +145,9 @@ def came_of(o):
     "The outcome of a row, in words."
     if o['wrong']: return f'**{len(o["wrong"])} went wrong**: ' + o['wrong'][0].replace('|', '/').splitlines()[0][:200]
     if 'outcomes' in o: return '; '.join(f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items())
-    if 'found' in o: return 'taken or refused' + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')
+    if 'found' in o:
+        branches = f'; {o["branches"][0]} branches of the code by good inputs, {o["branches"][1]} at the end' if 'branches' in o else ''
+        return 'taken or refused' + branches + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')
     if o['fault'].startswith('a long run'): return o['said'][-1]
     return 'nothing lost; the same end' + ('' if o.get('said') is None else ', one line says what happened' if o['said'] else ', without a word to say')
 

@@ -404,18 +404,41 @@ def test_real_pictures(name, res, classes, sub, tmp_path, monkeypatch, capsys):
     assert (tmp_path/'run'/'samples.png').stat().st_size > 20_000
 
 
+def clocked(monkeypatch, timed, *seconds):
+    "Let an update take a second where it is timed, ten for the second of them, and let training end at these times."
+    ticks, ends = itertools.chain([0], itertools.count(10, timed)).__next__, iter((0, *seconds)).__next__
+    monkeypatch.setattr(options, 'time', SimpleNamespace(time=time.time, monotonic=time.monotonic, perf_counter=ticks))
+    monkeypatch.setattr(cli, 'time', SimpleNamespace(time=time.time, monotonic=ends))
+
+
 def test_a_run_is_as_long_as_fits(tmp_path, monkeypatch, capsys):
-    "With a clock of one second an update, ten for the second: twelve fit, ten are made, and the run is that of --steps 10."
+    "With a clock of one second an update twelve fit, ten are made, and the run is that of --steps 10."
     monkeypatch.setattr(cli, 'summarise', lambda *args: [])
     assert shell(monkeypatch, capsys, *smoke(tmp_path/'a', '--steps', 10))[0] == 0
-    ticks = lambda: itertools.chain([0], itertools.count(10)).__next__
-    for room in (cli, options): monkeypatch.setattr(room, 'time', SimpleNamespace(time=time.time, monotonic=time.monotonic, perf_counter=ticks()))
+    clocked(monkeypatch, 1, 11)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 15, '--within', .2))
     assert code == 0 and 'an update takes 1 s here: 10 of 15 fit into 0.2 minutes; --resume --steps 15 makes the rest' in out, err
-    assert not same_state(tmp_path/'a', tmp_path/'b')
-    for room in (cli, options): monkeypatch.setattr(room, 'time', SimpleNamespace(time=time.time, monotonic=time.monotonic, perf_counter=ticks()))
+    assert not same_state(tmp_path/'a', tmp_path/'b') and 'on to' not in out
+    clocked(monkeypatch, 1, 5)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 5, '--within', .1))
     assert code == 0 and '5 of 5 fit into 0.1 minutes\n' in out, err
+
+
+def test_a_run_that_was_timed_on_a_busy_machine_is_lengthened(tmp_path, monkeypatch, capsys):
+    "Ten seconds an update while it is timed, one while it is trained: 10 updates end at 10 s, so 40 s hold 40; 25 are wanted. The run is that of --steps 25."
+    monkeypatch.setattr(cli, 'summarise', lambda *args: [])
+    assert shell(monkeypatch, capsys, *smoke(tmp_path/'a', '--steps', 25))[0] == 0
+    clocked(monkeypatch, 10, 10, 25)
+    code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 25, '--within', 2))
+    assert code == 0 and '10 of 25 fit' in out and '10 updates took 0.2 of 2 minutes, less than timed: on to 25 of 25' in out, err
+    assert not same_state(tmp_path/'a', tmp_path/'b') and [o['t'] for o in read_log(tmp_path/'b'/'log.jsonl')] == [*range(1, 26)]
+    clocked(monkeypatch, 10, 10, 22, 24)
+    code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 50, '--within', .4))
+    assert code == 1 and 'not ten updates' in err
+
+
+@pytest.mark.parametrize('spent, done, wanted, n', [(60, 10, 100, 20), (60, 10, 15, 15), (100, 10, 100, 10), (101, 10, 11, 11), (119, 10, 100, 10), (240, 10, 100, 10), (60, 100, 100, 100)])
+def test_what_still_fits(spent, done, wanted, n): assert options.steps_still_within(2, spent, done, wanted) == n
 
 
 # the main job as a whole: `make long`

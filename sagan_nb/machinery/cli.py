@@ -34,7 +34,7 @@ from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
                       command_path, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
-                      run_settings, say_next, steps_within)
+                      run_settings, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
 from .probe import with_probe
@@ -89,7 +89,8 @@ def sagan_train(
     print(describe(source))
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
-    if within is not None and not resume: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
+    wanted = cfg.steps
+    if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg)
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
                f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
@@ -97,7 +98,11 @@ def sagan_train(
     board = [(100, Board(out))] if tensorboard and ranks.first else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     hooks = [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)]
-    gan = train_guarded(cfg, source, out, resume, where, hooks, tuning, look_every, keep, on_collapse, features)
+    rest, began = (where, hooks, tuning, look_every, keep, on_collapse, features), time.monotonic()
+    gan = train_guarded(cfg, source, out, resume, *rest)
+    while within is not None and (n := steps_still_within(within, time.monotonic() - began, gan.t, wanted)) > gan.t:
+        cfg = replace(cfg, steps=n)
+        gan = train_guarded(cfg, source, out, True, *rest)
     return summarise(gan, source, out) if ranks.first else None
 
 

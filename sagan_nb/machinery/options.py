@@ -221,6 +221,23 @@ def steps_within(
     return n
 
 
+WORTH = 1.2               # times as many updates: for less, a run is not lengthened
+
+
+def steps_still_within(
+    minutes:float,            # as of `steps_within`
+    spent:float,              # seconds since the run began
+    done:int,                 # updates it has made
+    wanted:int,               # updates it was asked for
+)->int:                       # updates that it can end with, a multiple of ten or `wanted`; `done`: no more are worth it
+    "Look at the clock again when a run ends early: other programs may have been busy while an update was timed."
+    fit = int(text_of_first(lambda: str(int(60*minutes / spent * done))))
+    n = wanted if fit >= wanted else fit//10*10
+    if n < min(WORTH*done, wanted) or n <= done: return done
+    print(f'\n{done} updates took {spent/60:.1f} of {minutes:g} minutes, less than timed: on to {n} of {wanted}', flush=True)
+    return n
+
+
 FIGURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg')
 SAMPLE_KINDS = ('grid', 'z', 'classes', 'neighbours', 'timelapse')
 

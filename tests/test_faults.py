@@ -248,6 +248,20 @@ def test_a_failed_resume_leaves_log_and_settings(what, whole, tmp_path, monkeypa
     assert from_json((run/'config.json').read_text()).steps == 6
 
 
+def test_killed_between_the_last_checkpoint_and_its_settings(tmp_path):
+    "Found by the two hundredth kill: a run that was lengthened has its last checkpoint, and config.json says what it was before. Gone on with, there is no step left to make; the settings are made up for."
+    run = tmp_path/'run'
+    train(replace(CFG, steps=4), TOY, run)
+    class Killed(BaseException): pass
+    def kill(self, gan): raise Killed
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
+        m.setattr(Keeper, 'write_settings', kill)
+        train(CFG, TOY, run, resume=True)
+    assert from_json((run/'config.json').read_text()).steps == 4 and read_checkpoint(checkpoints_of(run)[-1])['t'] == 6
+    train(CFG, TOY, run, resume=True)
+    assert from_json((run/'config.json').read_text()).steps == 6
+
+
 def test_killed_before_the_first_checkpoint(whole, tmp_path):
     "The run begins again, with the settings it had, and no others."
     run = tmp_path/'run'

@@ -8,6 +8,7 @@ from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
 from .power import plain, power_rows
 from .tables import has_collapsed
+from .takeoff import probe_words
 
 PLACES = dict(twins='twins', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
@@ -106,12 +107,14 @@ def reached_words(
     return [f'the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
 
 
-def inside_words(
-    runs: list,               # from `mechanism_runs`
+def other_words(
+    inside: list,             # from `mechanism_runs`
+    alone: dict,              # from `probe_runs`
     held: bool,               # the claims that hold, or all others
 ) -> list:                    # a text for each claim
-    "Say what attention does in trained generators of twins."
-    return [f'inside trained generators of `twins`, {o}' for o in mechanism_words(runs) if (', holds' in o) == held]
+    "Say what attention does in trained generators of twins, and in D alone."
+    found = [*(f'inside trained generators of `twins`, {o}' for o in mechanism_words(inside)), *probe_words(alone or {})]
+    return [o for o in found if (', holds' in o) == held]
 
 
 def large_maps() -> list:     # texts
@@ -147,6 +150,7 @@ def unseen_words(
 def answers(
     results: dict,            # name of a table, twins among them -> its runs
     inside: list = (),        # runs from `mechanism_runs`
+    alone: dict = None,       # runs from `probe_runs`
 ) -> str:                     # Markdown
     "Write what holds, what does not, and what could not be seen, from results alone."
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
@@ -157,8 +161,8 @@ def answers(
     unsure = [f'on `twins`, {o}' for o in found['twins']['open']]
     shared = ['the intervals of `twins` share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
-        f'**Holds.** {first}.', bullets([*inside_words(inside, True), progress]),
+        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), progress]),
         f'**Does not hold, or is not resolved.** {second}.',
-        bullets([*inside_words(inside, False), *unsure, *shared,
+        bullets([*other_words(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *older_words(found)]),
         unseen_words(results)])

@@ -294,12 +294,16 @@ class Keeper:
         if not gan.ranks.first: return None
         folder = self.out/'checkpoints'
         path = save_checkpoint(gan, self.data, folder/f'step_{gan.t:07}.pt', self.sample(gan))
-        with atomic_write(self.out/'config.json') as part: part.write_text(to_json(gan.cfg), encoding='utf-8')
+        self.write_settings(gan)
         found = {step_of(p): p for p in checkpoints_of(self.out)}
         stay = worth_keeping([t for t in found if t <= gan.t], gan.cfg.steps)
         for t in found.keys() - stay:
             with suppress(OSError): found[t].unlink()                # somebody may be looking at it
         return path
+
+    def write_settings(self, gan:GAN):
+        "Write config.json. A run that was killed before this, and after its last checkpoint, does it when it is gone on with."
+        with atomic_write(self.out/'config.json') as part: part.write_text(to_json(gan.cfg), encoding='utf-8')
 
     def last_good(self)->str:
         "Say which checkpoint a run that failed can go on from."

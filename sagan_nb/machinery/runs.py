@@ -284,6 +284,7 @@ def train(
         if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep = Keeper(out, stream, sample)
+        if gan.t == cfg.steps and gan.ranks.first: keep.write_settings(gan)
         own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),
                (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:

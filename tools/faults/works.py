@@ -171,6 +171,9 @@ def check_file(path):
     if check: check(path)
 
 
+FREED = 5                 # seconds: a child of the killed process that is about to become git holds its lock for a moment
+
+
 def check_whole(folder):
     "List what is wrong with a folder in which a process was killed: files that are not whole, locks that are held."
     wrong = []
@@ -182,7 +185,7 @@ def check_whole(folder):
                 warnings.simplefilter('error', CacheWarning)
                 if not path.name.endswith('.lock'): check_file(path)
                 else:
-                    with FileLock(path, timeout=0): pass
+                    with FileLock(path, timeout=FREED): pass
         except Timeout: wrong.append(f'{path.relative_to(folder)}: the lock is held')
         except Exception as e: wrong.append(f'{path.relative_to(folder)}: {type(e).__name__}: {str(e)[:200]}')
     return wrong

@@ -1,0 +1,84 @@
+"Serves chapter 12: what the probe of D alone found by the design of results/probe, as sentences, a table and a figure."
+import numpy as np
+
+from .figures import BLUE, FONTS, GREY, ORANGE
+from .probe import Settings, censored, judge_claims, read_results, take_off
+from .tables import row_name, words_of
+
+WORLD, SEEDS = 'twins:detail=4', range(10, 30)
+CLAIMS = {('t1_attn_16', 't1_none'): 'than without it', ('t1_attn_16', 't1_res_16'): 'than with the residual control',
+          ('t1_attn_16', 't1_attn_8'): 'than with attention at 8'}
+CONTROLS = 't1_res_8', 't1_res3x3_8', 't1_res3x3_16'
+ROWS = *dict.fromkeys(row for pair in CLAIMS for row in pair), *CONTROLS
+COLOURS = dict(none='black', attn=BLUE, res=ORANGE, res3x3=GREY)
+
+
+def probe_runs(
+    folder,                   # of results
+) -> dict:                    # row -> seed -> result
+    "Read the runs of the design that are there. Raises Refused for a damaged file."
+    return read_results([Settings(row, seed, WORLD) for row in ROWS for seed in SEEDS], folder)
+
+
+def probe_words(
+    found: dict,              # from `probe_runs`
+) -> list:                    # a text for each claim with runs
+    "Say what became of each claim: medians, the log-rank test by Holm's rule, and the pairs that it rests on."
+    judged, out = judge_claims(found, list(CLAIMS)), []
+    for o in judged['claims']:
+        medians = ' against '.join(reached_at(judged['rows'][o[side]]) for side in ('better', 'worse'))
+        seeds = f'{o["verdict"]} ({o["pairs"]} seeds)' + ', provisional'*(o['pairs'] < len(SEEDS))
+        out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {CLAIMS[o["better"], o["worse"]]}: '
+                   f'half of its runs know after {medians} updates, p = {o["holm_p"]:.2g}, {seeds}')
+    return out
+
+
+def reached_at(
+    row: dict,                # from `takeoff_summary`
+) -> str:
+    "Say after how many updates half of the runs had taken off."
+    return f'{row["median"]:,.0f}' if np.isfinite(row['median']) else f'more than {row["restricted_mean"]:,.0f}'
+
+
+def probe_table(
+    found: dict,              # from `probe_runs`
+) -> str:                     # Markdown
+    "Lay out the rows, and below them the claims with the difference over pairs."
+    judged = judge_claims(found, list(CLAIMS))
+    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end | gamma at the end | s a run |', '| --- '*8 + '|']
+    for row, o in judged['rows'].items():
+        gammas = [abs(g) for r in found[row].values() for g in r['gamma'].values()]
+        gamma = f'{np.mean(gammas):.2f}' if gammas else '-'
+        share = f'{o["share"]:.0%} ({o["share_low"]:.0%} to {o["share_high"]:.0%})'
+        lines.append(f'| {row_name(row)} | {o["n"]} | {share} | {reached_at(o)} | {o["restricted_mean"]:,.0f} | '
+                     f'{o["final_auc"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
+    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference over pairs | verdict |', '| --- '*5 + '|']
+    for o in judged['claims']:
+        ends = f' [{o["low"]:+,.0f}, {o["high"]:+,.0f}]' if 'low' in o else ''
+        lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
+                     f'{o["difference"]:+,.0f}{ends} | {o["verdict"]} ({o["pairs"]} seeds) |')
+    return '\n'.join(lines)
+
+
+def show_takeoff(
+    found: dict,              # from `probe_runs`
+    rows=ROWS,                # which, in order
+):                            # matplotlib Figure
+    "Draw the share of runs that have taken off against updates, and the mean AUC on the way."
+    import matplotlib.pyplot as plt
+    from scipy import stats
+    with plt.rc_context(FONTS):
+        fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
+        for row in (r for r in rows if r in found):
+            kind = row.split('_')[1]
+            look = dict(color=COLOURS[kind], ls=':' if row.endswith('_8') else '-', label=words_of(row), lw=2)
+            curves = [o['curve'] for o in found[row].values()]
+            share = stats.ecdf(censored([take_off(c) for c in curves])).cdf
+            t = [0, *(o['t'] for o in curves[0])]
+            left.step(t, share.evaluate(t), where='post', **look)
+            right.plot(t[1:], np.mean([[o['auc'] for o in c] for c in curves], 0), **look)
+        left.set(xlabel='updates of D', ylabel='share of runs with AUC of 0.9', ylim=(-.02, 1.02))
+        right.set(xlabel='updates of D', ylabel='AUC, mean over runs', ylim=(.45, 1.02))
+        left.legend(frameon=False)
+        for ax in (left, right): ax.grid(alpha=.3)
+    return fig

@@ -1,5 +1,6 @@
 "The supervised probe of D: an easy world takes off, labels that mean nothing do not; censoring, files, claims."
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +8,12 @@ import torch
 
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Toy, Twins
-from sagan_nb.machinery import probe as p
+from sagan_nb.machinery import probe as p, takeoff
+from sagan_nb.machinery.answers import answers
 from sagan_nb.networks import Discriminator
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Easy:
@@ -135,3 +140,37 @@ def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(p, 'run_probe', lambda own: 1/0)
     with pytest.raises(ZeroDivisionError): p.run_missing([wide], tmp_path)
     assert not (tmp_path/f'{wide.name}.json').exists()
+
+
+def planted(times):
+    "Runs of rows that take off at these updates; None: never."
+    def curve(at): return [dict(t=t, auc=.95 if at and t >= at else .5, loss=1.) for t in range(100, 2500, 100)]
+    return {row: {seed: dict(curve=curve(at), cpu_seconds=80., gamma={} if row == 't1_none' else {'16': -.3}) for seed, at in zip(takeoff.SEEDS, own)} for row, own in times.items()}
+
+
+def test_what_is_said_of_d_alone_follows_from_the_runs(tmp_path):
+    early, late, never = [300 + 10*i for i in range(20)], [900 + 10*i for i in range(20)], [None]*20
+    found = planted(dict(t1_attn_16=early, t1_none=late, t1_res_16=early, t1_attn_8=never))
+    sooner, control, smaller = takeoff.probe_words(found)
+    assert 'holds (20 seeds)' in sooner and 'after 400 against 1,000 updates' in sooner and 'provisional' not in sooner
+    assert 'not resolved (20 seeds)' in control and 'p = 1' in control and 'after 400 against more than 2,400' in smaller
+    text = answers(dict(twins=[]), alone=found)
+    assert 'than without it' in text.split('**Does not')[0] and 'than with the residual control' in text.split('**Does not')[1]
+    back, _ = takeoff.probe_words(planted(dict(t1_attn_16=late, t1_none=early, t1_res_16=late)))
+    assert 'is reversed' in back
+    few = planted(dict(t1_attn_16=early[:5], t1_none=late[:5]))
+    assert takeoff.probe_words(few)[0].endswith('(5 seeds), provisional') and takeoff.probe_words({}) == []
+    table = takeoff.probe_table(found)
+    assert '| `t1_none` no block | 20 | 100% (84% to 100%) | 1,000 | 1,040 | 0.950 | - | 80 |' in table and '| attention at 16, no block |' in table and '| 0% (0% to 16%) |' in table
+    left, right = takeoff.show_takeoff(found).axes
+    ends = {line.get_label(): line.get_ydata()[-1] for line in left.lines}
+    assert ends == {'attention at 16': 1, 'no block': 1, 'residual at 16': 1, 'attention at 8': 0} and len(right.lines) == 4
+    assert takeoff.probe_runs(tmp_path) == {}
+
+
+def test_the_design_of_the_files_is_the_one_that_is_read():
+    design = (ROOT/'results'/'probe'/'README.md').read_text()
+    assert takeoff.WORLD in design and 'seeds | 10 to 29' in design and [*takeoff.SEEDS] == [*range(10, 30)]
+    assert ','.join(f'{a}>{b}' for a, b in takeoff.CLAIMS) in design and all(f'`{row}`' in design for row in takeoff.ROWS)
+    known = {p.Settings(row, seed, takeoff.WORLD).name for row in takeoff.ROWS for seed in takeoff.SEEDS}
+    assert {o.stem for o in (ROOT/'results'/'probe').glob('t1_*.json')} <= known

@@ -1,7 +1,7 @@
 """Train for a while and watch what grows: `python -m tools.faults.soak --minutes 30 --out results/faults`.
 
-Resident memory, open handles, the time of a step and the log of a run at the smallest size, looked at every 200 steps by a hook. After a warm-up of a fifth, memory may grow
-by 1 MiB in 1,000 steps, handles by none, the time of a step by a fifth (as processor time, in medians of the first and the last third), and the log by its lines alone.
+Resident memory (with the allocator that keeps its memory, as the commands have it), open handles, the time of a step and the log of a run at the smallest size, looked at every
+200 steps by a hook. After a warm-up of a fifth, memory may grow by 1 MiB in 1,000 steps, handles by none, the time of a step by a fifth (as processor time, in medians of the first and the last third), and the log by its lines alone.
 """
 import os
 import tempfile
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from fastcore.script import call_parse
 
+from sagan_nb.machinery.machine import keep_memory
 from sagan_nb.machinery.runs import stop_at, Stopped, train
 
 from .results import add_rows
 from .works import Place, settings, small
 
-EVERY = 200
+EVERY, LEAST = 200, 15     # steps between looks; looks that a verdict needs
 
 
 def resident():
@@ -33,8 +34,8 @@ class Watch:
         self.seen.append(dict(t=gan.t, memory=resident(), handles=len(os.listdir('/proc/self/fd')), cpu=time.process_time(), log=(self.run/'log.jsonl').stat().st_size))
 
 
-def verdicts(seen):
-    "Rows: what was watched, how it went, what is wrong."
+def verdicts(seen, how=''):
+    "Rows: what was watched, how it went (MiB at the end, too), what is wrong."
     late = seen[len(seen)//5:]
     t, memory = (np.array([o[k] for o in late], float) for k in ('t', 'memory'))
     slope = np.polyfit(t, memory, 1)[0] * 1000 / 2**20
@@ -42,9 +43,9 @@ def verdicts(seen):
     third = len(paces) // 3
     slower = np.median(paces[-third:]) / np.median(paces[:third])
     lines = np.diff([o['log'] for o in late]) / np.diff(t)
-    found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps', slope < 1), 'handles': (f'{late[0]["handles"]} to {late[-1]["handles"]}', late[-1]['handles'] <= late[0]['handles']),
+    found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps, {memory[-1]/2**20:,.0f} MiB at the end', slope < 1), 'handles': (f'{late[0]["handles"]} to {late[-1]["handles"]}', late[-1]['handles'] <= late[0]['handles']),
              'time of a step': (f'{slower:.2f} times that of the beginning', slower < 1.2), 'log': (f'{lines.min():.0f} to {lines.max():.0f} bytes a step', lines.max() < 1.3*lines.min() + 1)}
-    return [dict(fault=f'a long run: {name}', how=f'{seen[-1]["t"]:,} steps', tries=len(seen), said=[words], wrong=[] if good else [words]) for name, (words, good) in found.items()]
+    return [dict(fault=f'a long run: {name}', how=f'{seen[-1]["t"]:,} steps{how}', tries=len(seen), said=[words], wrong=[] if good else [words]) for name, (words, good) in found.items()]
 
 
 @call_parse
@@ -53,7 +54,7 @@ def main(
     out:str=None,             # folder for soak.json; nothing is written without
 ):
     "Train and watch. Ends with 1 where something grows."
-    began = time.time()
+    began, kept = time.time(), keep_memory()
     with tempfile.TemporaryDirectory() as d:
         place, run = Place(d), Path(d)/'run'
         cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=1000)
@@ -61,7 +62,8 @@ def main(
         with small(place):
             try: train(cfg, place.source, run, hooks=[(EVERY, watch), (10, stop_at(time.monotonic() + 60*minutes))])
             except Stopped: pass
-    rows = verdicts(watch.seen)
+    if len(watch.seen) < LEAST: raise SystemExit(f'{len(watch.seen)} looks show nothing: train for longer')
+    rows = verdicts(watch.seen, ', freed memory kept'*kept)
     for o in rows: print(f'{o["fault"]}: {o["said"][0]}, {o["how"]}' + ' WRONG'*bool(o['wrong']))
     if out: add_rows(Path(out)/'soak.json', rows, time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows))

@@ -22,7 +22,9 @@ from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, di
 from sagan_nb.machinery.files import CacheWarning, append_line
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from sagan_nb.train import make_gan, sampler
+from tools.faults.crash import forked
 from tools.faults.damage import Kind, damage
+from tools.faults.layer import Layer
 from tools.faults.works import WORKS, check_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +184,23 @@ def test_numbers_that_are_not_finite_are_not_saved(part, name, tmp_path):
         train(cfg, TOY, tmp_path/'run', hooks=at(3, lambda gan: spoil(gan, part)))
     for path in checkpoints_of(tmp_path/'run'):
         assert all(v.isfinite().all() for _, v in every_tensor(read_checkpoint(path)) if v.is_floating_point())
+
+
+@pytest.mark.parametrize('synced', [True, False])
+def test_a_power_cut_takes_what_was_not_synced_and_no_more(synced, tmp_path):
+    "The layer of tools/faults: ten bytes are there before, five are added, and the power goes at the next operation."
+    path, left = tmp_path/'a', set()
+    for seed in range(20):
+        path.write_bytes(b'0123456789')
+        def child():
+            with Layer(tmp_path, 4 if synced else 3, 'power', seed=seed).on(), open(path, 'ab', buffering=0) as f:
+                f.write(b'abcde')
+                if synced: os.fsync(f.fileno())
+                os.unlink(path)
+        assert forked(child, tmp_path/'said') == -9
+        left.add(path.read_bytes())
+    whole = b'0123456789abcde'
+    assert left == {whole} if synced else len(left) > 3 and all(whole.startswith(o) and len(o) >= 10 for o in left)
 
 
 # which are kept

@@ -29,7 +29,7 @@ class Layer:
     ):
         self.root, self.at, self.fault, self.lasts = os.path.realpath(root), at, fault, lasts
         self.n, self.rng, self.names = 0, random.Random(seed), []
-        self.unsynced, self.renamed = set(), []                           # paths; (name, what it held before or None)
+        self.unsynced, self.renamed = {}, []                              # path -> bytes that are on the disk; (name, what it held before or None)
 
     def below(self, path)->bool:
         "Is it a path, and one of ours?"
@@ -55,8 +55,8 @@ class Layer:
             if self.rng.random() < .5: break                              # renames reach the disk in their order
             if before is None: REAL['unlink'](name)
             else: Path(name).write_bytes(before)
-        for path in self.unsynced:
-            if os.path.exists(path): os.truncate(path, self.rng.randrange(os.path.getsize(path) + 1))
+        for path, safe in self.unsynced.items():
+            if os.path.exists(path): os.truncate(path, self.rng.randint(min(safe, size := os.path.getsize(path)), size))
 
     def call(self, name:str):
         "One of CALLS, counted."
@@ -72,14 +72,14 @@ class Layer:
         "The path of an open file that is about to be synced."
         try: path = os.readlink(f'/proc/self/fd/{fd}')
         except OSError: return None
-        self.unsynced.discard(path)
+        self.unsynced.pop(path, None)
         if os.path.isdir(path): self.renamed = [o for o in self.renamed if os.path.dirname(o[0]) != path]
         return path
 
     def note_rename(self, old, new):
         "Keep what a name held before; a file takes its unsynced content along."
         old, new = os.path.realpath(old), os.path.realpath(new)
-        if old in self.unsynced: self.unsynced = self.unsynced - {old} | {new}
+        if old in self.unsynced: self.unsynced[new] = self.unsynced.pop(old)
         if not os.path.isdir(old): self.renamed.append((new, Path(new).read_bytes() if os.path.exists(new) else None))
 
     def open(self, file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
@@ -111,6 +111,6 @@ class Counted(io.FileIO):
     def write(self, data):
         "Write, unless the layer has it otherwise."
         whole = super().write
-        self.layer.unsynced.add(self.path)
+        self.layer.unsynced.setdefault(self.path, os.fstat(self.fileno()).st_size)
         self.layer.tick('write', self.path, lambda: whole(bytes(data)[:len(data)//2]))
         return whole(data)

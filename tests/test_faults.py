@@ -193,8 +193,9 @@ def test_a_power_cut_takes_what_was_not_synced_and_no_more(synced, tmp_path):
     for seed in range(20):
         path.write_bytes(b'0123456789')
         def child():
-            with Layer(tmp_path, 4 if synced else 3, 'power', seed=seed).on(), open(path, 'ab', buffering=0) as f:
+            with Layer(tmp_path, 4 if synced else 3, 'power', seed=seed).on(), open(path, 'ab') as f:
                 f.write(b'abcde')
+                f.flush()
                 if synced: os.fsync(f.fileno())
                 os.unlink(path)
         assert forked(child, tmp_path/'said') == -9

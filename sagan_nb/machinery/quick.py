@@ -26,11 +26,14 @@ class AutocastOff:
     def __exit__(self, *_): torch.set_autocast_enabled(self.kind, True)
 
 
+CASTING = {kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind)}      # asked once: the compiler of torch 2.6 cannot ask
+
+
 def without_autocast(
     kind:str,                     # type of device
 ):                                # a context manager
     "Switch autocast off where it is on."
-    if not torch.amp.is_autocast_available(kind): return nullcontext()
+    if kind not in CASTING: return nullcontext()
     if not as_usual(): return torch.autocast(kind, enabled=False)
     return AutocastOff(kind) if torch.is_autocast_enabled(kind) else nullcontext()
 

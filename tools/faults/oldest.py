@@ -1,14 +1,19 @@
-"""The oldest versions that settings.ini allows, in an environment of their own, and the tests in it: `python -m tools.faults.oldest FOLDER` (long: it downloads torch).
+"""The oldest versions that settings.ini allows, in an environment of their own, and the tests in it: `python -m tools.faults.oldest --folder FOLDER` (long: it downloads torch).
 
-Each requirement with a lower bound is installed at it, by pip; what has none is as pip finds it. FOLDER keeps the environment, so that a second call only tests.
+Each requirement is installed at its lower bound, by pip. FOLDER keeps the environment, so that a second call only tests.
 """
 import re
 import subprocess
+import tempfile
+import time
 import venv
 from configparser import ConfigParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 from fastcore.script import call_parse
+
+from .results import add_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTED = 'tests/test_train.py', 'tests/test_data.py', 'tests/test_metrics.py', 'tests/test_faults.py', 'tests/test_hostile.py', 'tests/test_interop.py'
@@ -27,19 +32,33 @@ def oldest(requirement):
     return f'{name}=={low}.*' if low and low.count('.') < 2 else f'{name}=={low}' if low else name
 
 
-@call_parse
-def main(
-    folder:str,               # of the environment
-    tests:str=' '.join(TESTED),      # what is run in it
-):
-    "Install the oldest versions and run the tests. Ends with their exit code."
+def install(folder):
+    "Make the environment, if it is not there: its Python."
     python = Path(folder)/'bin'/'python'
     if not python.exists():
         venv.create(folder, with_pip=True)
-        wanted = [*map(oldest, requirements()), 'pytest', 'hypothesis', 'nbformat']
+        wanted = [*map(oldest, requirements()), 'torch-fidelity>=0.4,<0.5', 'tqdm', 'pytest', 'hypothesis', 'nbformat']
         subprocess.run([python, '-m', 'pip', 'install', '-q', *wanted], check=True)
         subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-deps', '-e', ROOT], check=True)
-    raise SystemExit(subprocess.run([python, '-m', 'pytest', '-q', *tests.split()], cwd=ROOT).returncode)
+    return python
+
+
+@call_parse
+def main(
+    folder:str=str(ROOT/'.venv'/'oldest'),     # of the environment
+    tests:str=' '.join(TESTED),      # what is run in it
+    out:str=None,             # folder for oldest.json; nothing is written without
+):
+    "Install the oldest versions and run the tests. Ends with their exit code."
+    python, began = install(folder), time.time()
+    with tempfile.TemporaryDirectory() as d:
+        code = subprocess.run([python, '-m', 'pytest', '-q', f'--junitxml={d}/a.xml', *tests.split()], cwd=ROOT).returncode
+        cases = [*ElementTree.parse(f'{d}/a.xml').iter('testcase')]
+    ways = {kind: [f'{o.get("classname")}.{o.get("name")}' for o in cases if any(o.find(way) is not None for way in kind.split())] for kind in ('failure error', 'skipped')}
+    wrong, skipped = ways.values()
+    row = dict(fault='the oldest versions that are allowed', how=', '.join(requirements()), tries=len(cases) - len(skipped), wrong=wrong, said=[f'{len(skipped)} tests skipped'])
+    if out: add_rows(Path(out)/'oldest.json', [row], time.time() - began)
+    raise SystemExit(code)
 
 
 if __name__ == '__main__': main()

@@ -137,7 +137,7 @@ def survives():
     return '\n'.join(out).strip()
 
 
-PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'What nobody meant', 'soak': 'A long run'}
+PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'What nobody meant', 'soak': 'A long run', 'oldest': 'The oldest versions that are allowed'}
 CAME = dict(refused='refused by name', named='named, and made again or an earlier one used', same='the same values', other='other values: nothing guards it')
 
 
@@ -148,7 +148,7 @@ def came_of(o):
     if 'found' in o:
         branches = f'; {o["branches"][0]} branches of the code by good inputs, {o["branches"][1]} at the end' if 'branches' in o else ''
         return 'taken or refused' + branches + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')
-    if o['fault'].startswith('a long run'): return o['said'][-1]
+    if o['fault'].startswith(('a long run', 'the oldest')): return o['said'][-1]
     return 'nothing lost; the same end' + ('' if o.get('said') is None else ', one line says what happened' if o['said'] else ', without a word to say')
 
 

@@ -1,4 +1,5 @@
 "What a run survives: flipped bits, kills, a full disk, two owners, numbers that are not finite. Nothing is lost, nothing damaged is used."
+import io
 import json
 import os
 import random
@@ -8,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from filelock import FileLock
 
 from sagan_nb.config import PRESETS, at_scale, from_json
@@ -20,7 +23,8 @@ from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, disk_price, every_tensor, load_checkpoint, read_checkpoint,
                                             save_checkpoint, worth_keeping)
 from sagan_nb.machinery.files import CacheWarning, append_line
-from sagan_nb.machinery.runs import Stopped, read_log, train
+from sagan_nb.machinery.pictures import decode_bytes
+from sagan_nb.machinery.runs import Stopped, kept_samples, read_log, train
 from sagan_nb.train import make_gan, sampler
 from tools.faults.crash import forked
 from tools.faults.damage import Kind, damage
@@ -368,3 +372,25 @@ def test_a_commit_that_git_will_not_say_is_unknown(monkeypatch):
     monkeypatch.setattr(subprocess, 'run', lambda *args, **kw: SimpleNamespace(returncode=128, stdout=''))
     found = machine.environment('cpu')
     assert (found['commit'], found['changed']) == (None, None)
+
+
+# a PNG whose checksum is wrong
+
+def test_a_png_with_other_pixels_is_named(tmp_path):
+    "Found by flipping bits: Pillow stops at the last pixel, before zlib's own check, and reads no checksum of image data."
+    t = np.linspace(0, 6, 120)
+    x = ((np.sin(t[:, None, None]*[1, 2, 3]) + np.cos(t[None, :, None]))*60 + 120 + np.random.default_rng(0).normal(0, 6, (120, 120, 3))).clip(0, 255).astype(np.uint8)
+    (tmp_path/'samples').mkdir()
+    path = tmp_path/'samples'/'step_0000001.png'
+    Image.fromarray(x).save(path)
+    whole = path.read_bytes()
+    def flipped(byte, bit): return whole[:byte] + bytes([whole[byte] ^ 1 << bit]) + whole[byte + 1:]
+    def pillow(data):
+        try: return np.array(Image.open(io.BytesIO(data)).convert('RGB'))
+        except Exception: return x
+    other = [data for byte in range(len(whole) - 400, len(whole) - 20) for bit in range(8) if not np.array_equal(pillow(data := flipped(byte, bit)), x)]
+    assert other and np.array_equal(decode_bytes(whole, 120), x.transpose(2, 0, 1)) and torch.equal(kept_samples(tmp_path)[1], torch.from_numpy(x).permute(2, 0, 1))
+    for data in other:
+        with pytest.raises(ValueError, match='broken PNG'): decode_bytes(data, 120)
+    path.write_bytes(other[0])
+    with pytest.raises(Refused, match='damaged .*broken PNG'): kept_samples(tmp_path)

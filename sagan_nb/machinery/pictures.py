@@ -7,7 +7,7 @@ import re
 import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,19 +115,31 @@ def square_rgb(
     return np.asarray(picture.resize((res, res), Image.BILINEAR)).transpose(2, 0, 1)
 
 
+def check_png(
+    data:bytes,           # a file
+):
+    "Raise ValueError for a PNG with a chunk that is not as it was written; Pillow alone may decode it to other pixels."
+    from PIL import Image
+    if not data.startswith(b'\x89PNG'): return
+    with Image.open(io.BytesIO(data)) as picture:
+        try: picture.verify()
+        except SyntaxError as e: raise ValueError(str(e)) from None
+
+
 def decode_bytes(
     data:bytes,           # a file
     res:int,              # pixels per side
     stretch:bool=False,   # see square_rgb
 )->np.ndarray:            # uint8, (3, res, res)
     "Decode one image. Raises ValueError for one of more than MOST_PIXELS."
-    from PIL import Image
+    from PIL import Image, ImageFile
     with Image.open(io.BytesIO(data)) as picture:
         pixels = picture.width * picture.height
         if pixels > MOST_PIXELS:
             raise ValueError(f'{pixels / 1e6:,.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f} million')
-        if pixels <= LARGE: return square_rgb(picture, res, stretch)
-        with ONE_AT_A_TIME: return square_rgb(picture, res, stretch)
+        with nullcontext() if pixels <= LARGE else ONE_AT_A_TIME: found = square_rgb(picture, res, stretch)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES: check_png(data)
+    return found
 
 
 def decode(

@@ -364,10 +364,14 @@ def kept_samples(
     "The grids that a run kept. Raises Refused where there is none."
     import numpy as np
     from PIL import Image
+
+    from .pictures import check_png
     files = sorted((Path(run)/'samples').glob('step_*.png'))
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
-        try: return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
+        try:
+            check_png(path.read_bytes())
+            return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
         except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {int(p.stem.removeprefix('step_')): read(p) for p in files}
 

@@ -18,7 +18,7 @@ from sagan_nb.machinery.runs import stop_at, Stopped, train
 from .results import add_rows
 from .works import Place, settings, small
 
-EVERY, LEAST = 200, 15     # steps between looks; looks that a verdict needs
+EVERY, SIGMAS, LEAST = 200, 1000, 30     # steps between looks, and between lines with singular values; looks that a verdict needs
 
 
 def resident():
@@ -42,7 +42,8 @@ def verdicts(seen, how=''):
     paces = np.diff([o['cpu'] for o in late]) / np.diff(t)
     third = len(paces) // 3
     slower = np.median(paces[-third:]) / np.median(paces[:third])
-    lines = np.diff([o['log'] for o in late]) / np.diff(t)
+    whole = late[::SIGMAS//EVERY]                               # a line with singular values in each
+    lines = np.diff([o['log'] for o in whole]) / np.diff([o['t'] for o in whole])
     found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps, {memory[-1]/2**20:,.0f} MiB at the end', slope < 1), 'handles': (f'{late[0]["handles"]} to {late[-1]["handles"]}', late[-1]['handles'] <= late[0]['handles']),
              'time of a step': (f'{slower:.2f} times that of the beginning', slower < 1.2), 'log': (f'{lines.min():.0f} to {lines.max():.0f} bytes a step', lines.max() < 1.3*lines.min() + 1)}
     return [dict(fault=f'a long run: {name}', how=f'{seen[-1]["t"]:,} steps{how}', tries=len(seen), said=[words], wrong=[] if good else [words]) for name, (words, good) in found.items()]
@@ -57,7 +58,7 @@ def main(
     began, kept = time.time(), keep_memory()
     with tempfile.TemporaryDirectory() as d:
         place, run = Place(d), Path(d)/'run'
-        cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=1000)
+        cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=SIGMAS)
         watch = Watch(run)
         with small(place):
             try: train(cfg, place.source, run, hooks=[(EVERY, watch), (10, stop_at(time.monotonic() + 60*minutes))])

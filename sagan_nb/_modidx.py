@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'sagan_nb.machinery.sources': {},
             'sagan_nb.machinery.summary': {},
             'sagan_nb.machinery.tables': {},
+            'sagan_nb.machinery.takeoff': {},
             'sagan_nb.machinery.terminal': {},
             'sagan_nb.machinery.tiles': {},
             'sagan_nb.machinery.ylg': {},

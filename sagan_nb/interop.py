@@ -18,7 +18,7 @@ from .networks import Generator
 from .machinery.catalogue import CATALOGUE, is_weights_name, weights_of
 from .machinery.files import read_arrays
 from .machinery.peers import Report, convert, tensors
-from .machinery.recipe import restore_network
+from .machinery.recipe import class_names_of, restore_network
 
 # %% ../nbs/13_interop.ipynb #9ca338c4
 def load_weights(
@@ -63,11 +63,12 @@ def with_options(
 
 def read_published(arrays:dict, meta:dict)->tuple[dict,dict,Report]:
     "Read what `save_pretrained` wrote. Raises Refused without a valid recipe."
-    try: recipe = json.loads(meta['sagan_nb'])['recipe']
+    try: recipe = (ours := json.loads(meta['sagan_nb']))['recipe']
     except (KeyError, TypeError, ValueError):
         raise Refused('the metadata of this safetensors file hold no recipe of ours') from None
     if not isinstance(recipe, dict): raise Refused('the recipe in this safetensors file is none')
-    return recipe, tensors(arrays), Report('sagan_nb', recipe.get('kind'), {k: k for k in arrays})
+    names = class_names_of(ours, recipe)
+    return recipe, tensors(arrays), Report('sagan_nb', recipe.get('kind'), {k: k for k in arrays}, classes=names)
 
 # %% ../nbs/13_interop.ipynb #e109ba32
 @torch.no_grad()

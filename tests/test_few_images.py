@@ -1,15 +1,19 @@
 "The study of few images: who sees which image, what the numbers mean on planted cases, and a page made of smoke results."
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
-from sagan_nb.data import Toy
+from sagan_nb.data import Toy, open_source
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.guard import train_guarded
 from sagan_nb.machinery.runs import Stopped, stop_at
 from tools.site.few_images import few_page
-from tools.study import few_images as few
+from tools.study import few_images as few, generator
 
 
 @pytest.fixture(scope='module')
@@ -101,3 +105,23 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert '| 100 | none | 51.00 ± 1.00 | 0.25 ± 0.00 |' in text and '| 80.0 % | 90 % |' in text and '1.2 % count as copies' in text and 'variety of 0.31' in text
     assert '| 10,000 | diffaug | 56.' in text and text.count('| 1,000 |') >= 6 and 'not run' not in text
     assert text.count('![A generated image') == 6 and '../results/results/100-none-s0-laptop-2000-v' in text
+
+
+def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, tmp_path, monkeypatch, capsys):
+    "Of a run's kept checkpoints the one with the smallest KID; what is measured is the published file, and no path is told."
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
+    source, run, out = open_source(folders/'train', 32), tmp_path/'run', tmp_path/'out'
+    cfg = replace(at_scale(preset('t1_attn_16'), 'smoke'), data=str(folders/'train'), data_id=source.fingerprint, n_classes=4, steps=4, checkpoint_every=2)
+    train_guarded(cfg, source, run, every=2, keep='best:2')
+    generator.main(str(run), str(folders/'train'), str(folders/'test'), str(out), 40)
+    made, file = generator.read_generator(out), out/'t1_attn_16-cifar10.safetensors'
+    kids = {o['step']: o['kid'] for o in made['candidates']}
+    assert {*kids} == {2, 4} and made['step'] == min(kids, key=kids.get) and (made['of'], made['bytes']) == (4, file.stat().st_size)
+    model = open_run(file)
+    assert model.classes == source.classes and model.G.linear.bias.dtype == torch.float32
+    both = [{o['metric']: o['value'] for o in made[key]} for key in ('records', 'silenced')]
+    assert {'kernel classifier distance', 'precision', 'recall', 'diversity'} <= both[0].keys() == both[1].keys()
+    assert all((out/f'{name}.png').stat().st_size > 1000 for name in ('samples', 'silenced'))
+    told = file.read_bytes() + b''.join(p.read_bytes() for p in out.glob('*.json'))
+    assert str(folders).encode() not in told and str(tmp_path).encode() not in told
+    assert generator.read_generator(tmp_path) is None

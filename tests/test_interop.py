@@ -366,7 +366,7 @@ def test_one_door(run, tmp_path):
             assert type(G) is Generator and not G.training and all(torch.equal(G.state_dict()[k], v) for k, v in want.G.state_dict().items())
         assert len(got.classes) == 4 and got.step == (0 if path == published else 4)
         if path != published: assert got.cfg == want.cfg
-    assert (want.classes[0], got.classes[0]) == ('0_disc', '0') and want.about['step'] == 4 and want.about['checkpoint'] == newest.name
+    assert want.classes[0] == got.classes[0] == '0_disc' and want.about['step'] == 4 and want.about['checkpoint'] == newest.name
     D = door.open_run(tmp_path/'copied.pt', part='D').D
     assert type(D) is Discriminator and not D.training and torch.equal(D.linear.bias, want.D.linear.bias)
     with pytest.raises(Refused, match="this is a Generator, and part 'D' was asked for"): door.open_run(published, part='D')
@@ -418,6 +418,29 @@ def test_a_network_in_float64_stays_so(tmp_path):
         for p in net.parameters(): p.add_(1e-10)
     again = Generator.from_pretrained(save_pretrained(net, tmp_path/'d.safetensors'))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def test_half_precision_is_for_the_file_alone(tmp_path):
+    "Half the bytes, the same images but for rounding, computed in float32; what float16 cannot hold is refused."
+    torch.manual_seed(0)
+    net = Generator(res=32, width=8, n_classes=3, attn_at=(16,), z_dim=5).eval()
+    whole, half = (save_pretrained(net, tmp_path/f'{o}.safetensors', half=o) for o in (False, True))
+    again = Generator.from_pretrained(half)
+    assert whole.stat().st_size > 1.7*half.stat().st_size and again.linear.bias.dtype == torch.float32
+    z, y = torch.randn(6, 5), torch.arange(6) % 3
+    with torch.no_grad(): a, b = net(z, y), again(z, y)
+    assert 0 < (a - b).abs().max() < .02
+    with torch.no_grad(): net.linear.bias[0] = 1e6
+    with pytest.raises(Refused, match='linear.bias holds numbers that float16 cannot'): save_pretrained(net, half, half=True)
+
+
+def test_class_names_are_published(tmp_path):
+    net = Generator(res=32, width=2, n_classes=3, attn_at=(), z_dim=5)
+    path = save_pretrained(net, tmp_path/'a.safetensors', classes=['cat', 'do\x1b[2Jg', 'a, b'])
+    assert door.open_run(path).classes == ['cat', 'do\\x1b[2Jg', 'a, b']
+    assert door.open_run(save_pretrained(net, path)).classes == ['0', '1', '2']
+    for wrong in (['cat'], [1, 2, 3], 'abc', {'a': 1}):
+        with pytest.raises(Refused, match='class names .* do not fit'): door.open_run(save_pretrained(net, path, classes=wrong))
 
 
 # --- there and back -------------------------------------------------------------------------------------------------------------------

@@ -337,12 +337,13 @@ def sagan_export(
     out:str=None,             # file to write (default: beside the run)
     push:str=None,            # USER/REPO on the Hugging Face hub, in place of a file; log in there first
     licence:str='',           # for the card of --push, such as cc-by-4.0
+    half:bool=False,          # store weights in float16: half the size (safetensors)
 ):
     "Publish a trained generator."
     if push:
         print(f'published: {push_to_hub(run, push, licence)}')
         return say_next(('sagan_sample', f'hf:{push}', '--out', 'published.png'))
-    path = export(run, format, out)
+    path = export(run, format, out, half)
     print(f'wrote {path}')
     if format == 'safetensors': say_next(('sagan_sample', path, '--out', 'published.png'))
     else: say_next(f'open it with onnxruntime.InferenceSession({str(path)!r})')

@@ -66,7 +66,7 @@ def open_weights(
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
     build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr).to(device)
-    return Model(cfg, [str(k) for k in range(K)], 0, build, tell)
+    return Model(cfg, first.report.classes or [str(k) for k in range(K)], 0, build, tell)
 
 
 def sampling_weights(

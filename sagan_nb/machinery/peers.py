@@ -22,6 +22,7 @@ class Report:
     unused:dict = field(default_factory=dict)   # their tensor -> why it is not needed
     missing:dict = field(default_factory=dict)  # our tensor that they do not store -> what stands in
     notes:list = field(default_factory=list)    # what was folded, assumed, or never tried
+    classes:list = field(default_factory=list)  # names of its classes, where the file has them
 
     def __str__(self):
         "Summarise the report in a few lines."

@@ -36,14 +36,28 @@ def model_card(
                       '```', ''])
 
 
+def in_half(
+    name:str,                     # of a tensor
+    t:Tensor,                     # of any type
+)->Tensor:                        # float32 as float16, others as they are
+    "Round a tensor. Raises Refused for one that float16 cannot hold."
+    if t.dtype != torch.float32: return t
+    if not t.half().isfinite().all(): raise Refused(f'{name} holds numbers that float16 cannot: publish without half')
+    return t.half()
+
+
 def save_pretrained(
     what,                         # a network, or what `open_run` takes (its generator is published)
     path,                         # a .safetensors file, or a folder for model.safetensors and README.md
     about:str='',                 # for the model card
+    half:bool=False,              # store weights in float16, half the size; they are computed with in float32
+    classes:list=None,            # names of its classes; None: those of the run
 )->Path:                          # the safetensors file
-    "Publish a network: tensors, recipe and model card in one file. Raises Refused for a path without a run."
+    "Publish a network: tensors, recipe, class names and card in one file. Raises Refused for a path without a run."
     from safetensors.torch import save
-    net = what if isinstance(what, nn.Module) else open_run(what).G
+    model = None if isinstance(what, nn.Module) else open_run(what)
+    net = model.G if model else what
+    if classes is None: classes = model.classes if model else []
     if not about and what is not net and net.report.notes:
         peer = net.report.source
         made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
@@ -52,7 +66,9 @@ def save_pretrained(
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
-    meta = dict(format='pt', sagan_nb=json.dumps(dict(recipe=recipe_of(net), version=__version__)), model_card=card)
+    if half: tensors = {k: in_half(k, t) for k, t in tensors.items()}
+    ours = dict(recipe=recipe_of(net), version=__version__, classes=classes)
+    meta = dict(format='pt', sagan_nb=json.dumps(ours), model_card=card)
     content = safetensors_bytes(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
     sweep(file.parent, file.name + '.*')
     sweep(file.parent, 'README.md.*')
@@ -180,10 +196,12 @@ def export(
     run,                          # anything `open_run` takes
     format:str='safetensors',     # 'safetensors' or 'onnx'
     out:str=None,                 # file to write; None: beside the run, named after it
+    half:bool=False,              # as in `save_pretrained`
 )->Path:                          # the file
     "Publish a trained generator. Raises Refused for another format."
     if format not in ('safetensors', 'onnx'): raise Refused(f"format is {format!r}; choose 'safetensors' or 'onnx'")
+    if half and format == 'onnx': raise Refused('--half is for safetensors')
     path = Path(out or f'{Path(run)}.{format}')
-    if format == 'safetensors': return save_pretrained(run, path)
+    if format == 'safetensors': return save_pretrained(run, path, half=half)
     export_onnx(open_run(run).G, path)
     return path

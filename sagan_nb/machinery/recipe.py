@@ -10,6 +10,7 @@ from ..networks import Discriminator, Generator
 from ..self_attention import FORMS, SelfAttention
 from ..spectral_norm import SpectralNorm, normalised, unit
 from .local import LocalAttention
+from .terminal import printable
 
 
 class PlusOne(nn.Module):
@@ -208,6 +209,17 @@ def check_tensors(
         if name not in ours: raise Refused(f'{name} has no place in this {kind}')
 
 
+def class_names_of(
+    ours:dict,                    # what `save_pretrained` wrote beside the tensors
+    recipe:dict,                  # its recipe
+)->list:                          # [] where the file has none
+    "Read the names of the classes. Raises Refused where they do not fit the recipe."
+    names = ours.get('classes') or []
+    fits = isinstance(names, list) and len(names) in (0, recipe.get('n_classes')) and all(isinstance(o, str) for o in names)
+    if not fits: raise Refused('the class names in this safetensors file do not fit its classes')
+    return [*map(printable, names)]
+
+
 def restore_network(
     recipe:dict,                  # from `recipe_of` or `convert`
     state:dict,                   # tensors under our names
@@ -223,7 +235,7 @@ def restore_network(
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
-    if len(kinds) == 1: net = net.to(*kinds)            # float64 stays so, bit for bit
+    if kinds == {torch.float64}: net = net.double()     # float64 stays so, bit for bit; halves are computed with in float32
     net.load_state_dict(state)
     for m in net.modules():                             # where a gradient through the power step starts from
         if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)

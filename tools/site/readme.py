@@ -106,6 +106,34 @@ def parity():
     return table(('weights of', 'images', 'logits', 'gradients'), rows)
 
 
+REAL_SHOWN = {'kernel classifier distance': 'Kernel distance (KID) to held-out images; 0 is best', 'Fréchet classifier distance': 'Fréchet distance to them; 0 is best',
+              'precision': 'Precision: share of generated images that lie among real ones', 'recall': 'Recall: share of real images that lie among generated ones',
+              'diversity': 'How much the images of a class differ: standard deviation of a pixel'}
+
+
+def cifar10():
+    "The generator of real images: what it draws, its scores with attention and with attention silenced, how it was chosen."
+    if not (ROOT/'results'/'cifar10'/'generator.json').exists(): return ''
+    o = read('results/cifar10/generator.json')
+    number = lambda v: f'{v:.3g}' if v < 100 else f'{v:.0f}'
+    both = [{r['metric']: r for r in o[key]} for key in ('records', 'silenced')]
+    rows = [(words, *(number(found[k]['value']) for found in both), number(both[0][k]['real']) if isinstance(both[0][k].get('real'), float) else '-')
+            for k, words in REAL_SHOWN.items() if k in both[0]]
+    tried = ', '.join(f'{c["kid"]:.3f} at {c["step"]:,}' for c in sorted(o['candidates'], key=lambda c: c['step']))
+    where = f'results/cifar10/{o["file"]}'
+    so_far = f' of the {o["of"]:,} that it is to have; it goes on' if o['step'] < o['of'] else ''
+    drawn = o['records'][0]
+    return '\n'.join([
+        f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints kept (KID {tried}) it is the nearest to images that no training saw.', '',
+        f'![Generated images of the ten classes of CIFAR-10, one row for each: {", ".join(o["classes"])}](../results/cifar10/samples.png)', '',
+        f'One row for each class: {", ".join(o["classes"])}. One z for each column, none chosen.', '',
+        table(('what is measured', 'generated', 'attention silenced', 'real'), rows), '',
+        f'{drawn["n_fake"]:,} generated and {drawn["n_real"]:,} held-out images, measured by a classifier of the training images ({drawn["features_hash"]}). '
+        'CIFAR-10 is a JPEG copy here: compare these numbers with each other alone.', '',
+        '```{code-block} sh', f'sagan_sample {where} --out samples.png', f'sagan_attention {where} --n 4 --out maps.png', '```', '',
+        '![Generated images with numbered dots, and for each dot a map with arrows to where it looks](../results/cifar10/maps.png)', ''])
+
+
 def refreshed(text):
     "The text with every made part made anew."
     return MADE.sub(lambda m: f'{m[1]}\n{globals()[m[2]]()}\n\n{m[4]}', text)

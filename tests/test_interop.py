@@ -549,13 +549,14 @@ def test_publish_a_run(run, tmp_path):
 
 
 def test_published_needs_no_trainer_and_two_seconds(tmp_path):
+    "Seconds of the processor: other programs may share the machine."
     G = Generator(res=128, width=64, n_classes=1000, attn_at=(32,))
     file = save_pretrained(G, tmp_path/'g.safetensors')
     code = f'''import sys, torch, time
-start = time.perf_counter()
+start = time.process_time()
 from sagan_nb.networks import Generator
 G = Generator.from_pretrained({str(file)!r})
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 assert not {{'sagan_nb.train', 'sagan_nb.data', 'nbdev', 'matplotlib', 'IPython'}} & {{*sys.modules}}, sorted(sys.modules)
 print(seconds)'''
     times = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout) for _ in range(2)]

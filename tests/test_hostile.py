@@ -2,22 +2,30 @@
 import io
 import json
 import os
+import resource
+import shutil
 import socket
 import stat
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import shell
 from PIL import Image
 
+from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, show_grid
 from sagan_nb.data import open_source
-from sagan_nb.machinery import listing, pictures
+from sagan_nb.machinery import door, files, listing, pictures, runs
+from sagan_nb.machinery.arrays import find_arrays
 from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack
 from sagan_nb.machinery.sources import describe
@@ -445,3 +453,150 @@ def test_json_beside_a_run(tmp_path, content):
         with pytest.raises(Refused, match=name) as e: read()
         assert '\n' not in str(e.value) and len(str(e.value)) < 500
         path.unlink()
+
+
+# what a second tester found
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n%%EOF\n'
+
+
+def test_no_other_program_is_handed_a_file(tmp_path, monkeypatch):
+    "PostScript called .png: Pillow would start Ghostscript with it."
+    (tmp_path/'bin').mkdir()
+    (gs := tmp_path/'bin'/'gs').write_text(f'#!/bin/sh\ntouch {tmp_path}/ran\n')
+    gs.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path/"bin"}:{os.environ["PATH"]}')
+    d = tree(tmp_path/'d')
+    (d/'a'/'x.png').write_bytes(EPS)
+    with pictures.reading_images(bad='50%'): s = open_source(d, 16)
+    assert s.unreadable == {'a/x.png': 'not a picture'} and not (tmp_path/'ran').exists()
+    assert {'JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM'} <= {*pictures.known_formats()} and not {'EPS', 'WMF', 'PSD', 'FITS'} & {*pictures.known_formats()}
+
+
+@pytest.mark.parametrize('end', ['', '.old', '.part'])
+def test_a_pack_replaces_packs_alone(end, tmp_path):
+    d = tree(tmp_path/'d')
+    (there := tmp_path/f'p{end}').mkdir()
+    for name in ('images.npy', 'pack.json', 'thesis.tex'): (there/name).write_text('precious')
+    with pytest.raises(Refused, match='holds what is not of a pack .thesis.tex.; it is left alone'): pack(d, 16, tmp_path/'p')
+    assert (there/'thesis.tex').read_text() == 'precious' and {p.name for p in there.iterdir()} == {'images.npy', 'pack.json', 'thesis.tex'}
+    shutil.rmtree(there)
+    (tmp_path/'p.part.log').write_text('my log')
+    with pytest.raises(Refused, match='p.part.log is no log of ours'): pack(d, 16, tmp_path/'p')
+    (tmp_path/'p.part.log').unlink()
+    assert len(pack(d, 16, tmp_path/'p')) == len(pack(d, 16, tmp_path/'p')) == 20
+
+
+def test_the_cache_removes_its_own_folders_alone(tmp_path):
+    long_ago = time.time() - 30*24*3600
+    for name in ('fake-faces', 'fake-0123456789abcdef', 'my-downloads', 'real-0123456789abcdef'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'a.part').write_text('')
+        os.utime(tmp_path/name/'a.part', (long_ago,)*2), os.utime(tmp_path/name, (long_ago,)*2)
+    files.prune_cache(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*.part')) == ['fake-faces/a.part', 'my-downloads/a.part']
+    assert not (tmp_path/'fake-0123456789abcdef').exists()
+
+
+@pytest.fixture(scope='module')
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('small')
+    d = tree(folder/'d')
+    source = open_source(d, 32)
+    runs.train(replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), data=str(d), data_id=source.fingerprint, n_classes=2, steps=4, checkpoint_every=2), source, folder/'run')
+    return folder/'run'
+
+
+def resume(run, steps):
+    cfg = replace(runs.settings_of(run), steps=steps)
+    return runs.train(cfg, open_source(cfg.data, 32), run, resume=True)
+
+
+def test_other_peoples_parts_are_left_in_a_run(small_run, tmp_path):
+    run = Path(shutil.copytree(small_run, tmp_path/'run'))
+    for name in ('mine.part', 'pics.pack.part/images.npy', 'config.json.123.part'):
+        (run/name).parent.mkdir(exist_ok=True)
+        (run/name).write_text('precious')
+    assert resume(run, 5).t == 5
+    assert sorted(p.name for p in run.glob('*.part')) == ['mine.part', 'pics.pack.part']
+
+
+def test_a_run_writes_into_its_own_folder_alone(small_run, tmp_path):
+    (tmp_path/'victim').mkdir()
+    (tmp_path/'victim.txt').write_text('precious')
+    for name, to in (('log.jsonl', 'victim.txt'), ('samples', 'victim'), ('.lock', 'victim.txt'), ('checkpoints/step_0000005.pt', 'victim.txt')):
+        run = Path(shutil.copytree(small_run, tmp_path/name.replace('/', '-')))
+        if (run/name).is_dir(): shutil.rmtree(run/name)
+        (run/name).unlink(missing_ok=True)
+        (run/name).symlink_to(tmp_path/to)
+        with pytest.raises(Refused, match='is a link'): resume(run, 5)
+    assert (tmp_path/'victim.txt').read_text() == 'precious' and not [*(tmp_path/'victim').iterdir()]
+    (tmp_path/'elsewhere').symlink_to(shutil.copytree(small_run, tmp_path/'real'))        # a run may lie elsewhere as a whole
+    assert resume(tmp_path/'elsewhere', 5).t == 5
+
+
+@pytest.mark.parametrize('name', ['checkpoints/step_0000009.pt', 'data.json', 'config.json', 'log.jsonl', 'samples/step_0000009.png'])
+def test_a_pipe_is_no_file(name, small_run, tmp_path):
+    run = Path(shutil.copytree(small_run, tmp_path/'run'))
+    (run/name).unlink(missing_ok=True)
+    os.mkfifo(run/name)
+    read = dict(data=lambda: door.open_run(run).classes, config=lambda: runs.stored_settings(run), log=lambda: runs.read_log(run/'log.jsonl'), step_0000009=lambda: (door.open_run(run), runs.kept_samples(run)))[Path(name).stem]
+    if name.endswith('.pt'):
+        with pytest.warns(Warning, match='pipe'): read()
+    else:
+        with pytest.raises(Refused, match='pipe'): read()
+
+
+def test_copies_beside_checkpoints_and_samples_are_passed_over(small_run, tmp_path):
+    run = Path(shutil.copytree(small_run, tmp_path/'run'))
+    shutil.copy(run/'checkpoints'/'step_0000004.pt', run/'checkpoints'/'step_0000004 (1).pt')
+    grid = next((run/'samples').glob('*.png'))
+    shutil.copy(grid, grid.with_name(f'{grid.stem} (1).png'))
+    assert door.open_run(run).step == 4 and len(runs.kept_samples(run)) == 1 and resume(run, 5).t == 5
+
+
+def changed(small_run, to, **own):
+    "A run whose checkpoint holds something else, under a hash of its own."
+    from sagan_nb.machinery.checkpoints import read_checkpoint, sealed
+    state = dict(read_checkpoint(small_run/'checkpoints'/'step_0000004.pt'))
+    config = {k: v for k, v in own.items() if k in json.loads(state['config']) and not callable(v)}
+    state |= {k: v(state[k]) if callable(v) else v for k, v in own.items() if k not in config}
+    if config: state['config'] = json.dumps(json.loads(state['config']) | config)
+    (to/'checkpoints').mkdir(parents=True)
+    (to/'checkpoints'/'step_0000004.pt').write_bytes(sealed(state))
+    return to
+
+
+@pytest.mark.parametrize('own', [dict(n_classes=2**31), dict(n_classes=2_000_000), dict(width=512, z_dim=20_000), dict(width=2), dict(res=64), dict(G={}), dict(G=[1]), dict(sampling=[1]), dict(sampling=None), dict(t='x'),
+    dict(config=None), dict(config=5), dict(G=lambda g: g | {'conv.bias': torch.zeros(3).to_sparse()}), dict(D=lambda d: {k: v for k, v in d.items() if 'linear' not in k})], ids=lambda o: '-'.join(o))
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused_before_memory_is_taken(own, small_run, tmp_path):
+    run, before = changed(small_run, tmp_path/'run', **own), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refused): door.open_run(run).classes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000                     # KiB
+
+
+def test_weights_that_are_not_finite_are_refused(small_run, tmp_path):
+    nan = lambda o: {k: torch.full_like(v, torch.nan) if v.dim() == 4 else v for k, v in o.items()}
+    with pytest.raises(Refused, match='G[.].* holds numbers that are not finite'): door.open_run(changed(small_run, tmp_path/'run', G=nan))
+
+
+@pytest.mark.parametrize('own', [dict(rng=None), dict(rng=lambda r: r[:5]), dict(data=None), dict(data={'t': 10**30}), dict(opt_g={}), dict(t=-5)], ids=lambda o: '-'.join(o))
+def test_a_checkpoint_to_go_on_from_must_be_whole(own, small_run, tmp_path):
+    run = Path(shutil.copytree(small_run, tmp_path/'run'))
+    shutil.copy(changed(small_run, tmp_path/'other', **own)/'checkpoints'/'step_0000004.pt', run/'checkpoints')
+    (run/'checkpoints'/'step_0000002.pt').unlink()
+    with pytest.raises(Refused): resume(run, 5)
+
+
+def test_arrays_that_unpack_to_a_thousand_times_are_refused(tmp_path):
+    np.savez_compressed(tmp_path/'a.npz', **{'linear.weight': np.zeros((1 << 25,), np.float32)})
+    np.savez_compressed(tmp_path/'b.npz', x=np.zeros((40_000, 32, 32, 3), np.uint8))
+    for read, name in ((files.read_arrays, 'a.npz'), (find_arrays, 'b.npz')):
+        with pytest.raises(Refused, match='would unpack to .* MiB'): read(tmp_path/name)
+
+
+def test_other_pictures_in_the_old_place_are_not_taken_for_the_old_ones(small_run, tmp_path):
+    cfg = runs.settings_of(small_run)
+    other = tree(tmp_path/'d', n=13)
+    with pytest.raises(Refused, match='other pictures than the run was trained on.*--data'): runs.pictures_of(replace(cfg, data=str(other)))
+    assert len(runs.pictures_of(cfg, str(other))) == 26 and len(runs.pictures_of(cfg)) == 20

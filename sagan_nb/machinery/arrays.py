@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
+from .files import check_unpacked
 from .listing import Listing
 
 PICTURES, LABELS = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels')
@@ -14,7 +15,9 @@ def find_arrays(
 )->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None
     "Read images, channels first or last, with labels if any. Raises Refused for other content."
     try:
+        check_unpacked(path)
         with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}
+    except Refused: raise
     except Exception as e: raise Refused(f'{path}: not readable as .npz ({type(e).__name__})') from None
     x = next((held[k] for k in PICTURES if k in held), None)
     if x is None or x.dtype != np.uint8 or x.ndim != 4 or 3 not in (x.shape[1], x.shape[3]) or not len(x):

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,8 +19,10 @@ from ..core import Refused
 from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
 from .atomic import atomic_write
-from .files import CacheWarning
+from .files import CacheWarning, must_be_file
 from .group import differences_between, digests
+from .machine import out_of_memory
+from .recipe import NoDraws
 
 PARTS = ('G', 'D', 'opt_g', 'opt_d', 'ema')
 DIGITS = 64               # of a SHA-256 in hexadecimal
@@ -114,7 +116,7 @@ def check_seal(
     path,                     # a checkpoint
 )->bool:                      # False: written by an earlier version, without a hash
     "Compare a checkpoint with the hash it carries. Raises Refused where there is none, or they differ."
-    path, h = Path(path), hashlib.sha256()
+    path, h = must_be_file(path), hashlib.sha256()
     try: left = path.stat().st_size - DIGITS
     except FileNotFoundError: raise Refused(f'{path}: there is no such checkpoint') from None
     with open(path, 'rb') as f:
@@ -159,6 +161,35 @@ def read_checkpoint(
     return state
 
 
+MALFORMED = KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError
+
+
+@contextmanager
+def as_ours(
+    what,                     # a checkpoint, for the message
+):
+    "Raise Refused where a checkpoint holds something else than one of this package does."
+    try: yield
+    except Refused: raise
+    except MALFORMED as e:
+        if out_of_memory(e): raise
+        raise Refused(f'{what}: not a checkpoint of this package ({type(e).__name__})') from None
+
+
+def check_weights(
+    cfg:Config,               # settings that came with them
+    states:dict,              # 'G' or 'D' -> name -> tensor
+):
+    "Compare weights with settings before memory is taken for a network. Raises Refused, naming a tensor that does not fit or holds NaN."
+    with torch.device('meta'), NoDraws(): shapes = {part: net.state_dict() for part, net in zip('GD', networks(cfg))}
+    for part, state in states.items():
+        if strange := shapes[part].keys() ^ state.keys(): raise Refused(f'not a checkpoint of this package: {part} has other tensors ({min(strange)})')
+        for name, t in state.items():
+            if not isinstance(t, torch.Tensor) or t.layout != torch.strided or t.shape != shapes[part][name].shape:
+                raise Refused(f'not a checkpoint of this package: {part}.{name} does not fit its settings')
+            if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all(): raise Refused(f'{part}.{name} holds numbers that are not finite')
+
+
 def refuse_changes(
     saved:Config,             # of a run
     cfg:Config,               # with which it is to go on
@@ -177,14 +208,18 @@ def restore(
     device='cpu',             # where to
 )->GAN:                       # at the saved step
     "Build networks and optimisers as they were saved. Raises Refused for a changed configuration."
-    saved = from_json(state['config'])
-    if cfg: refuse_changes(saved, cfg)
+    with as_ours('this checkpoint'):
+        saved = from_json(state['config'])
+        if cfg: refuse_changes(saved, cfg)
+        check_weights(saved, {part: state[part] for part in 'GD'})
     gan = make_gan(cfg or saved, device)
-    for n in PARTS:
-        if getattr(gan, n) is not None: getattr(gan, n).load_state_dict(state[n])
-    gan.t = state['t']
-    gan.rng.set_state(state['rng'])
-    if data is not None: data.load_state_dict(state['data'])
+    with as_ours('this checkpoint'):
+        for n in PARTS:
+            if getattr(gan, n) is not None: getattr(gan, n).load_state_dict(state[n])
+        if type(state['t']) is not int or state['t'] < 0: raise ValueError('no step')
+        gan.t = state['t']
+        gan.rng.set_state(state['rng'])
+        if data is not None: data.load_state_dict(state['data'])
     return gan
 
 
@@ -207,7 +242,8 @@ def checkpoints_of(
     out,                      # a run folder
 )->list:                      # paths, by step
     "List the checkpoints of a run, whole or damaged."
-    return sorted(Path(out).glob('checkpoints/step_[0-9]*.pt'), key=step_of)
+    found = Path(out).glob('checkpoints/step_[0-9]*.pt')
+    return sorted((p for p in found if p.stem.removeprefix('step_').isdecimal()), key=step_of)      # not 'step_4 (1).pt'
 
 
 def newest(

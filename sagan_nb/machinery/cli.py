@@ -74,7 +74,7 @@ def sagan_train(
     "Train a SAGAN."
     keep_memory()
     ranks = Ranks()
-    if within is not None and (resume or not within > 0):
+    if within is not None and (resume or not 0 < within < float('inf')):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     resume = begun(out, resume)
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]

@@ -89,11 +89,16 @@ def open_checkpoint(
 )->Model:
     "Open a checkpoint for drawing and looking: no optimiser is built, and nothing is drawn."
     from ..train import layout, networks
+    from .checkpoints import as_ours, check_weights
     from .runs import about_run, class_names
-    cfg, step = from_json(state['config']), state['t']
+    with as_ours(path):
+        cfg, step = from_json(state['config']), int(state['t'])
+        states = dict(G=sampling_weights(state, path), D=state['D'])
+        try: check_weights(cfg, {part: dict(o) for part, o in states.items()})
+        except Refused as e: raise Refused(f'{path}: {e}') from None
     def build(part:str)->nn.Module:
         with NoDraws(): net = dict(zip('GD', networks(cfg)))[part]
-        net.load_state_dict(state['D'] if part == 'D' else sampling_weights(state, path))
+        net.load_state_dict(states[part])
         net.report = Report('sagan_nb', type(net).__name__, {k: k for k in net.state_dict()},
                             notes=[f'{cfg.preset}, step {step}'])
         net = net.to(device, memory_format=layout(cfg)).eval()

@@ -2,9 +2,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -77,13 +79,22 @@ def parse_json(
     return unsealed_json(value) if kind is dict else value
 
 
+def must_be_file(
+    path,                     # a file, or none
+)->Path:
+    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end."
+    path = Path(path)
+    if path.exists() and not path.is_file(): raise Refused(f'{path} is no file, but a {"folder" if path.is_dir() else "pipe or device"}')
+    return path
+
+
 def read_json(
     path,                     # a file
     remedy:str,               # what to do about a damaged one
     kind:type=dict,           # what it must hold
 ):                            # the value
     "Read a JSON file. Raises Refused, with the remedy, for one that is damaged."
-    path = Path(path)
+    path = must_be_file(path)
     try:
         if path.stat().st_size > LONGEST: raise ValueError('it is too long')
         return parse_json(path.read_bytes(), kind)
@@ -120,7 +131,8 @@ def read_lines(
     path,                     # a file of JSON lines, or none
 )->list:                      # a dict for each
     "Read JSON lines; one that a crash cut off is left out. Raises Refused for a line that is damaged otherwise."
-    found, path = [], Path(path)
+    found, path = [], must_be_file(path)
+    if path.exists() and path.stat().st_size > LONGEST: raise Refused(f'{path} is too long: {path.stat().st_size / 2**20:,.0f} MiB')
     for i, text in enumerate(path.read_bytes().split(b'\n') if path.exists() else (), 1):
         if text[:1] in (b'', b'{') and not text.endswith(b'}'): continue             # cut off, or the end
         try: found.append(parse_json(text))
@@ -154,11 +166,10 @@ def prune_cache(
     days:float=14,            # since a table was last written to
 ):
     "Remove features of generated pictures that nobody has added to for a while: a checkpoint is seldom measured twice."
-    for made in folder.glob('*-*/'): sweep(made)
-    for old in folder.glob('fake-*'):
-        try:
-            if old.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(old)
-        except OSError: pass                     # another process was first
+    for made in (p for p in folder.glob('*-*/') if re.fullmatch('(real|fake)-[0-9a-f]{16}', p.name)):      # others are not ours
+        with suppress(OSError):                  # another process was first
+            if made.name.startswith('fake-') and made.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(made)
+            else: sweep(made)
 
 
 def content_hash(
@@ -241,9 +252,22 @@ def read_arrays(
         raise Refused(f'{path}: not readable as {path.suffix}, damaged or hostile ({type(e).__name__})') from None
 
 
+SQUEEZED = 50             # times that an array of images or weights may shrink in a zip; more is a bomb, or zeros
+
+
+def check_unpacked(
+    path:Path,                # .npz
+):
+    "Raise Refused before memory is taken for arrays that unpack to far more than the file holds."
+    with zipfile.ZipFile(path) as z: unpacked = sum(o.file_size for o in z.infolist())
+    if unpacked > max(64 * 2**20, SQUEEZED * path.stat().st_size):
+        raise Refused(f'{path} would unpack to {unpacked / 2**20:,.0f} MiB, more than {SQUEEZED} times its size')
+
+
 def read_npz(path:Path)->tuple[dict,dict]:
     "Arrays of NumPy; pickled ones are refused."
     import numpy as np
+    check_unpacked(path)
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}, {}
 
 

@@ -19,6 +19,11 @@ from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
 from .pictures import Chunk, Pictures, Reading, check_bad, fingerprint_of, how_to_read, read_chunks, report_faults
 from .sources import check_res, describe, list_images
+from .terminal import printable
+
+
+OWN = {'images.npy', 'labels.npy', 'pack.json'}       # all that a pack holds
+BEGUN = b'{"identity"'                                # how the log of an unfinished one begins
 
 
 def list_world(
@@ -37,10 +42,14 @@ def list_world(
 def check_target(
     out:Path,             # pack to write
 ):
-    "Raise Refused where packing would overwrite something else."
-    if is_pack(out) or not out.exists(): return
-    if out.is_dir(): raise Refused(f'{out} is a folder and no pack; it is left alone')
-    raise Refused(f'{out} exists and is no pack; it is left alone')
+    "Raise Refused where packing would overwrite something else, also under the names that it takes on the way."
+    if out.exists() and not is_pack(out): raise Refused(f'{out} {"is a folder" if out.is_dir() else "exists"} and is no pack; it is left alone')
+    for path in (out, *(out.with_name(out.name + end) for end in ('.old', '.part'))):
+        if path.is_dir() and (more := {p.name for p in path.iterdir()} - OWN):
+            raise Refused(f'{path} holds what is not of a pack ({printable(min(more))}); it is left alone: choose another --out')
+    log = out.with_name(f'{out.name}.part.log')
+    begins = log.read_bytes()[:len(BEGUN)] if log.is_file() else b''
+    if not BEGUN.startswith(begins): raise Refused(f'{log} is no log of ours; it is left alone: choose another --out')
 
 
 @contextmanager

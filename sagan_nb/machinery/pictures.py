@@ -9,12 +9,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 
 from ..core import Refused
-from .listing import Listing, short_list
+from .listing import PICTURE_SUFFIXES, Listing, short_list
 from .terminal import printable, progress
 
 
@@ -92,6 +93,22 @@ MOST_PIXELS, LARGE = 100 * 10**6, 16 * 10**6     # pixels of an image; LARGE one
 ONE_AT_A_TIME = threading.Lock()
 
 
+@cache
+def known_formats()->list:    # names of Pillow
+    "List the formats that are read. Others, such as PostScript, would be handed to another program."
+    from PIL import Image
+    Image.init()
+    return sorted(name for name in {Image.EXTENSION.get(o) for o in PICTURE_SUFFIXES} if name in Image.OPEN)
+
+
+def open_picture(
+    data:bytes,           # a file
+):                        # PIL.Image, whose pixels are not read yet
+    "Open an image of a format whose ending is taken. Raises UnidentifiedImageError for any other, whatever it is called."
+    from PIL import Image
+    return Image.open(io.BytesIO(data), formats=known_formats())
+
+
 def square_rgb(
     picture,              # PIL.Image of any mode and shape
     res:int,              # pixels per side of the result
@@ -119,9 +136,8 @@ def check_png(
     data:bytes,           # a file
 ):
     "Raise ValueError for a PNG with a chunk that is not as it was written; Pillow alone may decode it to other pixels."
-    from PIL import Image
     if not data.startswith(b'\x89PNG'): return
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_picture(data) as picture:
         try: picture.verify()
         except SyntaxError as e: raise ValueError(str(e)) from None
 
@@ -132,8 +148,8 @@ def decode_bytes(
     stretch:bool=False,   # see square_rgb
 )->np.ndarray:            # uint8, (3, res, res)
     "Decode one image. Raises ValueError for one of more than MOST_PIXELS."
-    from PIL import Image, ImageFile
-    with Image.open(io.BytesIO(data)) as picture:
+    from PIL import ImageFile
+    with open_picture(data) as picture:
         pixels = picture.width * picture.height
         if pixels > MOST_PIXELS:
             raise ValueError(f'{pixels / 1e6:,.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f} million')

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_
 from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, file_sha256, read_json, read_lines, write_json
+from .files import CacheWarning, append_line, file_sha256, must_be_file, read_json, read_lines, write_json
 from .group import agree, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
@@ -140,6 +141,14 @@ class Sampler:
         return path
 
 
+def refuse_links(
+    run,                      # run folder
+):
+    "Raise Refused for a link inside a run folder: what is written there would land elsewhere."
+    for path in (o for folder in (Path(run), *(Path(run)/name for name in ('checkpoints', 'samples'))) if folder.is_dir() for o in folder.iterdir()):
+        if path.is_symlink(): raise Refused(f'{path} is a link, and a run writes into its own folder alone: put what it leads to in its place')
+
+
 @contextmanager
 def run_lock(
     run,                      # run folder; made if it is not there
@@ -147,6 +156,7 @@ def run_lock(
     "Hold an exclusive lock on a run folder; a process that dies lets go of it. Raises Refused where another holds it."
     from filelock import FileLock, Timeout
     Path(run).mkdir(parents=True, exist_ok=True)
+    refuse_links(run)
     lock = FileLock(Path(run).resolve()/'.lock', timeout=0, is_singleton=True)      # held twice by one thread: no harm
     try: lock.acquire()
     except Timeout: raise Refused(f'{run}: another process is at it') from None
@@ -159,6 +169,9 @@ def check_free(out:Path):
     there = out.is_dir() and [p for p in out.iterdir() if p.name != '.lock' and p.suffix != '.part']
     if there or (out.exists() and not out.is_dir()):
         raise Refused(f'{out} is there already: choose another --out, or go on with --resume')
+
+
+HALF_WRITTEN = re.compile(r'^(?!metrics\.).*\.\d+\.part$')      # a name of `atomic_write`
 
 
 def fill_folder(
@@ -174,8 +187,9 @@ def fill_folder(
     for name, value in (('env', environment(device)), ('data', facts)):
         if (path := out/f'{name}.json').exists(): continue
         write_json(path, value)
-    for left in out.rglob('*.part'):                        # of a process that was killed; metrics belong to sagan_eval
-        if not left.name.startswith('metrics.'): left.unlink(missing_ok=True)
+    for folder in (out, out/'checkpoints', out/'samples'):   # of a process that was killed; metrics belong to sagan_eval
+        for left in folder.glob('*.part'):
+            if HALF_WRITTEN.search(left.name) and left.is_file(): left.unlink(missing_ok=True)
 
 
 def stored_settings(
@@ -366,11 +380,11 @@ def kept_samples(
     from PIL import Image
 
     from .pictures import check_png
-    files = sorted((Path(run)/'samples').glob('step_*.png'))
+    files = sorted(p for p in (Path(run)/'samples').glob('step_*.png') if re.fullmatch(r'step_\d+', p.stem))
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
         try:
-            check_png(path.read_bytes())
+            check_png(must_be_file(path).read_bytes())
             return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
         except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {int(p.stem.removeprefix('step_')): read(p) for p in files}
@@ -380,8 +394,11 @@ def pictures_of(
     cfg:Config,               # of a run
     data:str=None,            # where its pictures are now; None: where they were
 ):                            # a source
-    "The real pictures of a run. Raises Refused where they are not there, or do not fit."
-    return open_source(data or cfg.data, res=cfg.res, unlabelled=not cfg.n_classes, n_classes=cfg.n_classes or None)
+    "The real pictures of a run. Raises Refused where they are not there, do not fit, or, where none are named, are not the same any more."
+    source = open_source(data or cfg.data, res=cfg.res, unlabelled=not cfg.n_classes, n_classes=cfg.n_classes or None)
+    if data or not cfg.data_id or source.fingerprint == cfg.data_id: return source
+    raise Refused(f'{cfg.data} holds other pictures than the run was trained on (fingerprint {source.fingerprint}, then {cfg.data_id}): '
+                  f'to take them as they are, name them with --data')
 
 
 class StopOnSignal:

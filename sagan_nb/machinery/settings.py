@@ -10,6 +10,7 @@ RANGES = {                    # what a number may be -> how a refusal says it, w
     '> 0': ('be greater than 0', lambda v: v > 0),
     '>= 0': ('be 0 or more', lambda v: v >= 0),
     '0..1': ('lie in 0..1', lambda v: 0 <= v <= 1),
+    '0..1, below 1': ('be below 1, and 0 or more', lambda v: 0 <= v < 1),
     '0..2**63 - 1': ('be below 2**63, and 0 or more', lambda v: 0 <= v < 2**63)}
 
 

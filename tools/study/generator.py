@@ -124,7 +124,7 @@ def main(
         with atomic_write(out/f'{name}.png') as part: picture.save(part, format='PNG', optimize=True)
     settings = {k: here for k, (_, here) in differences(preset(best.cfg.preset), best.cfg).items()}
     log = read_log(Path(run)/'log.jsonl')
-    write_json(out/'generator.json', dict(row=best.cfg.preset, step=best.step, of=of, file=file.name, bytes=file.stat().st_size,
+    write_json(out/'generator.json', dict(row=best.cfg.preset, scale=best.cfg.scale, step=best.step, of=of, file=file.name, bytes=file.stat().st_size,
         candidates=[dict(step=o['step'], kid=o['kid']) for o in all_of_them], records=records, silenced=without, curve=read_log(Path(run)/'curve.jsonl'),
         settings=settings, usage=next(({k: o[k] for k in ('usage_G', 'usage_D') if k in o} for o in reversed(log) if 'usage_G' in o), {}),
         env=machines(run)[0], classes=best.classes))

@@ -600,3 +600,102 @@ def test_other_pictures_in_the_old_place_are_not_taken_for_the_old_ones(small_ru
     other = tree(tmp_path/'d', n=13)
     with pytest.raises(Refused, match='other pictures than the run was trained on.*--data'): runs.pictures_of(replace(cfg, data=str(other)))
     assert len(runs.pictures_of(cfg, str(other))) == 26 and len(runs.pictures_of(cfg)) == 20
+
+
+# well-formed, and wrong inside
+
+def small_generator(tmp_path):
+    "A generator of pictures without classes, from a file."
+    import torch
+
+    from sagan_nb.machinery.door import open_run
+    from sagan_nb.machinery.publish import save_pretrained
+    from sagan_nb.networks import Generator
+    torch.manual_seed(0)
+    save_pretrained(Generator(res=32, width=4, attn_at=(16,)).eval(), tmp_path/'g.safetensors')
+    return open_run(tmp_path/'g.safetensors')
+
+
+def interrupted(monkeypatch, model, out, batches=2):
+    "Begin to write 25 pictures, ten at a time, and stop after some."
+    from sagan_nb.machinery import many
+    real, left = many.draw, [None]*batches
+    def failing(*args):
+        if not left: raise KeyboardInterrupt
+        left.pop()
+        return real(*args)
+    monkeypatch.setattr(many, 'TOGETHER', 10)
+    monkeypatch.setattr(many, 'draw', failing)
+    with pytest.raises(KeyboardInterrupt): many.write_many(model, [0], 25, out)
+    monkeypatch.setattr(many, 'draw', real)
+
+
+@pytest.mark.parametrize('name,damage', [
+    ('done.txt', lambda b: b''), ('done.txt', lambda b: b'\xff\xfe'), ('done.txt', lambda b: b'1'*5000), ('images.npy', lambda b: b''), ('images.npy', lambda b: b[:60]),
+    ('images.npy', lambda b: b[:-1]), ('images.npy', lambda b: b[:9000]), ('images.npy', lambda b: b'PK' + b[2:]), ('images.npy', lambda b: b.replace(b'(25, ', b'(24, ')),
+    ('images.npy', lambda b: b.replace(b"'|u1'", b"'|i1'")), ('images.npy', lambda b: b.replace(b"'|u1'", b"'|O8'"))])
+def test_half_an_array_of_pictures_is_made_again(tmp_path, monkeypatch, name, damage):
+    "A short array must not be made longer: what it lacks would be black, and said to be there."
+    from sagan_nb.machinery.many import write_many
+    model = small_generator(tmp_path)
+    interrupted(monkeypatch, model, tmp_path/'o.npz')
+    write_many(model, [0], 25, tmp_path/'whole.npz')
+    path = tmp_path/'o.npz.part'/name
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert path.read_bytes() != before
+    write_many(model, [0], 25, tmp_path/'o.npz')
+    with np.load(tmp_path/'o.npz') as a, np.load(tmp_path/'whole.npz') as b: assert np.array_equal(a['arr_0'], b['arr_0'])
+    assert not (tmp_path/'o.npz.part').exists()
+
+
+def test_what_is_done_is_written_whole(tmp_path, monkeypatch):
+    "A kill while done.txt is written leaves the old one."
+    from pathlib import Path
+
+    from sagan_nb.machinery.many import write_many
+    model = small_generator(tmp_path)
+    interrupted(monkeypatch, model, tmp_path/'o.npz', 1)
+    write = Path.write_text
+    def cut(self, text, **how):
+        if not self.name.startswith('done.txt'): return write(self, text, **how)
+        write(self, '', **how)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, 'write_text', cut)
+    with pytest.raises(KeyboardInterrupt): write_many(model, [0], 25, tmp_path/'o.npz')
+    assert (tmp_path/'o.npz.part'/'done.txt').read_text() == '10'
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe{', b'{', b'[]'])
+@pytest.mark.parametrize('out', ['o.npz', 'o'])
+def test_how_pictures_were_made_is_damaged(tmp_path, monkeypatch, out, content):
+    from sagan_nb.machinery.many import write_many
+    model = small_generator(tmp_path)
+    interrupted(monkeypatch, model, tmp_path/out)
+    place = tmp_path/('o.npz.part' if out == 'o.npz' else 'o')
+    (place/'about.json').write_bytes(content)
+    with pytest.raises(Refused, match='about.json is damaged .*: delete .*, or choose another --out'): write_many(model, [0], 25, tmp_path/out)
+
+
+def test_a_kill_before_anything_was_drawn(tmp_path):
+    from sagan_nb.machinery.many import write_many
+    (tmp_path/'o').mkdir()
+    (tmp_path/'o'/'about.json.17.part').write_text('{')
+    assert '3 pictures' in write_many(small_generator(tmp_path), [0], 3, tmp_path/'o')
+
+
+def test_a_picture_that_is_not_whole_is_drawn_again(tmp_path, monkeypatch):
+    "Empty, cut anywhere, a wrong byte, another size, something else."
+    from sagan_nb.machinery import many
+    monkeypatch.setattr(many, 'TOGETHER', 1)
+    model, out = small_generator(tmp_path), tmp_path/'o'
+    many.write_many(model, [0], 9, out)
+    whole = {p: p.read_bytes() for p in sorted(out.rglob('*.png'))}
+    first, wrong = [*whole.values()][0], bytearray([*whole.values()][4])
+    wrong[len(wrong) // 2] ^= 1
+    bad = [b'', first[:40], first[:len(first) // 2], first[:-1], bytes(wrong), encoded(16, 16), encoded(32, 32, 'JPEG')]
+    for path, content in zip(whole, bad): path.write_bytes(content)
+    drawn, real = [], many.draw
+    monkeypatch.setattr(many, 'draw', lambda *args: drawn.append(1) or real(*args))
+    many.write_many(model, [0], 9, out)
+    assert {p: p.read_bytes() for p in sorted(out.rglob('*.png'))} == whole and len(drawn) == len(bad) and not [*out.rglob('*.part')]

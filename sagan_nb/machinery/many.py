@@ -1,4 +1,5 @@
 "Serves chapter 16: thousands of single pictures out: a folder of PNG files, or an .npz as other evaluators read it."
+import io
 import json
 import os
 import re
@@ -18,8 +19,11 @@ from ..train import draw
 from .door import Model
 from .evaluate import steady_generator
 from .features import weights_hash
+from .files import read_json, sweep
+from .pictures import check_png
 
 TOGETHER = 100                # pictures drawn together; picture i never depends on how many are asked for
+PNG_END = b'IEND\xaeB`\x82'    # the last bytes of every PNG, which Pillow does not ask for
 
 
 def goes_to_many(
@@ -40,24 +44,41 @@ def folder_names(
     return [f'{k:0{wide}}_' + re.sub(r'[^\w()+-]', '_', c) for k, c in enumerate(classes)]
 
 
+def is_whole(
+    path:Path,                # a PNG file, or none
+    res:int,                  # pixels per side
+)->bool:
+    "Whether the file holds a picture of this size, to its last byte."
+    from PIL import Image
+    try:
+        data = path.read_bytes()
+        check_png(data)
+        with Image.open(io.BytesIO(data), formats=['PNG']) as picture:
+            if picture.size != (res, res): return False
+            picture.load()
+        return data.endswith(PNG_END)
+    except Exception: return False                # whatever is wrong with it, it is drawn again
+
+
 class PictureFolder:
-    "Single PNG files, a folder for each class. A file that is there is whole, and is not drawn again."
+    "Single PNG files, a folder for each class. A file that is whole is not drawn again."
     def __init__(self,
         out:Path,                 # folder
         n:int,                    # pictures in all
         res:int,                  # pixels per side
         classes:list,             # names of all classes; [] without
     ):
-        self.out, self.names = out, folder_names(classes) or ['.']
+        self.out, self.names, self.res = out, folder_names(classes) or ['.'], res
         out.mkdir(parents=True, exist_ok=True)
+        for name in self.names: sweep(out/name)
 
     def path(self, i:int, k:int)->Path:
         "Where picture i of class k goes."
         return self.out/self.names[k]/f'{i:06}.png'
 
     def has(self, first:int, labels:list)->bool:     # the first of them, their classes
-        "Are these pictures there?"
-        return all(self.path(first + j, k).exists() for j, k in enumerate(labels))
+        "Are these pictures there, and whole?"
+        return all(is_whole(self.path(first + j, k), self.res) for j, k in enumerate(labels))
 
     def put(self, first:int, x:Tensor, labels:list): # uint8 (m, 3, res, res)
         "Write these pictures."
@@ -65,11 +86,19 @@ class PictureFolder:
         for j, (picture, k) in enumerate(zip(x, labels)):
             path = self.path(first + j, k)
             path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix('.part')
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, 'PNG')
-            os.replace(part, path)
+            with atomic_write(path) as part: Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, 'PNG')
 
     def close(self): pass
+
+
+def holds_array(
+    path:Path,                # .npy, or none
+    shape:tuple,              # of the pictures
+)->bool:
+    "Whether the file holds bytes of this shape, all of them: opened to be changed, a short one would be made longer."
+    try: found = np.lib.format.open_memmap(path, 'r')
+    except Exception: return False                # whatever is wrong with it, it is made again
+    return (found.dtype, found.shape) == (np.uint8, shape)
 
 
 class ArrayFile:
@@ -82,10 +111,16 @@ class ArrayFile:
     ):
         self.out, self.part = out, out.with_name(out.name + '.part')
         self.part.mkdir(parents=True, exist_ok=True)
-        self.done, pixels = self.part/'done.txt', self.part/'images.npy'
-        if not pixels.exists(): self.done.unlink(missing_ok=True)
-        self.pixels = np.lib.format.open_memmap(pixels, 'r+' if pixels.exists() else 'w+', np.uint8, (n, res, res, 3))
-        self.labels, self.kept = np.zeros(n, np.int64), int(self.done.read_text()) if self.done.exists() else 0
+        self.done, pixels, shape = self.part/'done.txt', self.part/'images.npy', (n, res, res, 3)
+        again = holds_array(pixels, shape)
+        if not again: self.done.unlink(missing_ok=True)
+        self.pixels = np.lib.format.open_memmap(pixels, 'r+' if again else 'w+', np.uint8, shape)
+        self.labels, self.kept = np.zeros(n, np.int64), self.read_done()
+
+    def read_done(self)->int:     # pictures from the first on; 0 where the file does not say it
+        "How many pictures are there."
+        try: return int(self.done.read_bytes())
+        except (FileNotFoundError, ValueError): return 0
 
     def has(self, first:int, labels:list)->bool:     # the first of them, their classes
         "Are these pictures there?"
@@ -96,7 +131,7 @@ class ArrayFile:
         "Write these pictures, then that they are there."
         self.pixels[first:first + len(x)] = x.permute(0, 2, 3, 1).numpy()
         self.pixels.flush()
-        self.done.write_text(f'{first + len(x)}')
+        with atomic_write(self.done) as part: part.write_text(f'{first + len(x)}')
 
     def close(self):
         "Write the .npz and remove the folder."
@@ -111,9 +146,9 @@ def say_what(
 ):
     "Keep beside the pictures how they were made. Raises Refused where others are there already."
     path, text = place/'about.json', json.dumps(facts, indent=1)
-    if path.exists() and path.read_text(encoding='utf-8') != text:
+    if path.exists() and read_json(path, f'delete {place}, or choose another --out') != json.loads(text):
         raise Refused(f'{place} holds pictures of another generator, seed or choice of classes: choose another --out')
-    if not path.exists() and any(place.iterdir()):
+    if not path.exists() and any(not o.name.startswith('about.json.') for o in place.iterdir()):  # those a kill leaves
         raise Refused(f'{place} holds something else: choose another --out')
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
 

@@ -699,3 +699,79 @@ def test_a_picture_that_is_not_whole_is_drawn_again(tmp_path, monkeypatch):
     monkeypatch.setattr(many, 'draw', lambda *args: drawn.append(1) or real(*args))
     many.write_many(model, [0], 9, out)
     assert {p: p.read_bytes() for p in sorted(out.rglob('*.png'))} == whole and len(drawn) == len(bad) and not [*out.rglob('*.part')]
+
+
+LINE = dict(t=1, loss_d=1., loss_g=1., d_real=1., d_fake=-1., seconds_per_step=1., wait_share=0.)
+
+
+def write_lines(path, *lines):
+    "A log without hashes."
+    path.write_text(''.join(json.dumps(o) + '\n' for o in lines))
+
+
+def test_lines_of_a_log_that_lack_something(tmp_path):
+    "They are left out where their numbers are needed."
+    from types import SimpleNamespace
+
+    from sagan_nb.config import PRESETS
+    from sagan_nb.machinery import ending, runs, summary
+    write_lines(tmp_path/'log.jsonl', LINE, dict(t=2), dict(LINE, t=3))
+    write_lines(tmp_path/'curve.jsonl', dict(t=1), dict(t=2, diversity=.5, distance=1.), dict(t=3, diversity=.1, distance=1.))
+    cfg, log = PRESETS['t1_none'], runs.read_log(tmp_path/'log.jsonl')
+    assert 'diversity at step 3' in summary.say_collapse(tmp_path, cfg, log) and len(log) == 3
+    ending.write_curves(SimpleNamespace(cfg=cfg), None, tmp_path)
+    assert (tmp_path/'curves.png').exists()
+    write_lines(tmp_path/'log.jsonl', dict(t=1))
+    write_lines(tmp_path/'curve.jsonl', dict(t=1))
+    assert summary.say_collapse(tmp_path, cfg, runs.read_log(tmp_path/'log.jsonl')).startswith('Unknown')
+
+
+def test_lines_of_a_curve_that_lack_something(tmp_path):
+    "A run that goes on looks at the lines before."
+    from types import SimpleNamespace
+
+    from sagan_nb.machinery.curve import Curve
+    from sagan_nb.machinery.guard import Guard
+    write_lines(tmp_path/'log.jsonl', dict(t=1), dict(t=2))
+    write_lines(tmp_path/'curve.jsonl', dict(t=1), dict(t=2, diversity=1., distance=3.))
+    (tmp_path/'checkpoints').mkdir()
+    curve, line = SimpleNamespace(path=tmp_path/'curve.jsonl', run=tmp_path, real_diversity=1., steps=9), dict(t=3, diversity=.1, distance=2.)
+    Curve.note_collapse(curve, line)
+    assert [o['sign'] for o in line['collapse']] == ['diversity']
+    Guard(curve, best=1).keep_best(2)
+
+
+def test_whole_numbers_that_no_float_holds(tmp_path):
+    from sagan_nb.machinery import evaluate, jobs, runs
+    for name, read, text in (('log.jsonl', lambda: runs.read_log(tmp_path/'log.jsonl'), '{"t": 1, "loss_d": %s}'), ('metrics.json', lambda: evaluate.run_scores(tmp_path), '[{"metric": "a", "value": 1, "real": %s}]'),
+                             ('t1_none-s0-a-v2.json', lambda: jobs.collect(tmp_path), '{"records": [{"metric": "a", "value": %s}]}')):
+        for n in (309, 400):
+            (tmp_path/name).write_text(text % ('-' + '9'*n))
+            with pytest.raises(Refused, match=f'{name}.* is damaged .a number in it is too long'): read()
+    (tmp_path/'log.jsonl').write_text('{"t": 1, "loss_d": %s, "d_real": NaN}' % ('9'*308))
+    assert float(runs.read_log(tmp_path/'log.jsonl')[0]['loss_d']) == 1e308
+
+
+@pytest.mark.parametrize('wrong', [dict(action='explode'), dict(action=['go']), dict(action=None), dict(good='low'), dict(good=[1]), dict(good=True), dict(words=3), dict(t='1'), None], ids=str)
+def test_an_incident_that_is_none(tmp_path, wrong):
+    from sagan_nb.machinery.guard import incidents
+    from sagan_nb.machinery.report import incidents_html
+    good = dict(t=1, words='a \x1b[2J sign', action='back', good=None)
+    write_lines(tmp_path/'incidents.jsonl', good, good if wrong is None else good | wrong)
+    if wrong is None:
+        assert incidents(tmp_path)[1]['words'] == r'a \x1b[2J sign'
+        write_lines(tmp_path/'incidents.jsonl', dict(t=1))
+    with pytest.raises(Refused, match='incidents.jsonl is damaged .no incident: .*: delete this line') as e: incidents_html(tmp_path)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('wrong', [dict(metric=['a']), dict(metric=3), dict(metric=None), dict(value=[1]), dict(value={}), dict(real=[1]), dict(splits=[1]), dict(step={}), dict(features_hash=[])], ids=str)
+def test_a_score_that_is_none(tmp_path, wrong):
+    "It is named; new numbers are not lost to it."
+    from sagan_nb.machinery import evaluate, report, summary
+    path, good = tmp_path/'metrics.json', dict(metric='diversity', value=1., real=2., splits=1, step=4)
+    path.write_text(json.dumps([good, good | wrong]))
+    with pytest.raises(Refused, match='metrics.json is damaged'): evaluate.run_scores(tmp_path)
+    assert 'is damaged' in summary.say_scores(tmp_path) and 'is damaged' in report.metrics_html(tmp_path)
+    with pytest.warns(UserWarning, match='kept as metrics.json.bad'): assert evaluate.save_records(path, [good]) == [good]
+    assert evaluate.run_scores(tmp_path) == [good] and (tmp_path/'metrics.json.bad').exists()

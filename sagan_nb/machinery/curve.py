@@ -18,7 +18,7 @@ from .checkpoints import checkpoints_of, newest_checkpoint, read_newest, restore
 from .evaluate import fake_table, real_table
 from .features import Features, open_features
 from .files import append_line
-from .runs import read_log
+from .runs import read_log, with_numbers
 
 SIZES = dict(smoke=(200, 500), laptop=(5000, 10_000), gpu=(10_000, 50_000), paper=(50_000, None))   # n fake, n real
 
@@ -76,7 +76,8 @@ class Curve:
     def note_collapse(self, line:dict):                      # what is about to be written
         "Note signs of collapse in the line; without any, keep the newest checkpoint as the last good one."
         before, log = read_log(self.path, line['t'] - 1), read_log(self.run/'log.jsonl', line['t'])
-        signs = collapse(log, [*before, line], self.real_diversity, self.steps)
+        looks = with_numbers([*before, line], 'diversity')
+        signs = collapse(with_numbers(log, 'loss_d'), looks, self.real_diversity, self.steps)
         if signs: line['collapse'] = signs
         if any('collapse' in o for o in before): return
         if signs: print('\nsign of collapse:', '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in signs))

@@ -9,7 +9,7 @@ from .guard import incidents
 from .jobs import measure
 from .options import command_path, fault_line, say_next
 from .report import report
-from .runs import read_log
+from .runs import read_log, with_numbers
 from .terminal import wrap
 
 WRITTEN = {'report.html': 'all of it on one page', 'samples.png': 'one row per class',
@@ -36,7 +36,8 @@ def write_curves(
 ):
     "Write curves.png."
     title = f'{gan.cfg.preset}, {gan.cfg.scale} scale, seed {gan.cfg.seed}'
-    save_fig(show_curves(read_log(out/'log.jsonl'), title), out/'curves.png')
+    log = with_numbers(read_log(out/'log.jsonl'), 'loss_d', 'loss_g', 'd_real', 'd_fake')
+    save_fig(show_curves(log, title), out/'curves.png')
 
 
 def write_metrics(

@@ -420,6 +420,18 @@ def run_scores(
     return stored_records(path, remedy) if path.exists() else []
 
 
+IDENTITY = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
+
+
+def is_record(
+    value,                    # read from a file
+)->bool:
+    "Whether it is a metric by its name with numbers or words, and can be told from others."
+    plain = int, float, str, type(None)
+    return (isinstance(value, dict) and isinstance(value.get('metric'), str) and 'value' in value
+            and all(isinstance(value.get(k), plain) for k in ('value', 'real', *IDENTITY)))
+
+
 def stored_records(
     path:Path,                # a file of records
     remedy:str,               # what to do about a damaged one
@@ -427,9 +439,9 @@ def stored_records(
     "Read records, each against the hash it carries. Raises Refused for one that is damaged or no record."
     records = read_json(path, remedy, list)
     try:
-        if not all({'metric', 'value'} <= o.keys() for o in records): raise ValueError('no list of records')
+        if not all(map(is_record, records)): raise ValueError('no list of records')
         return [*map(unsealed_json, records)]
-    except (ValueError, AttributeError) as e: raise Refused(f'{path} is damaged ({e}): {remedy}') from None
+    except ValueError as e: raise Refused(f'{path} is damaged ({e}): {remedy}') from None
 
 
 def read_records(
@@ -450,8 +462,7 @@ def save_records(
     "Add records to a file; a new one replaces an older one of the same metric and protocol."
     from filelock import FileLock
     path = Path(path)
-    same = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
-    identity = lambda o: tuple(o.get(k) for k in same)
+    identity = lambda o: tuple(o.get(k) for k in IDENTITY)
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         sweep(path.parent, path.name + '.*')

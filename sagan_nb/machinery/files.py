@@ -68,12 +68,18 @@ def unsealed_json(
     raise ValueError('it holds other values than were written')
 
 
+def whole_number(text:str)->int:
+    "Read a whole number. Raises ValueError for one that is too long to be computed with."
+    if len(text) > 308: raise ValueError('a number in it is too long')       # that a float can hold
+    return int(text)
+
+
 def parse_json(
     content:bytes,            # JSON
     kind:type=dict,           # what it must be
 ):                            # the value
     "Read JSON from bytes. Raises ValueError for anything else, however deep or long its numbers are."
-    try: value = json.loads(content.decode('utf-8'))
+    try: value = json.loads(content.decode('utf-8'), parse_int=whole_number)
     except RecursionError: raise ValueError('it is nested too deeply') from None
     if not isinstance(value, kind): raise ValueError(f'it holds a {type(value).__name__}')
     return unsealed_json(value) if kind is dict else value

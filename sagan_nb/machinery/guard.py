@@ -15,7 +15,8 @@ from .checkpoints import (Diverged, checkpoints_of, newest_checkpoint, read_chec
 from .curve import Curve, give_name
 from .files import append_line, read_lines
 from .group import text_of_first
-from .runs import Stopped, read_log, run_lock, state_to_go_on_from, train
+from .runs import Stopped, read_log, run_lock, state_to_go_on_from, train, with_numbers
+from .terminal import printable
 
 ACTIONS = ('go', 'stop', 'back')
 MOST_BACKS = 3            # times that a run goes back before it stops
@@ -69,7 +70,7 @@ class Guard:
 
     def keep_best(self, t:int):
         "Name the checkpoint of this step best_XXXXXXX.pt, too, if its distance is among the smallest; one more goes."
-        order = sorted(read_log(self.curve.path, t), key=lambda o: o['distance'])
+        order = sorted(with_numbers(read_log(self.curve.path, t), 'distance'), key=lambda o: o['distance'])
         wanted = {o['t'] for o in order[:self.best]}
         folder = self.curve.run/'checkpoints'
         here = folder/f'step_{t:07}.pt'
@@ -93,8 +94,14 @@ def note_incident(
 def incidents(
     run,                      # run folder
 )->list:                      # dicts: t, words, action, good (a step, or None)
-    "Read what went wrong in a run, and what was done about it."
-    return read_lines(Path(run)/'incidents.jsonl')
+    "Read what went wrong in a run, and what was done about it. Raises Refused for a line that says something else."
+    path = Path(run)/'incidents.jsonl'
+    found = read_lines(path)
+    for o in found:
+        if not (type(o.get('t')) is int and isinstance(o.get('words'), str) and o.get('action') in [*ACTIONS]
+                and type(o.get('good')) in (int, type(None))):
+            raise Refused(f'{path} is damaged (no incident: {printable(o)[:80]}): delete this line')
+    return [dict(o, words=printable(o['words'])) for o in found]
 
 
 def step_back(

@@ -23,7 +23,7 @@ from .door import open_run
 from .evaluate import evaluate, run_scores
 from .features import Features, open_features
 from .files import read_json, sweep, write_json
-from .runs import NoteMachine, Stopped, kept_samples, machines, read_log, run_lock, settings_of, train
+from .runs import NoteMachine, Stopped, kept_samples, machines, read_log, run_lock, settings_of, train, with_numbers
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
 PAPER = json.loads(to_json(Config()))
@@ -151,8 +151,8 @@ def result_of(
 )->dict:                      # JSON values
     "Everything that a table needs from a run."
     run, (G, D) = Path(run), networks(job.cfg)
-    log = read_log(run/'log.jsonl')
-    curve = timed_curve(log, read_log(run/'curve.jsonl'))
+    log = with_numbers(read_log(run/'log.jsonl'), 'loss_d', 'seconds_per_step', 'wait_share')
+    curve = timed_curve(log, with_numbers(read_log(run/'curve.jsonl'), 'distance', 'diversity'))
     real = next((o['real'] for o in records if o['metric'] == 'diversity'), 0) or math.inf
     env, *went_on = machines(run)
     count = lambda net: sum(p.numel() for p in net.parameters())

@@ -123,6 +123,14 @@ def read_log(
     return [o for o in found if until is None or o['t'] <= until]
 
 
+def with_numbers(
+    log:list,                 # from `read_log`
+    *names:str,               # what is needed of it
+)->list:                      # lines
+    "The lines that have all of these: one that a stranger wrote may lack any."
+    return [o for o in log if {*names} <= o.keys()]
+
+
 class Sampler:
     "Hook: draw the fixed noise, one row per class."
     def __init__(self,

@@ -10,7 +10,7 @@ from ..networks import Generator
 from ..train import draw, fixed_noise
 from .evaluate import run_scores
 from .html import pictures_html
-from .runs import read_log
+from .runs import read_log, with_numbers
 
 UNUSED = .001                 # |gamma o| / |x| below which a layer is called hardly used
 
@@ -51,7 +51,7 @@ def say_collapse(
     log:list,                 # from `read_log`
 )->str:                       # a sentence
     "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
-    curve = read_log(run/'curve.jsonl')
+    log, curve = with_numbers(log, 'loss_d'), with_numbers(read_log(run/'curve.jsonl'), 'diversity')
     if not log and not curve: return 'Unknown: the log has no line yet.'
     signs = collapse(log, curve, math.inf, cfg.steps)
     looked = '' if curve else ' Diversity was not looked at; sagan_table does.'

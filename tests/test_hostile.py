@@ -775,3 +775,37 @@ def test_a_score_that_is_none(tmp_path, wrong):
     assert 'is damaged' in summary.say_scores(tmp_path) and 'is damaged' in report.metrics_html(tmp_path)
     with pytest.warns(UserWarning, match='kept as metrics.json.bad'): assert evaluate.save_records(path, [good]) == [good]
     assert evaluate.run_scores(tmp_path) == [good] and (tmp_path/'metrics.json.bad').exists()
+
+
+RECORD = dict(metric='diversity', value=1., real=2., features='pixels', features_hash='')
+LOOK = dict(t=1, distance=1., diversity=1.)
+RESULT = dict(row='t1_none', seed=0, scale='smoke', name='t1_none-s0-a-v2', status='finished', numerics=2, env=dict(commit=None), went_on=[dict(commit=None)], config=dict(attn_at=[]),
+              parameters=dict(G=1, D=2), records=[RECORD], curve=[LOOK], collapse=[dict(t=1, sign='jump', words='')], seconds_per_step=None)
+
+
+@pytest.mark.parametrize('key,value', [
+    *(('records', [RECORD | o]) for o in (dict(value='x'), dict(value=None), dict(value=[]), dict(value=True), dict(real='x'), dict(metric=[]), dict(features=None), dict(features_hash=[]), dict(splits={}))),
+    ('records', [5]), ('curve', [dict(t=1)]), ('curve', [5]), ('curve', [LOOK | dict(t='1')]), ('curve', [LOOK | dict(mi='x')]), ('curve', [LOOK, LOOK | dict(t=2, mi=1.)]), ('collapse', [dict(t=1)]), ('collapse', [dict(sign='jump')]),
+    ('collapse', [dict(t=1, sign=5)]), ('went_on', [5]), ('went_on', None), ('parameters', dict(G='x')), ('seconds_per_step', 'x'), ('samples_at', 5)], ids=str)
+def test_a_result_that_is_wrong_inside(tmp_path, key, value):
+    "Its hash is right: a stranger can compute it."
+    from sagan_nb.machinery.files import write_json
+    from sagan_nb.machinery.jobs import collect
+    path = tmp_path/'t1_none-s0-a-v2.json'
+    write_json(path, RESULT)
+    assert collect(tmp_path) == [RESULT]
+    write_json(path, RESULT | {key: value})
+    with pytest.raises(Refused, match=f'{path.name} is damaged .{key} .*: delete it'): collect(tmp_path)
+
+
+def test_words_of_a_result_do_nothing(tmp_path):
+    "Neither on a page nor in a terminal, wherever in the file they stand."
+    from sagan_nb.machinery.files import write_json
+    from sagan_nb.machinery.jobs import collect
+    from sagan_nb.machinery.tables import markdown
+    evil = '<script>alert(1)</script> \x1b[2J'
+    write_json(tmp_path/'t1_none-s0-a-v2.json', RESULT | dict(status=evil, scale='smoke', collapse=[dict(t=1, sign=evil, words=evil)], env={k: evil for k in ('commit', 'device_name', 'cpu', 'threads', 'torch')},
+               records=[RECORD | dict(features=evil, features_hash=evil, data=evil, data_id=evil, batch_norm=evil, n_fake=evil, n_real=evil)],
+               config={k: evil for k in ('scale', 'width', 'batch', 'steps', 'precision', 'lr_factor', 'ema')} | dict(attn_at=[], res=32, n_classes=4)))
+    text = markdown('table1', collect(tmp_path), skipped={})
+    assert text.count('&lt;script>') > 10 and '<script' not in text and '\x1b' not in text and r'\x1b[2J' in text

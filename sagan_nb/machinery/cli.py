@@ -46,7 +46,7 @@ from .report import report
 from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, stop_at
 from .sources import describe
 from .summary import UNUSED
-from .tables import markdown
+from .tables import harmless, markdown
 from .terminal import show_markdown, wrap
 
 
@@ -227,7 +227,7 @@ def write_table(
     with FileLock(out/f'.{table}.lock'):                     # of processes that share the rows, the last one sees all
         results, others = asked_for(collect(out, TABLES[table].rows), found, features)
         for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
-        left = f'\nLeft out, made by other settings: {", ".join(o["name"] for o in others)}.\n' if others else ''
+        left = f'\nLeft out, made by other settings: {", ".join(harmless(o["name"]) for o in others)}.\n' if others else ''
         text = markdown(table, results, skipped, failed) + left
         with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
         same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures

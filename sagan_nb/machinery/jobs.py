@@ -20,10 +20,10 @@ from .atomic import atomic_write
 from .checkpoints import Diverged
 from .curve import SIZES, Curve
 from .door import open_run
-from .evaluate import evaluate, run_scores
+from .evaluate import evaluate, is_record, run_scores
 from .features import Features, open_features
 from .files import read_json, sweep, write_json
-from .runs import NoteMachine, Stopped, kept_samples, machines, read_log, run_lock, settings_of, train, with_numbers
+from .runs import NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, settings_of, train, with_numbers
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
 PAPER = json.loads(to_json(Config()))
@@ -313,6 +313,27 @@ def stem_of(result:dict)->str:
 
 RESULT = dict(row=str, seed=int, scale=str, name=str, status=str, numerics=int, env=dict, config=dict, parameters=dict,
               records=list, curve=list, collapse=list)                       # what must be there
+ENTRIES = dict(                                  # what each of a list must hold
+    records=lambda o: (is_record(o) and isinstance(o.get('features'), str) and numbers(o.get('real', 0), 0)
+                       and (o['value'] == 'n/a' or numbers(o['value'], 0))),
+    curve=lambda o: type(o.get('t')) is int and all(numbers(o.get(k, 0), 0) for k in ('mi', 'seconds'))
+                    and all(numbers(o.get(k), 0) for k in ('distance', 'diversity')),
+    collapse=lambda o: type(o.get('t')) is int and isinstance(o.get('sign'), str),
+    went_on=lambda o: True)
+
+
+def wrong_entries(
+    result:dict,              # with all of RESULT
+)->list:                      # keys of ENTRIES, and others
+    "Name the parts of a result that hold something else than a table reads there."
+    lists = {k: result.get(k, []) for k in ENTRIES}
+    wrong = [k for k, own in lists.items()
+             if not isinstance(own, list) or not all(isinstance(o, dict) and ENTRIES[k](o) for o in own)]
+    if wrong: return wrong
+    if len({'mi' in o for o in result['curve']}) > 1: wrong.append('curve')
+    if not all(numbers(n, 0) for n in result['parameters'].values()): wrong.append('parameters')
+    if not isinstance(result.get('samples_at', []), list): wrong.append('samples_at')
+    return wrong + [k for k in ('seconds_per_step', 'wait_share') if result.get(k) is not None and not numbers(result[k], 0)]
 
 
 def read_result(
@@ -323,6 +344,7 @@ def read_result(
     found = read_json(path, remedy)
     if lacks := [k for k, kind in RESULT.items() if not isinstance(found.get(k), kind)]:
         raise Refused(f'{path} is damaged or no result ({lacks[0]} is not there): {remedy}')
+    if wrong := wrong_entries(found): raise Refused(f'{path} is damaged ({wrong[0]} is not what a result holds): {remedy}')
     return found
 
 

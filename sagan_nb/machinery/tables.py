@@ -13,6 +13,7 @@ from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
 from .power import could_have_seen, plain, power_markdown
 from .published import COMPARABLE
+from .terminal import printable
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 SHORT = dict(distance='distance', mi='bits')
@@ -201,11 +202,18 @@ def grouped(
     return [f'{", ".join(rows)} ({text})' for text, rows in groups.items()]
 
 
+def harmless(
+    text,                     # from a file that a stranger may have written
+) -> str:                     # for Markdown
+    "Write out what a terminal would act on, and let no text begin a tag."
+    return printable(text).replace('<', '&lt;')
+
+
 def one_text(
     text: str,                # of any lines
 ) -> str:                     # one line
     "Put a text on one line of a table."
-    return ' '.join(str(text).replace('|', '/').split())
+    return harmless(' '.join(str(text).replace('|', '/').split()))
 
 
 def missing_lines(
@@ -228,7 +236,7 @@ def signs_line(
 ) -> list:                    # one line of Markdown, or none
     "Say which runs show a sign of collapse or ended early."
     who = [(f'{words_of(o["row"])}, seed {o["seed"]}', o) for o in results]
-    notes = [f'{name}: {c["sign"]} at step {c["t"]}' for name, o in who for c in o['collapse']]
+    notes = [f'{name}: {one_text(c["sign"])} at step {c["t"]}' for name, o in who for c in o['collapse']]
     notes += [f'{name}: {one_text(o["status"])}' for name, o in who if o['status'] != 'finished']
     if notes: return [f'Signs: {"; ".join(notes)}.']
     return ['No run shows a sign of collapse.'] if results and not any(map(has_collapsed, results)) else []
@@ -241,7 +249,7 @@ def cost_lines(
     rows = list(dict.fromkeys(o['row'] for o in results))
     of = {row: [o for o in results if o['row'] == row] for row in rows}
     weights = [(row, f'{sum(of[row][0]["parameters"].values()):,}') for row in rows]
-    cost = [f'`{row}` {mean_spread([o["seconds_per_step"] or math.nan for o in of[row]], 3)}' for row in rows]
+    cost = [f'`{row}` {mean_spread([o.get("seconds_per_step") or math.nan for o in of[row]], 3)}' for row in rows]
     clock = '(by the clock, not in turns: they do not compare rows)'
     return [f'Weights: {"; ".join(grouped(weights))}.', f'Seconds a step: {", ".join(cost)} {clock}.'] if rows else []
 
@@ -250,7 +258,7 @@ def commit_of(
     env: dict,                # as of `environment`
 ) -> str:
     "Return seven digits of the commit that a run was made with, and whether files were changed since."
-    return (env['commit'] or 'unknown')[:7] + (' (changed)' if env.get('changed') else '')
+    return str(env.get('commit') or 'unknown')[:7] + (' (changed)' if env.get('changed') else '')
 
 
 def envs_of(
@@ -273,7 +281,7 @@ def protocol(
 ) -> str:                     # one paragraph
     "Say how the numbers were made; where runs differ, list all values."
     if not results: return 'Nothing was run.'
-    each = lambda values: ' / '.join(sorted({str(v) for v in values}))
+    each = lambda values: ' / '.join(sorted({harmless(v) for v in values}))
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
     of = lambda key: each(o[key] for o in rows if key in o)
     cfg = lambda key: each(r['config'].get(key) for r in results)

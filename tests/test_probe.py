@@ -83,6 +83,13 @@ def test_take_off_and_censoring():
     with pytest.raises(Refused, match='different lengths'): p.takeoff_summary([(400, False), (500, False)])
 
 
+def test_the_median_is_counted_and_not_multiplied():
+    "Ten of twenty have taken off at 800: that is half of them, whatever Kaplan-Meier's products round to."
+    row = [(400, True)]*4 + [(500, True)]*2 + [(700, True)] + [(800, True)]*3 + [(1100, True)]*6 + [(2400, False)]*4
+    assert p.takeoff_summary(row)['median'] == 800 and p.takeoff_summary(row[:7] + row[10:])['median'] == 1100
+    assert p.takeoff_summary([(100, True), (2400, False)])['median'] == 100 and p.takeoff_summary([(100, True), (2400, False), (2400, False)])['median'] == np.inf
+
+
 def test_comparing_rows():
     "The log-rank statistic by hand; a row against itself; nothing took off."
     a, b = {0: (100, True), 1: (200, True), 2: (300, True)}, {0: (200, True), 1: (400, False), 2: (400, False), 3: (400, False)}
@@ -152,8 +159,8 @@ def test_what_is_said_of_d_alone_follows_from_the_runs(tmp_path):
     early, late, never = [300 + 10*i for i in range(20)], [900 + 10*i for i in range(20)], [None]*20
     found = planted(dict(t1_attn_16=early, t1_none=late, t1_res_16=early, t1_attn_8=never))
     sooner, control, smaller = takeoff.probe_words(found)
-    assert 'holds (20 seeds)' in sooner and 'after 400 against 1,000 updates' in sooner and 'provisional' not in sooner
-    assert 'not resolved (20 seeds)' in control and 'p = 1' in control and 'after 400 against more than 2,400' in smaller
+    assert 'holds (20 seeds)' in sooner and '20 of 20 runs took off against 20 of 20, -600 updates' in sooner and 'provisional' not in sooner
+    assert 'not resolved (20 seeds)' in control and 'p = 1 by Holm' in control and '20 of 20 runs took off against 0 of 20' in smaller and takeoff.reached_at(p.takeoff_summary([(2400, False)]*3)) == 'more than 2,400'
     text = answers(dict(twins=[]), alone=found)
     assert 'than without it' in text.split('**Does not')[0] and 'than with the residual control' in text.split('**Does not')[1]
     back, _ = takeoff.probe_words(planted(dict(t1_attn_16=late, t1_none=early, t1_res_16=late)))
@@ -161,7 +168,7 @@ def test_what_is_said_of_d_alone_follows_from_the_runs(tmp_path):
     few = planted(dict(t1_attn_16=early[:5], t1_none=late[:5]))
     assert takeoff.probe_words(few)[0].endswith('(5 seeds), provisional') and takeoff.probe_words({}) == []
     table = takeoff.probe_table(found)
-    assert '| `t1_none` no block | 20 | 100% (84% to 100%) | 1,000 | 1,040 | 0.950 | - | 80 |' in table and '| attention at 16, no block |' in table and '| 0% (0% to 16%) |' in table
+    assert '| `t1_none` no block | 20 | 100% (84% to 100%) | 1,000 | 1,040 | 0.950, 0.950 | - | 80 |' in table and '| attention at 16, no block |' in table and '| 0% (0% to 16%) |' in table
     left, right = takeoff.show_takeoff(found).axes
     ends = {line.get_label(): line.get_ydata()[-1] for line in left.lines}
     assert ends == {'attention at 16': 1, 'no block': 1, 'residual at 16': 1, 'attention at 8': 0} and len(right.lines) == 4

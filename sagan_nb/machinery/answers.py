@@ -8,7 +8,7 @@ from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
 from .power import plain, power_rows
 from .tables import has_collapsed
-from .takeoff import probe_words
+from .takeoff import probe_missed, probe_words
 
 PLACES = dict(twins='twins', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
@@ -133,9 +133,10 @@ def older_words(
 
 def unseen_words(
     results: dict,            # name of a table -> its runs
+    alone: dict,              # from `probe_runs`
 ) -> str:                     # a paragraph
     "Say what these tables could not show."
-    missed = '; '.join(filter(None, (missed_words(name, runs) for name, runs in results.items())))
+    missed = '; '.join(filter(None, [*(missed_words(name, runs) for name, runs in results.items()), probe_missed(alone)]))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
     out = ['**Could not be seen.**', f"The paper's best maps, {listed(large_maps())}, need larger images, "
            'and its million updates of ImageNet a GPU.']
@@ -165,4 +166,4 @@ def answers(
         f'**Does not hold, or is not resolved.** {second}.',
         bullets([*other_words(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *older_words(found)]),
-        unseen_words(results)])
+        unseen_words(results, alone or {})])

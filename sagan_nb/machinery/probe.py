@@ -195,11 +195,10 @@ def takeoff_summary(
     if len(ends) > 1: raise Refused('these runs were of different lengths: a restricted mean needs one horizon')
     took = sum(seen for _, seen in times)
     share = stats.binomtest(took, len(times)).proportion_ci(method='wilson')
-    curve = stats.ecdf(censored(times)).sf                           # Kaplan-Meier
-    below = curve.quantiles[curve.probabilities <= .5]
+    half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]      # counted: Kaplan-Meier's products miss one half by rounding
     return dict(n=len(times), share=took / len(times), share_low=share.low, share_high=share.high,
                 restricted_mean=float(np.mean([t for t, _ in times])),
-                median=float(below[0]) if len(below) else math.inf)
+                median=float(half[0]) if half else math.inf)
 
 
 def compare_rows(
@@ -216,7 +215,7 @@ def compare_rows(
     if len(d) < 2 or not d.std(): return out
     test = stats.ttest_1samp(d, 0)
     low, high = test.confidence_interval()
-    return out | dict(low=float(low), high=float(high), paired_p=float(test.pvalue))
+    return out | dict(low=float(low), high=float(high), paired_p=float(test.pvalue), spread=float(d.std(ddof=1)))
 
 
 def claims_of(

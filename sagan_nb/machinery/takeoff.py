@@ -1,6 +1,7 @@
 "Serves chapter 12: what the probe of D alone found by the design of results/probe, as sentences, a table and a figure."
 import numpy as np
 
+from ..ablation import detectable
 from .figures import BLUE, FONTS, GREY, ORANGE
 from .probe import Settings, censored, judge_claims, read_results, take_off
 from .tables import row_name, words_of
@@ -23,14 +24,25 @@ def probe_runs(
 def probe_words(
     found: dict,              # from `probe_runs`
 ) -> list:                    # a text for each claim with runs
-    "Say what became of each claim: medians, the log-rank test by Holm's rule, and the pairs that it rests on."
+    "Say what became of each claim: how many runs took off, the difference over pairs, the log-rank test by Holm's rule."
     judged, out = judge_claims(found, list(CLAIMS)), []
     for o in judged['claims']:
-        medians = ' against '.join(reached_at(judged['rows'][o[side]]) for side in ('better', 'worse'))
+        a, b = (judged['rows'][o[side]] for side in ('better', 'worse'))
+        took = f'{round(a["share"]*a["n"])} of {a["n"]} runs took off against {round(b["share"]*b["n"])} of {b["n"]}'
+        ends = f' [{o["low"]:+,.0f}, {o["high"]:+,.0f}]' if 'low' in o else ''
         seeds = f'{o["verdict"]} ({o["pairs"]} seeds)' + ', provisional'*(o['pairs'] < len(SEEDS))
-        out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {CLAIMS[o["better"], o["worse"]]}: '
-                   f'half of its runs know after {medians} updates, p = {o["holm_p"]:.2g}, {seeds}')
+        out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {CLAIMS[o["better"], o["worse"]]}: {took}, '
+                   f'{o["difference"]:+,.0f} updates{ends}, log-rank p = {o["holm_p"]:.2g} by Holm, {seeds}')
     return out
+
+
+def probe_missed(
+    found: dict,              # from `probe_runs`
+) -> str:                     # empty where nothing is open
+    "Say how large a difference of mean updates the claims that are not resolved could have missed."
+    judged = judge_claims(found, list(CLAIMS))['claims']
+    sizes = sorted(detectable(o['spread'], o['pairs'], len(CLAIMS)) for o in judged if o['verdict'] == 'not resolved' and 'spread' in o)
+    return f'D alone: {sizes[0]:,.0f} to {sizes[-1]:,.0f} updates' if sizes else ''
 
 
 def reached_at(
@@ -45,14 +57,14 @@ def probe_table(
 ) -> str:                     # Markdown
     "Lay out the rows, and below them the claims with the difference over pairs."
     judged = judge_claims(found, list(CLAIMS))
-    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end | gamma at the end | s a run |', '| --- '*8 + '|']
+    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end, mean and median | size of gamma at the end | s of a core |', '| --- '*8 + '|']
     for row, o in judged['rows'].items():
         gammas = [abs(g) for r in found[row].values() for g in r['gamma'].values()]
         gamma = f'{np.mean(gammas):.2f}' if gammas else '-'
         share = f'{o["share"]:.0%} ({o["share_low"]:.0%} to {o["share_high"]:.0%})'
         lines.append(f'| {row_name(row)} | {o["n"]} | {share} | {reached_at(o)} | {o["restricted_mean"]:,.0f} | '
-                     f'{o["final_auc"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
-    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference over pairs | verdict |', '| --- '*5 + '|']
+                     f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
+    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference over pairs, at its own 95 % | verdict |', '| --- '*5 + '|']
     for o in judged['claims']:
         ends = f' [{o["low"]:+,.0f}, {o["high"]:+,.0f}]' if 'low' in o else ''
         lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
@@ -68,7 +80,7 @@ def show_takeoff(
     import matplotlib.pyplot as plt
     from scipy import stats
     with plt.rc_context(FONTS):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
+        fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
         for row in (r for r in rows if r in found):
             kind = row.split('_')[1]
             look = dict(color=COLOURS[kind], ls=':' if row.endswith('_8') else '-', label=words_of(row), lw=2)
@@ -77,7 +89,7 @@ def show_takeoff(
             t = [0, *(o['t'] for o in curves[0])]
             left.step(t, share.evaluate(t), where='post', **look)
             right.plot(t[1:], np.mean([[o['auc'] for o in c] for c in curves], 0), **look)
-        left.set(xlabel='updates of D', ylabel='share of runs with AUC of 0.9', ylim=(-.02, 1.02))
+        left.set(xlabel='updates of D', ylabel='share of runs that reached 0.9', ylim=(-.02, 1.02))
         right.set(xlabel='updates of D', ylabel='AUC, mean over runs', ylim=(.45, 1.02))
         left.legend(frameon=False)
         for ax in (left, right): ax.grid(alpha=.3)

@@ -198,6 +198,8 @@ def test_hdf5(nnabla, tmp_path):
         for k, v in arrays.items(): f.create_dataset(k, data=v)
     z, y = torch.randn(2, 7), torch.tensor([1, 3])
     assert torch.allclose(load_weights(tmp_path/'params.h5')(z, y), G(z, y), atol=1e-5)
+    with h5py.File(tmp_path/'bomb.h5', 'w') as f: f.create_dataset('linear.weight', (1 << 28,), 'float32', compression='gzip')
+    with pytest.raises(Refused, match='would unpack to 1,024 MiB'): load_weights(tmp_path/'bomb.h5')
     (tmp_path/'bad.h5').write_bytes(b'no hdf5')
     with pytest.raises(Refused, match='damaged or hostile'): load_weights(tmp_path/'bad.h5')
 

@@ -265,7 +265,14 @@ def check_unpacked(
     path:Path,                # .npz
 ):
     "Raise Refused before memory is taken for arrays that unpack to far more than the file holds."
-    with zipfile.ZipFile(path) as z: unpacked = sum(o.file_size for o in z.infolist())
+    with zipfile.ZipFile(path) as z: must_fit(path, sum(o.file_size for o in z.infolist()))
+
+
+def must_fit(
+    path:Path,                # file
+    unpacked:int,             # bytes of what is in it
+):
+    "Raise Refused for a file that would unpack to more than SQUEEZED times its size."
     if unpacked > max(64 * 2**20, SQUEEZED * path.stat().st_size):
         raise Refused(f'{path} would unpack to {unpacked / 2**20:,.0f} MiB, more than {SQUEEZED} times its size')
 
@@ -282,10 +289,12 @@ def read_h5(path:Path)->tuple[dict,dict]:
     try: import h5py
     except ImportError: raise Refused(f'{path}: reading HDF5 needs another package: pip install h5py') from None
     out = {}
-    def keep(name, o):
-        if isinstance(o, h5py.Dataset): out[name] = o[()]
-    with h5py.File(path, 'r') as f: f.visititems(keep)
-    return out, {}
+    def list_them(name, o):
+        if isinstance(o, h5py.Dataset): out[name] = o
+    with h5py.File(path, 'r') as f:
+        f.visititems(list_them)
+        must_fit(path, sum(o.nbytes for o in out.values()))
+        return {name: o[()] for name, o in out.items()}, {}
 
 
 def body_sha256(content:bytes)->str:

@@ -701,7 +701,7 @@ def test_what_a_second_reader_found(tmp_path, toy, small, run, capsys):
 
 
 def test_old_features_of_fakes_are_cleaned_away(tmp_path):
-    old, new, real = (tmp_path/name for name in ('fake-old', 'fake-new', 'real-old'))
+    old, new, real = (tmp_path/name for name in (f'fake-{1:016x}', f'fake-{2:016x}', f'real-{1:016x}'))
     for path in (old, new, real): path.mkdir()
     for path in (old, real): os.utime(path, (0, 0))
     files.prune_cache(tmp_path)

@@ -131,7 +131,7 @@ def of_data(place, folder):
 def of_tables(place, folder):
     "Results of a table."
     out, run = folder/'table', place.folder/'finished'
-    with small(place): write_result(Job(replace(settings(place.source), preset='t1_attn_16')), run, [dict(metric='score', value=1.5, splits=1)], 'finished', out)
+    with small(place): write_result(Job(replace(settings(place.source), preset='t1_attn_16')), run, [dict(metric='score', value=1.5, splits=1, features='pixels')], 'finished', out)
     path = next(out.glob('*.json'))
     return {'result of a table': Kind(path, lambda: timeless(collect(out)))}
 

@@ -22,7 +22,7 @@ from .atomic import atomic_write
 from .files import CacheWarning, must_be_file
 from .group import differences_between, digests
 from .machine import out_of_memory
-from .recipe import NoDraws
+from .recipe import MALFORMED, NoDraws
 
 PARTS = ('G', 'D', 'opt_g', 'opt_d', 'ema')
 DIGITS = 64               # of a SHA-256 in hexadecimal
@@ -159,9 +159,6 @@ def read_checkpoint(
     if not isinstance(state, dict) or not {'config', 't', 'G', 'D', 'rng'} <= set(state):
         raise Refused(f'{path}: not a checkpoint of this package')
     return state
-
-
-MALFORMED = KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from .local import LocalAttention
 from .terminal import printable
 
 
+MALFORMED = KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError      # of data that is not ours
+
+
 class PlusOne(nn.Module):
     "Adds the 1 that a stored gain lacks."
     def forward(self, t:Tensor)->Tensor:        # the same shape
@@ -230,7 +233,7 @@ def restore_network(
         check_options(recipe)
         with torch.device('meta'), NoDraws(): ours = shape_net(recipe).state_dict()      # takes no memory yet
     except Refused: raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError) as e:
+    except MALFORMED as e:
         raise Refused(f'this recipe is not one of ours ({type(e).__name__}: {e})') from None
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)

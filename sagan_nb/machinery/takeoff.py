@@ -21,6 +21,15 @@ def probe_runs(
     return read_results([Settings(row, seed, WORLD) for row in ROWS for seed in SEEDS], folder)
 
 
+def over_pairs(
+    claim: dict,              # from `judge_claims`
+    unit: str = '',           # behind the difference
+) -> str:
+    "Give the mean difference over pairs, and its interval where there is one."
+    ends = f' [{claim["low"]:+,.0f}, {claim["high"]:+,.0f}]' if 'low' in claim else ''
+    return f'{claim["difference"]:+,.0f}{unit}{ends}'
+
+
 def probe_words(
     found: dict,              # from `probe_runs`
 ) -> list:                    # a text for each claim with runs
@@ -29,10 +38,9 @@ def probe_words(
     for o in judged['claims']:
         a, b = (judged['rows'][o[side]] for side in ('better', 'worse'))
         took = f'{round(a["share"]*a["n"])} of {a["n"]} runs took off against {round(b["share"]*b["n"])} of {b["n"]}'
-        ends = f' [{o["low"]:+,.0f}, {o["high"]:+,.0f}]' if 'low' in o else ''
         seeds = f'{o["verdict"]} ({o["pairs"]} seeds)' + ', provisional'*(o['pairs'] < len(SEEDS))
         out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {CLAIMS[o["better"], o["worse"]]}: {took}, '
-                   f'{o["difference"]:+,.0f} updates{ends}, log-rank p = {o["holm_p"]:.2g} by Holm, {seeds}')
+                   f'{over_pairs(o, " updates")}, log-rank p = {o["holm_p"]:.2g} by Holm, {seeds}')
     return out
 
 
@@ -66,9 +74,8 @@ def probe_table(
                      f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
     lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference over pairs, at its own 95 % | verdict |', '| --- '*5 + '|']
     for o in judged['claims']:
-        ends = f' [{o["low"]:+,.0f}, {o["high"]:+,.0f}]' if 'low' in o else ''
         lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
-                     f'{o["difference"]:+,.0f}{ends} | {o["verdict"]} ({o["pairs"]} seeds) |')
+                     f'{over_pairs(o)} | {o["verdict"]} ({o["pairs"]} seeds) |')
     return '\n'.join(lines)
 
 

@@ -1,10 +1,14 @@
 "What a run survives: flipped bits, kills, a full disk, two owners, numbers that are not finite. Nothing is lost, nothing damaged is used."
+import errno
 import io
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +23,16 @@ from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
 from sagan_nb.machinery import door, machine, runs
+from sagan_nb.machinery.arrays import find_arrays
 from sagan_nb.machinery.atomic import atomic_write
-from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, disk_price, every_tensor, load_checkpoint, read_checkpoint,
+from sagan_nb.machinery.checkpoints import (Diverged, Keeper, checkpoints_of, disk_price, every_tensor, load_checkpoint, read_checkpoint, read_newest,
                                             save_checkpoint, worth_keeping)
-from sagan_nb.machinery.files import CacheWarning, append_line
-from sagan_nb.machinery.pictures import decode_bytes
+from sagan_nb.machinery.files import CacheWarning, append_line, read_arrays, read_cache, write_cache
+from sagan_nb.machinery.listing import list_pictures
+from sagan_nb.machinery.options import fault_line
+from sagan_nb.machinery.packed import open_packed
+from sagan_nb.machinery.packs import pack
+from sagan_nb.machinery.pictures import decode, decode_bytes
 from sagan_nb.machinery.runs import Stopped, kept_samples, read_log, train
 from sagan_nb.train import make_gan, sampler
 from tools.faults.crash import forked
@@ -83,6 +92,40 @@ def test_what_a_program_needs_is_taken_away(tmp_path):
     rows = {o['fault']: o for o in suite('scarce', tmp_path, '--tries', 20)}
     assert len(rows) >= 8 and sum(len(o['said']) for o in rows.values()) > 8
     if 'a small disk' not in rows: pytest.skip('no small file system can be mounted here')
+
+
+@contextmanager
+def handles(spare):
+    "No more files than are open now, and so many."
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(1)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize('spare', [0, 1, 2, 5])
+def test_too_many_open_files_are_not_taken_for_damage(whole, tmp_path, spare):
+    "Whatever reads a file says that no more can be opened, never that this one is damaged, empty or missing."
+    pictures = tmp_path/'pictures'
+    for k in 'ab': (pictures/k).mkdir(parents=True)
+    for i in range(4): Image.new('RGB', (16, 16), (i*60, 9, 9)).save(pictures/'ab'[i % 2]/f'{i}.png')
+    pack(pictures, 16, tmp_path/'packed')
+    listing = list_pictures(str(pictures))
+    write_cache(tmp_path/'kept.safetensors', dict(x=torch.ones(3)))
+    np.savez(tmp_path/'x.npz', arr_0=np.zeros((2, 16, 16, 3), np.uint8))
+    last = checkpoints_of(whole)[-1]
+    reads = [lambda: read_checkpoint(last), lambda: read_newest(whole), lambda: door.open_run(whole), lambda: list_pictures(str(pictures)), lambda: open_packed(tmp_path/'packed'),
+             lambda: read_cache(tmp_path/'kept.safetensors'), lambda: read_arrays(tmp_path/'x.npz'), lambda: find_arrays(tmp_path/'x.npz'),
+             lambda: kept_samples(whole), lambda: read_log(whole/'log.jsonl'), lambda: door.is_checkpoint(last), *[lambda: decode(listing, 'a/0.png', 16)]*(not spare)]
+    for read in reads:
+        with handles(spare), warnings.catch_warnings():
+            warnings.simplefilter('error')
+            try: found = read()
+            except OSError as e: found = e
+        assert isinstance(found, OSError) and found.errno == errno.EMFILE, found
+        assert 'no file that was there is lost' in fault_line(found)
+    for read in reads: read()
 
 
 def test_every_kind_of_file_damaged(tmp_path):

@@ -256,6 +256,18 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path, capsys):
     with pytest.raises(Refused, match=r'without a picture.*: c\..*left out: 8 \.heic'): open_source(d, 16)
 
 
+def test_a_folder_that_may_not_be_opened_is_counted_and_other_faults_are_raised(tmp_path, monkeypatch):
+    "As the owner of a disk finds lost+found beside the classes; who may open everything needs the fault injected."
+    d, scan = tree(tmp_path/'d'), os.scandir
+    (d/'lost+found'/'inside').mkdir(parents=True)
+    def fail(e): monkeypatch.setattr(os, 'scandir', lambda path: scan(path) if 'lost' not in str(path) else (_ for _ in ()).throw(e))
+    fail(PermissionError(13, 'Permission denied', str(d/'lost+found')))
+    assert open_source(d, 16, unlabelled=True).found['left_out'] == {'folders that may not be opened': 1}
+    with pytest.raises(Refused, match=r'without a picture.*lost.found.*left out: 1 folders that may not be opened'): open_source(d, 16)
+    fail(OSError(5, 'Input/output error', str(d/'lost+found')))
+    with pytest.raises(OSError, match='Input/output error'): open_source(d, 16, unlabelled=True)
+
+
 def test_avif_is_read_where_pillow_can(tmp_path):
     from PIL import features
     if not features.check('avif'): pytest.skip('this Pillow reads no AVIF')

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
-from .files import check_unpacked
+from .files import check_unpacked, need_handles
 from .listing import Listing
 
 PICTURES, LABELS = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels')
@@ -14,6 +14,7 @@ def find_arrays(
     path:Path,            # .npz
 )->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None
     "Read images, channels first or last, with labels if any. Raises Refused for other content."
+    need_handles(path)
     try:
         check_unpacked(path)
         with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}

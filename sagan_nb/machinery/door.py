@@ -14,7 +14,7 @@ from ..interop import load_weights
 from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
 from .catalogue import CATALOGUE, is_weights_name, weights_of
-from .files import CacheWarning, file_sha256
+from .files import CacheWarning, file_sha256, need_handles
 from .hub import from_hub, is_repo
 from .peers import Report
 from .recipe import NoDraws
@@ -112,6 +112,7 @@ def is_checkpoint(
 )->bool:
     "Tell a checkpoint of ours from other weights; a damaged one, which its reader refuses, by where it lies."
     if path.suffix != '.pt' or not path.is_file(): return False
+    need_handles(path)
     try: state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception: return path.parent.name == 'checkpoints'
     return isinstance(state, Mapping) and {'config', 'G', 'D', 't'} <= state.keys()

@@ -32,6 +32,7 @@ def file_sha256(
     path,                     # file
 )->str:                       # 64 hex digits
     "Hash of a file."
+    need_handles(path)                           # whoever trusts a hash reads the file next
     h = hashlib.sha256()
     with open(path, 'rb') as f:
         while block := f.read(1 << 20): h.update(block)
@@ -85,11 +86,27 @@ def parse_json(
     return unsealed_json(value) if kind is dict else value
 
 
+ON_THE_WAY = 8            # files that a library may open on the way to one
+
+
+def need_handles(
+    path,                     # what is about to be read
+):
+    "Raise OSError where this process may open no more than a few files: libraries, and we, would take the file for damaged or missing."
+    taken = []
+    try:
+        for _ in range(ON_THE_WAY): taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+    finally:
+        for fd in taken: os.close(fd)
+
+
 def must_be_file(
     path,                     # a file, or none
 )->Path:
-    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end."
+    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end. Raises OSError as `need_handles` does."
     path = Path(path)
+    need_handles(path)
     if path.exists() and not path.is_file(): raise Refused(f'{path} is no file, but a {"folder" if path.is_dir() else "pipe or device"}')
     return path
 
@@ -232,6 +249,7 @@ def read_cache(
     "Read tensors back. A damaged file is reported, and counts as missing."
     from safetensors import safe_open
     if not path.exists(): return None
+    need_handles(path)
     try:
         with safe_open(path, 'pt') as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
         facts = json.loads(about['facts'])
@@ -250,6 +268,7 @@ def read_arrays(
     if path.with_name(path.name + '.index').exists() or path.suffix == '.index': return read_tf(path), {}
     if path.is_dir(): raise Refused(f'{path}: a folder without weights; a run is opened by open_run')
     if not path.is_file(): raise Refused(f'{path}: there is no such file')
+    need_handles(path)
     readers = {'.npz': read_npz, '.h5': read_h5, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
     if path.suffix not in readers: raise Refused(f'{path}: not a known kind of file; I read {", ".join(readers)}')
     try: return readers[path.suffix](path)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..core import Refused
+from .files import need_handles
 from .terminal import printable
 
 PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.gif', '.webp', '.avif', '.ppm', '.pgm',
                     '.tif', '.tiff'}
+DANGEROUS = 'links, absolute names or names with ..'
 LARGEST_FILE = 128 * 2**20       # bytes of one file, after it is taken out of a zip
 
 
@@ -68,17 +70,20 @@ def read_file(
 
 def folder_tree(
     root:Path,            # folder
-):                        # names of files, names of folders (both relative to root), read(name) -> bytes
-    "List everything below a folder; links are followed, but none twice."
-    files, folders, seen = [], [], set()
-    for here, inside, names in os.walk(root, followlinks=True):
+):                        # names of files, names of folders (both relative to root), read(name) -> bytes, kind left out -> number
+    "List everything below a folder; links are followed, but none twice. Raises OSError where a folder cannot be read but for want of permission."
+    files, folders, seen, closed = [], [], set(), []
+    def unopened(e):
+        if not isinstance(e, PermissionError): raise e           # the disk, or too many files: what is inside was not seen
+        closed.append(e.filename)
+    for here, inside, names in os.walk(root, onerror=unopened, followlinks=True):
         if (real := os.path.realpath(here)) in seen: inside.clear()
         else:
             seen.add(real)
             relative = lambda name: (Path(here) / name).relative_to(root).as_posix()
             files += map(relative, names)
             folders += map(relative, inside)
-    return files, folders, lambda name: read_file(root / name)
+    return files, folders, lambda name: read_file(root / name), {'folders that may not be opened': len(closed)}
 
 
 def tidy_name(
@@ -110,7 +115,7 @@ def read_member(
 def zip_tree(
     path:Path,            # zip file
     inner:str,            # folder inside it, or ''
-):                        # as folder_tree; and the number of dangerous members
+):                        # as folder_tree
     "List everything below a folder of a zip. Raises Refused where the file is not a zip or has no such folder."
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
@@ -126,7 +131,7 @@ def zip_tree(
     files = [n for n in below if n and not n.endswith('/')]
     folders = {n[:-1] for n in below if n.endswith('/')}
     folders |= {p.as_posix() for n in files for p in PurePosixPath(n).parents}
-    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), dangerous
+    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), {DANGEROUS: dangerous}
 
 
 def by_class(
@@ -191,18 +196,16 @@ def list_pictures(
 )->Listing:               # what there is to read
     "List a source. Raises Refused where there are no images or the layout gives no classes."
     path, inner = locate(spec)
+    need_handles(path)
     if not path.is_dir() and path.suffix.lower() != '.zip':
         raise Refused(f'{path} is neither a folder, nor a .zip, nor a pack made by sagan_pack')
     if not path.is_dir() and not path.is_file(): raise Refused(f'{path} is a pipe, socket or device, not a zip file')
-    dangerous = 0
-    if path.is_dir(): files, folders, read = folder_tree(path)
-    else: files, folders, read, dangerous = zip_tree(path, inner)
-    left_out = Counter(filter(None, map(kind_left_out, files)))
-    if dangerous: left_out['links, absolute names or names with ..'] = dangerous
+    files, folders, read, others = folder_tree(path) if path.is_dir() else zip_tree(path, inner)
+    left_out = Counter(filter(None, map(kind_left_out, files))) + Counter(others)
     names = sorted(n for n in files if not kind_left_out(n))
     said = say_left_out(left_out)
     if not names:
-        holds = f'it holds {short_list(files)}' if files else 'it is empty'
+        holds = f'it holds {short_list(files)}' if files else f'left out: {said}' if said else 'it is empty'
         raise Refused(f'no pictures in {spec}: {holds}')
     labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec, said)
     if said: print(f'{spec}: not taken for pictures and left out: {said}')

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
-from .files import LONGEST, parse_json
+from .files import LONGEST, need_handles, parse_json
 from .pictures import CHUNK, Pictures, fingerprint_of
 from .terminal import printable, progress
 
@@ -44,6 +44,7 @@ def open_packed(
         raise Refused(f'{path} is a pack of version 1, which is read no more: '
                       f'pack the pictures again with sagan_pack FOLDER --res RES --out {path}')
     if not (path/'pack.json').is_file(): raise Refused(f'{path} is unfinished or cut off: run sagan_pack again')
+    need_handles(path)
     try:
         about = read_about(path/'pack.json')
         n, res = about['n'], about['res']

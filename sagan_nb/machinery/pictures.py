@@ -1,4 +1,5 @@
 "Serves chapter 06: decoding images, what could not be read or looks wrong, and sources that hold them."
+import errno
 import hashlib
 import io
 import json
@@ -164,7 +165,7 @@ def decode(
     res:int,              # pixels per side
     stretch:bool=False,   # see square_rgb
 ):                        # uint8 array (3, res, res), or a str: why it cannot be read
-    "Read one image; a fault in it becomes a reason, never an exception."
+    "Read one image; a fault in it becomes a reason. Raises OSError where no more files can be opened: the image is not to blame."
     from PIL import Image, UnidentifiedImageError
     try:
         data = listing.read(name)
@@ -174,7 +175,9 @@ def decode(
         return decode_bytes(data, res, stretch)
     except UnidentifiedImageError: return 'not a picture'
     except ValueError as e: return printable(f'{e}')
-    except Exception as e: return printable(re.sub('<.*?>', '', f'{type(e).__name__}: {e}'.splitlines()[0]))
+    except Exception as e:
+        if getattr(e, 'errno', None) in (errno.EMFILE, errno.ENFILE): raise
+        return printable(re.sub('<.*?>', '', f'{type(e).__name__}: {e}'.splitlines()[0]))
 
 
 def decode_truncated(

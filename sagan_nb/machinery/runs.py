@@ -391,8 +391,9 @@ def kept_samples(
     files = sorted(p for p in (Path(run)/'samples').glob('step_*.png') if re.fullmatch(r'step_\d+', p.stem))
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
+        must_be_file(path)
         try:
-            check_png(must_be_file(path).read_bytes())
+            check_png(path.read_bytes())
             return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
         except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {int(p.stem.removeprefix('step_')): read(p) for p in files}

@@ -36,9 +36,11 @@ def limit(what, value):
     yield
 
 
-def handles():
-    "As many files as are open now, and one."
-    return limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir('/proc/self/fd'))) + 2)
+def handles(spare):
+    "As many files as are open now, and so many."
+    free = os.dup(1)                              # the smallest number that is not taken
+    os.close(free)
+    return limit(resource.RLIMIT_NOFILE, free + spare)
 
 
 def memory():
@@ -59,7 +61,8 @@ def clock_back():
     finally: time.time = before
 
 
-LIMITS = {'no more file handles': handles, 'files may hold 20,000 bytes': lambda: limit(resource.RLIMIT_FSIZE, 20_000), 'memory is limited': memory, 'the clock goes back': clock_back}
+FEW = 'few file handles, or none'
+LIMITS = {FEW: handles, 'files may hold 20,000 bytes': lambda: limit(resource.RLIMIT_FSIZE, 20_000), 'memory is limited': memory, 'the clock goes back': clock_back}
 
 
 @contextmanager
@@ -117,11 +120,12 @@ class Scarcity(Harness):
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         self.begin(name, folder)
         at = at or self.rng.randrange(1, self.operations[name] + 1)
-        within = LIMITS[fault] if fault in LIMITS else lambda: Layer(folder, at, INJECTED[fault], lasts=self.rng.random() < .7).on()
+        spare = self.rng.randrange(12)
+        within = partial(handles, spare) if fault == FEW else LIMITS[fault] if fault in LIMITS else lambda: Layer(folder, at, INJECTED[fault], lasts=self.rng.random() < .7).on()
         code, line = self.disturb(name, folder, within)
         wrong = self.judge(name, folder, code, line)
         if not wrong: shutil.rmtree(folder)
-        return line, [f'at {at}: {o}' for o in wrong]
+        return line, [f'{f"{spare} spare" if fault == FEW else f"at {at}"}: {o}' for o in wrong]
 
     def small_disk(self, name, share):
         "A real file system that holds only a share of what the work writes; then it is read-only; then all is well. Raises PermissionError."

@@ -157,7 +157,9 @@ def _tables()->dict:
         best=Plan('From the released settings towards the best known, one change at a time',
                   ('released', *steps, 'best_known'), 'released', (), ('ema',)),
         twins=Plan('Twins: does attention make distant parts agree?', pair, 't1_none', sixteen, (), ('mi',), True,
-                   tuple(range(10, 20))))
+                   tuple(range(10, 20))),
+        twins_again=Plan('Twins again, by joint bits and new seeds', pair[:3], 't1_none', sixteen[:2], (), ('joint',),
+                         True, tuple(range(20, 44))))
 
 TABLES = _tables()
 

@@ -466,16 +466,26 @@ def test_the_flagship_without_runs_with_two_seeds_and_complete():
     assert power.power_markdown('twins', []).count('\n') == 1 and 'no ordering' in power.power_text('twins', [])
     assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run is complete yet'
     two = [*twins_runs((10, 11), noise=2.)]
-    assert 'not complete: 6 of 60, 0 collapsed' in answers.answers(dict(twins=two)) and 'not resolved (2 seeds), provisional' in answers.answers(dict(twins=two))
+    assert 'not complete: 6 of 60, 0 collapsed' in answers.answers(dict(twins=two)) and 'not judged yet: 2 of 10 seeds' in answers.answers(dict(twins=two))
     assert 'could have seen' in markdown('twins', two)
     whole = [*twins_runs(range(10, 20), TABLES['twins'].rows)]
     text = answers.answers(dict(twins=whole))
-    assert 'all 60 runs are complete, 0 collapsed' in text and text.split('**Does not')[0].count('holds (10 seeds)') == 3 and 'provisional' not in text
+    assert 'all 60 runs are complete, 0 collapsed' in text and text.split('**Does not')[0].count('holds (10 seeds)') == 3 and 'not judged yet' not in text
     assert markdown('twins', whole).count('**holds (10 seeds)**; by joint bits: holds (10 seeds)') == 3
     turned = answers.answers(dict(twins=[*twins_runs(range(10, 20), gap=-3.)]))
-    assert 'Reversed: attention at 16' in turned and 'No ordering of a table that was written down' in turned
+    assert 'Reversed: on `twins`, attention at 16' in turned and 'No ordering of a table that was written down' in turned
     lost = [*twins_runs(range(10, 20), spread=.1)]
     assert 'of 60, 30 collapsed' in answers.answers(dict(twins=lost)) and '| 10 of 10 |' in markdown('twins', lost)
+
+
+def test_the_second_table_of_twins_is_judged_by_joint_bits_when_all_seeds_are_there():
+    "Not before: the design fixes their number, and a verdict at every look would come out too often."
+    most, whole = ([*twins_runs(range(20, last))] for last in (43, 44))
+    assert 'holds (' not in answers.answers(dict(twins=[], twins_again=most)) and answers.answers(dict(twins=[], twins_again=most)).count('joint bits [') == 2
+    assert tables.tally(TABLES['twins_again'], most) == '2 comparisons written down before the first run: 2 not judged yet.'
+    text = answers.answers(dict(twins=[], twins_again=whole)).split('**Does not')[0]
+    assert text.startswith('**Holds.** On `twins` again, attention at 16 is better than ') and text.count('joint bits [') == text.count('holds (24 seeds)') == 2
+    assert markdown('twins_again', whole).count('**holds (24 seeds)**; by the sum of bits: holds (24 seeds)') == 2
 
 
 def test_samples_are_shown_pixel_for_pixel(tmp_path):

@@ -3,14 +3,14 @@ import math
 
 import numpy as np
 
-from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares, verdict
+from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares
 from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
-from .power import plain, power_rows
+from .power import SHORT, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
-PLACES = dict(twins='twins', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
+PLACES = dict(twins='`twins`', twins_again='`twins` again', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 
 def listed(
@@ -43,30 +43,31 @@ def planned(
 
 
 def progress_words(
-    results: list,            # runs of twins
+    name: str,                # a key of TABLES, with seeds
+    results: list,            # its runs
 ) -> str:
     "Say how many runs are complete, and how many of them collapsed."
-    plan = TABLES['twins']
+    plan = TABLES[name]
     n = sum(o['row'] in plan.rows and o['seed'] in plan.seeds for o in results)
     fell = sum(map(has_collapsed, results))
-    if n == planned('twins'): return f'all {n} runs are complete, {fell} collapsed'
-    state = f'the runs are not complete: {n} of {planned("twins")}'
+    if n == planned(name): return f'all {n} runs are complete, {fell} collapsed'
+    state = f'the runs are not complete: {n} of {planned(name)}'
     return f'{state}, {fell} collapsed' if n else state
 
 
 def claim_words(
+    name: str,                # a key of TABLES, with seeds
     results: list,            # runs
     claim: tuple,             # better, worse, words
     among: int,               # as of `verdict`
 ) -> str:
-    "Say what became of one claim of the flagship, in bits."
-    a, b, words = claim
-    found = verdict(results, a, b, 'mi', among)
-    if len(seed_differences(results, a, b, 'mi')) < len(TABLES['twins'].seeds): found += ', provisional'
-    d, low, high, n = paired_difference(results, a, b, 'mi', 1 - .05/among)
+    "Say what became of one claim, in bits."
+    (a, b, words), kind = claim, TABLES[name].kinds[0]
+    found = ruling(TABLES[name], results, a, b, kind, among)
+    d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
     if not n: return f'{words}: not run'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
-    return f'{words}: {d:+.1f} bits{ends}, {found}'
+    return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
 
 
 def sorted_claims(
@@ -78,9 +79,9 @@ def sorted_claims(
     for (a, b, kind), m in among.items():
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
         if words is None or not len(seed_differences(results, a, b, kind)): continue
-        found = verdict(results, a, b, kind, m)
+        found = ruling(plan, results, a, b, kind, m)
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), 'open')
-        by = claim_words(results, (a, b, words), m) if name == 'twins' else f'{words} (by {kind}, {PLACES[name]})'
+        by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)
     return out
 
@@ -92,7 +93,7 @@ def missed_words(
     "Say how large a difference a table could have missed."
     rows = [o for o in power_rows(TABLES[name], results) if o['verdict'].startswith('not res')]
     parts = []
-    for kind, unit in (('mi', 'bits'), ('distance', 'of distance')):
+    for kind, unit in (('mi', 'bits'), ('joint', 'joint bits'), ('distance', 'of distance')):
         sizes = sorted(o['seen'] for o in rows if o['kind'] == kind)
         if sizes: parts.append(f'{" to ".join(dict.fromkeys(map(plain, (sizes[0], sizes[-1]))))} {unit}')
     return f'{PLACES[name]}: {", ".join(parts)}' if parts else ''
@@ -126,7 +127,7 @@ def older_words(
     found: dict,              # name of a table -> from `sorted_claims`
 ) -> list:                    # one text, or none
     "Count the open orderings of the tables before the flagship."
-    claims = {name: {text.split(' (by ')[0] for text in o['open']} for name, o in found.items() if name != 'twins'}
+    claims = {name: {text.split(' (by ')[0] for text in o['open']} for name, o in found.items() if not TABLES[name].seeds}
     counts = [f'{len(own)} in {PLACES[name]}' for name, own in claims.items() if own]
     return [f'orderings not resolved by bits, by distance, or both: {listed(counts)}'] if counts else []
 
@@ -158,11 +159,12 @@ def answers(
     holds, turned = ('; '.join(text for o in found.values() for text in o[key]) for key in ('holds', 'is reversed'))
     first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
     second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
-    progress = f'on `twins`, the flagship, {progress_words(results["twins"])}'
-    unsure = [f'on `twins`, {o}' for o in found['twins']['open']]
-    shared = ['the intervals of `twins` share 5 % among its claims'] if unsure else []
+    own = [name for name in results if TABLES[name].seeds]
+    progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
+    unsure = [o for name in own for o in found[name]['open']]
+    shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
-        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), progress]),
+        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), *progress]),
         f'**Does not hold, or is not resolved.** {second}.',
         bullets([*other_words(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *older_words(found)]),

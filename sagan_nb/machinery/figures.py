@@ -11,7 +11,7 @@ BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-bli
 FONTS = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
          'legend.fontsize': 9, 'figure.dpi': 90}
 PAGE = 880                                                # pixels across the text of the site at 1280
-AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', diversity='diversity')
+AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', joint='joint bits shared by distant parts', diversity='diversity')
 
 
 def axis_name(

@@ -8,6 +8,7 @@ from ..ablation import (LOWER, TABLES, Plan, by_seed, detectable, measured_alike
 from ..config import PUBLISHED
 
 SAME = 'the runs are equal'
+SHORT = dict(distance='distance', mi='bits', joint='joint bits')
 
 
 def plain(
@@ -17,6 +18,19 @@ def plain(
     "Return a number as text, without an exponent where it would be short."
     text = f'{x:.{digits}g}'
     return f'{float(text):,.0f}' if 'e+' in text and x < 1e9 else text
+
+
+def ruling(
+    plan: Plan,               # which table
+    results: list,            # runs
+    better: str,              # a row
+    worse: str,               # another
+    kind: str,                # metric
+    among: int,               # as of `verdict`
+) -> str:
+    "Judge an ordering as `verdict` does, but not before all seeds are there that the design asks for."
+    n, wanted = len(seed_differences(results, better, worse, kind)), len(plan.seeds)
+    return f'not judged yet: {n} of {wanted} seeds' if 0 < n < wanted else verdict(results, better, worse, kind, among)
 
 
 def spread_of(
@@ -73,7 +87,7 @@ def power_rows(
         words = next(words for x, y, words in plan.orderings if (x, y) == (a, b))
         wanted, why = stated_difference(results, a, b, kind)
         own = dict(words=words, kind=kind, n=n, among=among, mean=mean, low=low, high=high, spread=spread,
-                   wanted=wanted, why=why, verdict=verdict(results, a, b, kind, among),
+                   wanted=wanted, why=why, verdict=ruling(plan, results, a, b, kind, among),
                    seen=detectable(spread, n, among), seeds=None)
         if spread and wanted: own['seeds'] = seeds_needed(wanted, spread, among)
         out.append(own)
@@ -100,8 +114,7 @@ def power_table(
 ) -> list:                    # rows of texts, the heading first
     "Make the table of power from results alone."
     plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
-    short = dict(distance='distance', mi='bits')
-    return [POWER_HEAD, *[power_cells(row, short[row['kind']]) for row in power_rows(plan, own)]]
+    return [POWER_HEAD, *[power_cells(row, SHORT[row['kind']]) for row in power_rows(plan, own)]]
 
 
 def power_markdown(

@@ -8,15 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..ablation import (RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, name_of, paired_difference, shares,
-                        value_of, verdict)
+                        value_of)
 from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
-from .power import could_have_seen, plain, power_markdown
+from .power import SHORT, could_have_seen, plain, power_markdown, ruling
 from .published import COMPARABLE
 from .terminal import printable
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
-SHORT = dict(distance='distance', mi='bits')
 COLUMN_HEADS = {'Fréchet classifier distance': 'distance', 'classifier score': 'score', 'long_range_mi': 'bits shared',
                 'long_range_joint': 'joint bits', 'long_range_spread': 'spread'}       # a note below has the whole name
 WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3_sn_gd_2e4='SN in both, rate doubled',
@@ -26,7 +25,7 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
              rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
              rb_adam="torch's Adam", rb_flip='flipped images')
 TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
-           'no difference': 'without a difference', 'not comparable': 'not comparable'}
+           'no difference': 'without a difference', 'not comparable': 'not comparable', 'not judged yet': 'not judged yet'}
 WORTH_SEEING = ('Worth seeing is the published difference where there is one (with a plus sign where the paper, too, has '
                 "the row a little worse), else a quarter of the other row's distance or a tenth of the real images' bits. "
                 '"Could have seen" is at the share of the 5 % that an ordering has among so many.')
@@ -138,7 +137,7 @@ def columns(
     def mean(kind): return lambda row: mean_cell(results, row, kind)
     def gap(kind): return lambda row: difference(results, row, plan.base, kind)
     scored = [k for k in OFFICIAL if k in ('score', *official_kinds(plan))]
-    shown = (*plan.kinds, 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, *scored)
+    shown = (*plan.kinds, 'mi', 'joint', 'spread', 'diversity') if plan.holm else (*plan.kinds, *scored)
     kinds = [k for k in RESULT_KINDS if k in shown and name_of(results, k)]
     cols = {'row': row_name, 'seeds': lambda row: str(sum(o['row'] == row for o in results))}
     for k in kinds:
@@ -312,16 +311,17 @@ def early_ends(
     return ''.join(f'; {n} {"run" if n == 1 else "runs"} of {row} ended early' for row, n in ended if n)
 
 
-def by_joint_bits(
+def by_other_bits(
     plan: Plan,               # which table
     results: list,            # runs
     better: str,              # a row
     worse: str,               # another
-) -> str:                     # for the end of a sentence; empty without joint bits
-    "Say what an ordering is by the bits of all numbers of a pattern together."
-    if not name_of(results, 'joint'): return ''
-    among = shares(results, replace(plan, kinds=('joint',)))
-    return f'; by joint bits: {verdict(results, better, worse, "joint", among[better, worse, "joint"])}'
+) -> str:                     # for the end of a sentence; empty without such bits
+    "Say what an ordering is by the bits that do not decide: of all numbers of a pattern together, or their sum."
+    other, words = ('mi', 'the sum of bits') if 'joint' in plan.kinds else ('joint', 'joint bits')
+    if not name_of(results, other): return ''
+    among = shares(results, replace(plan, kinds=(other,)))
+    return f'; by {words}: {ruling(plan, results, better, worse, other, among[better, worse, other])}'
 
 
 def sentences(
@@ -332,7 +332,7 @@ def sentences(
     out, among = [], shares(results, plan)
     origin = 'written down before' if plan.claims else '(ours: the paper claims none)'
     for kind in plan.kinds:
-        said = [(*o, verdict(results, *o[:2], kind, among.get((*o[:2], kind), 1))) for o in plan.orderings]
+        said = [(*o, ruling(plan, results, *o[:2], kind, among.get((*o[:2], kind), 1))) for o in plan.orderings]
         run = [o for o in said if o[3] != 'not run']
         if not name_of(results, kind) or not run: continue
         by = name_of(results, kind) + (' (bits shared)' if kind == 'mi' else '')
@@ -340,7 +340,7 @@ def sentences(
         out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
             ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
-            if plan.holm: ends += by_joint_bits(plan, results, a, b)
+            if plan.holm: ends += by_other_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')
     return out
@@ -364,7 +364,7 @@ def tally(
     results: list,            # runs
 ) -> str:                     # a sentence; empty without a comparison
     "Count the verdicts of a table."
-    found = [verdict(results, *key, among) for key, among in shares(results, plan).items()]
+    found = [ruling(plan, results, *key, among) for key, among in shares(results, plan).items()]
     found = [o for o in found if o != 'not run']
     if not found: return ''
     count = Counter(next(o for o in TALLIES if said.startswith(o)) for said in found)

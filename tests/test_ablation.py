@@ -462,6 +462,7 @@ def twins_runs(seeds, rows=('t1_none', 't1_attn_16', 't1_res_16'), gap=3., noise
 
 def test_the_flagship_without_runs_with_two_seeds_and_complete():
     none = answers.answers(dict(twins=[]))
+    assert ' 864 to 2,880 hours of a V100 for each row' in none                   # 9 days on 4; 27 days on 8 for 1.8 million
     assert 'not complete: 0 of 60' in none and 'No ordering of a table that was written down before its runs is confirmed' in none and 'Not run: `t1_none`, `t1_attn_16`' in markdown('twins', [])
     assert power.power_markdown('twins', []).count('\n') == 1 and 'no ordering' in power.power_text('twins', [])
     assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run is complete yet'

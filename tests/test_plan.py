@@ -45,7 +45,7 @@ def test_hours_cost_and_network_by_hand():
 def test_the_command(monkeypatch, capsys):
     words = 'sagan_table', 'table1', '--data', 'toy', '--scale', 'smoke', '--only', 't1_none,t1_attn_16', '--plan', 'step=0.1', 'price=3'
     code, said, _ = shell(monkeypatch, capsys, *words)
-    assert code == 0 and 't1_attn_16' in said and '128 TPU-v2 cores' in said and 'StudioGAN: 10.8 days' in said
+    assert code == 0 and 't1_attn_16' in said and '128 TPU-v2 cores' in said and 'StudioGAN: 10.8 days' in said and 'timing' not in said
 
 
 @pytest.mark.parametrize('pair, words', [('step=-1', 'must be greater than 0'), ('gpus=two', 'must be a number'), ('speed=1', 'a plan is told')])

@@ -6,6 +6,7 @@ import numpy as np
 from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares
 from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
+from .plan import reported_hours
 from .power import SHORT, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
@@ -140,7 +141,8 @@ def unseen_words(
     missed = '; '.join(filter(None, [*(missed_words(name, runs) for name, runs in results.items()), probe_missed(alone)]))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
     out = ['**Could not be seen.**', f"The paper's best maps, {listed(large_maps())}, need larger images, "
-           'and its million updates of ImageNet a GPU.']
+           'and its million updates of ImageNet a GPU: {:,.0f} to {:,.0f} hours of a V100 for each row and '
+           'seed, by what others report (`sagan_table table1 --data toy --scale paper --plan step=SECONDS`).'.format(*reported_hours())]
     if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
                           f'a smaller one less often: {missed}.')
     versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"

@@ -70,8 +70,11 @@ def say_plan(
 ):
     "Print what a table would take, and what others report."
     given = given_for_plan(pairs)
-    timed = lambda cfg: given['step'] or time_update(cfg, source, device, 60)
-    print(plan_of(found, seeds, {row: timed(cfg) for row, cfg in found.items()}, given['gpus'], given['price']))
+    def seconds(row):
+        if given['step']: return given['step']
+        print(f'timing an update of {row} here; --plan step=SECONDS leaves that out', flush=True)
+        return time_update(found[row], source, device, 60)
+    print(plan_of(found, seeds, {row: seconds(row) for row in found}, given['gpus'], given['price']))
     print(ANCHORS)
     say_next('the same command without --plan trains')
 

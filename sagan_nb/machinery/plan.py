@@ -16,6 +16,13 @@ ANCHORS = '''What others report of one row of this size, for comparison:
   TF-GAN's example: 1M steps in about 26 h on 128 TPU-v2 cores; 1.8M steps in 27 days on 8 V100
   nnabla-examples: 9 days on 4 V100
   StudioGAN: 10.8 days'''
+REPORTED = ((1e6, 9*24*4), (1.8e6, 27*24*8))     # nnabla's and TF-GAN's: updates, hours of a V100
+
+
+def reported_hours()->tuple:      # fewest, most
+    "Hours of a V100 that one row of Table 1 takes, by what others report of a million updates."
+    hours = [taken*1e6/steps for steps, taken in REPORTED]
+    return min(hours), max(hours)
 
 
 def given_for_plan(

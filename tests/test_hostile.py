@@ -9,9 +9,11 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +26,11 @@ from PIL import Image
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, show_grid
 from sagan_nb.data import open_source
-from sagan_nb.machinery import door, files, listing, pictures, runs
+from sagan_nb.machinery import checkpoints, door, files, listing, options, pictures, runs
 from sagan_nb.machinery.arrays import find_arrays
 from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack
+from sagan_nb.machinery.publish import export
 from sagan_nb.machinery.sources import describe
 from sagan_nb.machinery.terminal import printable
 
@@ -299,7 +302,7 @@ def test_truncated_images_are_read_on_request(tmp_path, capsys):
     for i, format in enumerate(('JPEG', 'PNG')):
         whole = encoded(200, 200, format)
         (d/'a'/f'cut{i}.{format.lower()}').write_bytes(whole[:len(whole)*2//3])
-    with pytest.raises(Refused, match=r'2 or more of 22 .*limit is 1%.*--bad 5%, or read truncated ones as far as they go with --truncated'): open_source(d, 32)
+    with pytest.raises(Refused, match=r'2 or more of 22 .*limit is 1%.*--bad 100% leaves out all of them, and lists them in a file\), or read truncated ones as far as they go with --truncated'): open_source(d, 32)
     s = open_source(d, 32, truncated=True)
     assert len(s) == 22 and not s.unreadable and s.found['truncated'] == ['a/cut0.jpeg', 'a/cut1.png']
     assert '2 of 22 pictures are truncated and read as far as they go: a/cut0.jpeg, a/cut1.png' in capsys.readouterr().out
@@ -337,7 +340,7 @@ def test_options_of_every_command_that_opens_images(tmp_path, monkeypatch, capsy
     (d/'a'/'cut.jpg').write_bytes(whole[:len(whole)//2])
     (d/'a'/'words.png').write_text('words')
     code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack')
-    assert code == 1 and 'limit is 1%' in err and '--bad 5%' in err and '--truncated' in err and err.count('\n') == 1
+    assert code == 1 and 'limit is 1%' in err and '--bad 100%' in err and '--truncated' in err and err.count('\n') == 1
     code, out, _ = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'p.pack', '--bad', '5%', '--truncated')
     assert code == 0 and '1 of 22 pictures are truncated' in out and len(open_source(tmp_path/'p.pack')) == 21
     code, _, err = shell(monkeypatch, capsys, 'sagan_pack', d, '--res', 32, '--out', tmp_path/'q.pack', '--bad', 'some')
@@ -496,6 +499,11 @@ def test_a_pack_replaces_packs_alone(end, tmp_path):
     (tmp_path/'p.part.log').write_text('my log')
     with pytest.raises(Refused, match='p.part.log is no log of ours'): pack(d, 16, tmp_path/'p')
     (tmp_path/'p.part.log').unlink()
+    pack(d, 16, tmp_path/'p')
+    os.replace(tmp_path/'p', tmp_path/'p.old')                     # as when the power fails while a new one takes its place
+    with pytest.raises(Refused, match='is being packed, or was when something ended it: the same sagan_pack command goes on'): open_source(tmp_path/'p', 16)
+    (tmp_path/'link').symlink_to(tmp_path/'p')
+    with pytest.raises(Refused, match='is a link'): pack(d, 16, tmp_path/'link')
     assert len(pack(d, 16, tmp_path/'p')) == len(pack(d, 16, tmp_path/'p')) == 20
 
 
@@ -522,6 +530,59 @@ def small_run(tmp_path_factory):
 def resume(run, steps):
     cfg = replace(runs.settings_of(run), steps=steps)
     return runs.train(cfg, open_source(cfg.data, 32), run, resume=True)
+
+
+def test_a_name_that_is_not_utf8_is_said_to_be_that(small_run, tmp_path, monkeypatch):
+    "Not to be damage: torch and safetensors cannot open such a path, and nothing is trained into one."
+    strange = tmp_path/os.fsdecode(b'caf\xe9')
+    shutil.copytree(small_run, strange/'run')
+    for read in (lambda: door.open_run(strange/'run'), lambda: resume(strange/'run', 6), lambda: runs.train(runs.settings_of(small_run), open_source('toy', 32), strange/'new'),
+                 lambda: export(small_run, out=str(strange/'w.safetensors')), lambda: files.read_arrays(strange/'w.npz')):
+        with pytest.raises(Refused, match='is not UTF-8.*rename it'): read()
+    with pytest.raises(Refused, match='is not UTF-8'): files.write_cache(strange/'x.safetensors', dict(x=torch.ones(1)))
+    assert sorted(p.name for p in strange.iterdir()) == ['run']
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='asks a POSIX shell')
+@pytest.mark.parametrize('name', ['plain', 'two words', "it's", '$HOME', 'new\nline', 'esc\x1b[2J', "\x1b'\\", os.fsdecode(b'\xff\x07'), 'caf\xe9', '\u202etxt'])
+def test_a_command_to_paste_is_harmless_to_see_and_means_the_same_name(name):
+    words = options.quoted(name)
+    assert words.isprintable() or name == 'new\nline' and words == "$'new\\x0aline'"
+    assert subprocess.run(['bash', '-c', f'printf %s {words}'], capture_output=True).stdout == os.fsencode(name)
+
+
+def test_weights_of_others_are_held_to_the_checksums_of_their_zip(small_run, tmp_path):
+    "torch.load does not look at them. Where torch was told to write none, none is asked for."
+    state = {k: v.contiguous() for k, v in door.open_run(small_run).D.state_dict().items()}
+    torch.save(state, tmp_path/'d.pth')
+    old = torch.load(sorted((small_run/'checkpoints').glob('step_*.pt'))[-1], weights_only=True)
+    torch.save(old, tmp_path/'old.pt')
+    reads = {'d.pth': files.read_arrays, 'old.pt': checkpoints.read_checkpoint}
+    for name, read in reads.items():
+        read(tmp_path/name)
+        content = bytearray((tmp_path/name).read_bytes())
+        with zipfile.ZipFile(tmp_path/name) as z: biggest = max(z.infolist(), key=lambda o: o.file_size)
+        content[biggest.header_offset + biggest.file_size // 2] ^= 4
+        (tmp_path/name).write_bytes(content)
+        torch.load(tmp_path/name, weights_only=True)
+        with pytest.raises(Refused, match='is damaged: its part .* does not fit its checksum'): read(tmp_path/name)
+    if not hasattr(torch.serialization, 'set_crc32_options'): return
+    torch.serialization.set_crc32_options(False)
+    try: torch.save(state, tmp_path/'d.pth')
+    finally: torch.serialization.set_crc32_options(True)
+    assert files.read_arrays(tmp_path/'d.pth')[0].keys() == state.keys()
+
+
+def test_pictures_that_are_decoded_at_once_share_an_allowance():
+    most, now, seen, lock = 10, [0], [], threading.Lock()
+    allowance = pictures.Allowance(most)
+    def decode(n):
+        with allowance.share(n):
+            with lock: now[0] += n; seen.append(now[0])
+            time.sleep(.005)
+            with lock: now[0] -= n
+    with ThreadPoolExecutor(8) as pool: list(pool.map(decode, [3, 10, 1, 4, 6, 2, 10, 5]*3))
+    assert len(seen) == 24 and max(seen) <= most and any(a > 6 for a in seen) and allowance.left == most
 
 
 def test_other_peoples_parts_are_left_in_a_run(small_run, tmp_path):

@@ -19,7 +19,7 @@ from ..core import Refused
 from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
 from .atomic import atomic_write
-from .files import CacheWarning, must_be_file
+from .files import CacheWarning, check_members, must_be_file, must_be_utf8
 from .group import differences_between, digests
 from .machine import out_of_memory
 from .recipe import MALFORMED, NoDraws
@@ -152,8 +152,11 @@ def read_checkpoint(
     lazily:bool=False,        # map it into memory: only tensors that are used are read
 )->dict:                      # what `save_checkpoint` wrote, on the CPU
     "Load a checkpoint without running any code from it. Raises Refused for a damaged or foreign file."
-    check_seal(path)
-    try: state = torch.load(path, map_location='cpu', weights_only=True, mmap=lazily)
+    sealed_as_written = check_seal(path)
+    try:
+        if not sealed_as_written: check_members(path)
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=lazily)
+    except Refused: raise
     except Exception as e:
         raise Refused(f'{path}: not a readable checkpoint, damaged or not ours ({type(e).__name__})') from None
     if not isinstance(state, dict) or not {'config', 't', 'G', 'D', 'rng'} <= set(state):
@@ -248,6 +251,7 @@ def newest(
     read,                     # what is done with a checkpoint; Refused for a damaged one
 )->tuple:                     # path, what `read` returned
     "Read the newest checkpoint that is whole, and warn of newer ones. Raises Refused if there is none."
+    must_be_utf8(out)
     found, damaged = checkpoints_of(out), []
     for path in reversed(found):
         try: value = read(path)

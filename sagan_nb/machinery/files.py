@@ -101,12 +101,21 @@ def need_handles(
         for fd in taken: os.close(fd)
 
 
+def must_be_utf8(
+    path,                     # a file or folder
+):
+    "Raise Refused for a path that torch and safetensors cannot open, and would call damaged."
+    try: str(path).encode()
+    except UnicodeEncodeError: raise Refused(f'{path}: a name in it is not UTF-8, and the libraries that read and write weights take no other: rename it') from None
+
+
 def must_be_file(
     path,                     # a file, or none
 )->Path:
-    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end. Raises OSError as `need_handles` does."
+    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end. Raises as `need_handles` and `must_be_utf8` do."
     path = Path(path)
     need_handles(path)
+    must_be_utf8(path)
     if path.exists() and not path.is_file(): raise Refused(f'{path} is no file, but a {"folder" if path.is_dir() else "pipe or device"}')
     return path
 
@@ -230,6 +239,7 @@ def write_cache(
     facts:dict=None,          # anything JSON can hold
 )->bool:                      # is it there now?
     "Keep tensors in a file. Where that fails (a full disk), warn, and leave what was there."
+    must_be_utf8(path)
     facts = facts or {}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
     try:
@@ -264,6 +274,7 @@ def read_arrays(
 )->tuple[dict,dict]:              # name -> array; metadata (safetensors of ours), or {}
     "Read weights without running code from the file. Raises Refused for a damaged, hostile or unknown file."
     path = Path(path)
+    must_be_utf8(path)
     if path.is_dir() and (path/'model.safetensors').exists(): path = path/'model.safetensors'
     if path.with_name(path.name + '.index').exists() or path.suffix == '.index': return read_tf(path), {}
     if path.is_dir(): raise Refused(f'{path}: a folder without weights; a run is opened by open_run')
@@ -341,8 +352,25 @@ def header_is_whole(
     return said in (None, hash_json(facts))
 
 
+def check_members(
+    path:Path,                # file
+):
+    """Raise Refused where a zip's own checksums say that a part of it is damaged. `torch.load` does not look at them; where none fits,
+    torch was told to write none."""
+    if not zipfile.is_zipfile(path): return
+    def whole(z, member):
+        try:
+            with z.open(member) as f:
+                while f.read(1 << 20): pass
+        except zipfile.BadZipFile: return False
+        return True
+    with zipfile.ZipFile(path) as z: wrong = [o.filename for o in z.infolist() if not whole(z, o)]
+    if 0 < len(wrong) < len(z.infolist()): raise Refused(f'{path} is damaged: its part {wrong[0]} does not fit its checksum')
+
+
 def read_torch(path:Path)->tuple[dict,dict]:
-    "A state dict, alone or inside a checkpoint."
+    "A state dict, alone or inside a checkpoint. Raises Refused where a checksum of its zip does not fit."
+    check_members(path)
     state = torch.load(path, map_location='cpu', weights_only=True)
     for key in ('state_dict', 'model', 'model_state_dict'):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping): state = state[key]

@@ -186,6 +186,8 @@ def locate(
     path, inner = Path(spec).expanduser(), ''
     inside = re.fullmatch(r'(.+\.zip)[:/\\](.+)', spec, re.I)
     if inside and not path.exists(): path, inner = Path(inside[1]).expanduser(), inside[2].replace('\\', '/')
+    if not path.exists() and any(path.with_name(path.name + end).exists() for end in ('.part', '.old')):
+        raise Refused(f'{path} is being packed, or was when something ended it: the same sagan_pack command goes on')
     if not path.exists(): raise Refused(f'there is no file or folder {path}; if it was moved, say where it is (--data)')
     return path, inner
 

@@ -111,6 +111,14 @@ def pick_classes(
     return [found[t] for t in text.split(',')]
 
 
+def quoted(
+    word,                     # of a command
+)->str:                       # for a shell; what a terminal would act on is written out
+    "Quote a word so that a shell takes back the same bytes."
+    if printable(word) == str(word): return shlex.quote(str(word))
+    return "$'" + ''.join(chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f'\\x{b:02x}' for b in os.fsencode(str(word))) + "'"
+
+
 def command_path(
     name:str,                 # a command of this package
     *words,                   # its arguments
@@ -118,7 +126,7 @@ def command_path(
     "The name alone where the shell finds it, else its path."
     path = Path(sys.argv[0]).with_name(name)
     known = shutil.which(name) or not path.exists()
-    return shlex.join([name if known else os.path.relpath(path), *map(str, words)])
+    return ' '.join(map(quoted, [name if known else os.path.relpath(path), *words]))
 
 
 def say_next(

@@ -43,6 +43,7 @@ def check_target(
     out:Path,             # pack to write
 ):
     "Raise Refused where packing would overwrite something else, also under the names that it takes on the way."
+    if out.is_symlink(): raise Refused(f'{out} is a link: say the folder that it leads to')
     if out.exists() and not is_pack(out): raise Refused(f'{out} {"is a folder" if out.is_dir() else "exists"} and is no pack; it is left alone')
     for path in (out, *(out.with_name(out.name + end) for end in ('.old', '.part'))):
         if path.is_dir() and (more := {p.name for p in path.iterdir()} - OWN):

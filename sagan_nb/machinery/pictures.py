@@ -7,8 +7,9 @@ import os
 import re
 import shlex
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -90,8 +91,27 @@ def share_of(
     return share
 
 
-MOST_PIXELS, LARGE = 100 * 10**6, 16 * 10**6     # pixels of an image; LARGE ones are decoded one at a time
-ONE_AT_A_TIME = threading.Lock()
+MOST_PIXELS = 100 * 10**6         # of an image, and of all that are decoded at once
+
+
+class Allowance:
+    "Something that threads take a share of, and give back; who cannot have it yet waits."
+    def __init__(self, most:int): self.left, self.changed = most, threading.Condition()
+
+    @contextmanager
+    def share(self, n:int):
+        "Hold n of it inside a `with` block."
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= n)
+            self.left -= n
+        try: yield
+        finally:
+            with self.changed:
+                self.left += n
+                self.changed.notify_all()
+
+
+DECODING = Allowance(MOST_PIXELS)
 
 
 @cache
@@ -99,6 +119,7 @@ def known_formats()->list:    # names of Pillow
     "List the formats that are read. Others, such as PostScript, would be handed to another program."
     from PIL import Image
     Image.init()
+    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)      # MOST_PIXELS says it, in a sentence
     return sorted(name for name in {Image.EXTENSION.get(o) for o in PICTURE_SUFFIXES} if name in Image.OPEN)
 
 
@@ -120,8 +141,11 @@ def square_rgb(
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == 'F': raise ValueError('a picture of floats')
     if picture.mode.startswith('I'):                             # 16 bits: 65535 is white
-        values = np.asarray(picture).clip(0, 65535).astype(np.int32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values = np.asarray(picture).astype(np.int32)
+        np.clip(values, 0, 65535, out=values)
+        values += 128
+        values //= 257
+        picture = Image.fromarray(values.astype(np.uint8))
     if picture.mode == 'P': picture = picture.convert('RGBA')    # its palette may hold transparent colours
     picture, (w, h) = picture.convert('RGB'), picture.size
     side = min(w, h)
@@ -154,7 +178,7 @@ def decode_bytes(
         pixels = picture.width * picture.height
         if pixels > MOST_PIXELS:
             raise ValueError(f'{pixels / 1e6:,.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f} million')
-        with nullcontext() if pixels <= LARGE else ONE_AT_A_TIME: found = square_rgb(picture, res, stretch)
+        with DECODING.share(pixels): found = square_rgb(picture, res, stretch)
     if not ImageFile.LOAD_TRUNCATED_IMAGES: check_png(data)
     return found
 
@@ -264,7 +288,7 @@ def check_bad(
     truncated = any('truncated' in why for why in bad.values())
     cut = ', or read truncated ones as far as they go with --truncated' if truncated else ''
     raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {limit:.0%}: {which}. '
-            f'Mend or remove them, raise the limit with --bad 5%{cut}')
+            f'Mend or remove them, raise the limit (--bad 100% leaves out all of them, and lists them in a file){cut}')
 
 
 class Pictures(BaseSource):

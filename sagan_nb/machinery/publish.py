@@ -14,7 +14,7 @@ from ..networks import Generator
 from ..self_attention import SelfAttention
 from .atomic import atomic_write
 from .door import open_run
-from .files import body_sha256, safetensors_bytes, sweep
+from .files import body_sha256, must_be_utf8, safetensors_bytes, sweep
 from .peers import PEER_NAMES, halving_blocks
 from .recipe import recipe_of, restore_network
 
@@ -55,6 +55,7 @@ def save_pretrained(
 )->Path:                          # the safetensors file
     "Publish a network: tensors, recipe, class names and card in one file. Raises Refused for a path without a run."
     from safetensors.torch import save
+    must_be_utf8(path)
     model = None if isinstance(what, nn.Module) else open_run(what)
     net = model.G if model else what
     if classes is None: classes = model.classes if model else []

@@ -21,7 +21,7 @@ from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_
 from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, file_sha256, must_be_file, read_json, read_lines, write_json
+from .files import CacheWarning, append_line, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
 from .group import agree, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
@@ -174,6 +174,7 @@ def run_lock(
 
 def check_free(out:Path):
     "Raise Refused where a new run would overwrite something. What a killed process was about to write is nothing."
+    must_be_utf8(out)
     there = out.is_dir() and [p for p in out.iterdir() if p.name != '.lock' and p.suffix != '.part']
     if there or (out.exists() and not out.is_dir()):
         raise Refused(f'{out} is there already: choose another --out, or go on with --resume')

@@ -46,7 +46,7 @@ class Kind:
     "A kind of file, and how a program reads it."
     path: Path
     read: callable                   # () -> JSON values, texts or numbers that say what was read
-    guarded: bool = True             # by a hash, or by a copy
+    guarded: bool = True             # by a hash, a checksum, or a copy
     whole: bool = True               # False: a file that grows; cut off, it reads as far as it goes
     named: str = ''                  # what a message may name instead of the file
 
@@ -104,7 +104,7 @@ def of_weights(place, folder):
     np.savez(npz, **{k: v.numpy() for k, v in state.items()})
     torch.save(state, pth)
     look = lambda path, part: lambda: values(getattr(open_run(path, part=part), part).state_dict())
-    return {'published weights': Kind(ours, look(ours, 'G')), 'weights of others, .npz': Kind(npz, look(npz, 'D'), guarded=False), 'weights of others, .pth': Kind(pth, look(pth, 'D'), guarded=False)}
+    return {'published weights': Kind(ours, look(ours, 'G')), 'weights of others, .npz': Kind(npz, look(npz, 'D')), 'weights of others, .pth': Kind(pth, look(pth, 'D'))}
 
 
 def of_data(place, folder):

@@ -253,6 +253,12 @@ def test_a_power_cut_takes_what_was_not_synced_and_no_more(synced, tmp_path):
 
 # which are kept
 
+def test_a_checkpoint_that_comes_before_a_line_of_the_log_says_where_it_began(tmp_path):
+    "Which losses were not finite first, and from which step on: a weight is found only when it is about to be saved."
+    with pytest.raises(Diverged, match=r'at step 4 .* is not finite \(loss_g from step 1 on\); no checkpoint'):
+        train(replace(CFG, checkpoint_every=4, log_every=100, sample_every=100, lr_d=1e30), TOY, tmp_path/'run')
+
+
 def test_checkpoints_are_kept_spaced_in_log_time():
     "As a run of 1,000 steps makes them: what is kept at the end, and that nothing is missed on the way."
     kept = set()

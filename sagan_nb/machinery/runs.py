@@ -57,6 +57,12 @@ class Log:
         "Find the first step since the last line whose sum is not finite; where only another rank saw it, the last step."
         return min(gan.t, gan.t - self.n + 1 + min(int(o) for o in self.fine.values()))
 
+    def already(self, gan:GAN)->str:
+        "Say what was not finite before this step, for the middle of a sentence; '' where nothing was. A checkpoint may be due before a line."
+        first = self.first_bad(gan) if self.fine else gan.t
+        names = [k for k, o in self.fine.items() if gan.t - self.n + 1 + int(o) == first]
+        return f' ({", ".join(names)} from step {first} on)' if first < gan.t else ''
+
     def look(self, gan:GAN)->dict:
         "What `attention_usage` finds, and the true norms when they are due."
         z, y = fixed_noise(gan.cfg, 4, 4)
@@ -306,16 +312,16 @@ def train(
     with start_run(cfg, source, out, resume, device) as (gan, stream):
         if prepare: prepare(gan)
         sample = SamplerOfStep()
-        keep = Keeper(out, stream, sample)
+        keep, log = Keeper(out, stream, sample), Log(Path(out)/'log.jsonl', stream)
         if gan.t == cfg.steps and gan.ranks.first: keep.write_settings(gan)
-        own = [(1, average), (1, Log(Path(out)/'log.jsonl', stream)), (cfg.sample_every, Sampler(out, sample)),
+        own = [(1, average), (1, log), (cfg.sample_every, Sampler(out, sample)),
                (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:
             try: return fit(gan, finite(stream, gan), [*own, *hooks])
             except Stopped:
                 keep(gan)
                 raise
-        except Diverged as e: raise Diverged(f'{e}; {keep.last_good()}') from None
+        except Diverged as e: raise Diverged(f'{e}{log.already(gan)}; {keep.last_good()}') from None
         except OSError as e: raise OSError(e.errno, f'{e.strerror or e}; {keep.last_good()}', e.filename) from e
         except (MemoryError, RuntimeError) as e:
             if not out_of_memory(e): raise

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .core import Refused, choose
 from .machinery.narrow import along_rows, box_means
+from .machinery.quick import transformed
 from .self_attention import FORMS, SelfAttention, attention_widths
 from .spectral_norm import make_layer
 
@@ -128,14 +129,14 @@ class Box(torch.autograd.Function):
         return box_means(x, zeros)
 
     @staticmethod
-    def backward(ctx, grad): return Box.apply(grad, 1 - ctx.zeros), None
+    def backward(ctx, grad): return box(grad, 1 - ctx.zeros), None
 
 def box(
     x:Tensor,                 # map, (B, C, H, W)
     zeros:int=0,              # width of a border of zeros around it: 0 or 1
 )->Tensor:                    # (B, C, H - 1, W - 1), or H + 1 and W + 1 with zeros
-    "2x2 means in steps of 1."
-    return Box.apply(x, zeros)
+    "2x2 means in steps of 1, for `torch.func` and forward mode by torch's own operation."
+    return (box_means if transformed() else Box.apply)(x, zeros)
 
 def conv_then_pool(
     x:Tensor,                 # map, (B, C, H, W)
@@ -174,9 +175,9 @@ def tiny(
 )->bool:                      # on a CPU with channels last, and few positions for so many channels (measured)
     "Is one matrix product faster here than a convolution?"
     if x.device.type != 'cpu' or w.shape[-1] != 3: return False
-    if not w.is_contiguous(memory_format=torch.channels_last): return False
     positions = len(x)*x.shape[2]*x.shape[3]
-    return positions <= len(w)*{'up': 1, 'down': 1, None: 1/4}[resample]
+    if positions > len(w)*{'up': 1, 'down': 1, None: 1/4}[resample] or transformed(): return False
+    return w.is_contiguous(memory_format=torch.channels_last)
 
 def doubled_taps(
     p:Tensor,                 # tap products; their three taps on the last axis

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .core import Refused, choose
 from .machinery.outline import documented
+from .machinery.quick import batched, forward_mode, traced
 from .machinery.tiles import tiled_attention, tiled_gradients
 from .spectral_norm import full_precision, make_layer, unmoved
 
@@ -120,7 +121,7 @@ class TiledAttention(torch.autograd.Function):
         "The formulas above."
         q, k, value, o, sums, shift = ctx.saved_tensors
         with full_precision(q.device):
-            if torch.is_grad_enabled(): return *gradients_again(q, k, value, o, g), None
+            if torch.is_grad_enabled() or batched(g): return *gradients_again(q, k, value, o, g), None
             return *tiled_gradients(q, k, value, sums, shift, g), None
 
     @staticmethod
@@ -148,9 +149,9 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g:Tensor):
-        "The kernel's gradient, or the formula above if it is to be differentiated."
+        "The kernel's gradient, or the formula above for a batch of g and if it is to be differentiated."
         q, k, value, o = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(g):
             with full_precision(q.device): return gradients_again(q, k, value, o, g)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (q, k, value)]
@@ -158,8 +159,9 @@ class FusedAttention(torch.autograd.Function):
 
 # %% ../nbs/02_self_attention.ipynb #9d36f8e8
 def attend(q:Tensor, k:Tensor, value:Tensor)->Tensor:
-    "softmax(q k^T) value without storing beta; a compiler or a trace gets the bare kernel."
-    if torch.jit.is_tracing() or torch.compiler.is_compiling(): return fused_attention(q, k, value)
+    "softmax(q k^T) value without storing beta, but in forward mode; a compiler or a trace gets the bare kernel."
+    if forward_mode(): return softmax_map(q, k) @ value
+    if traced(): return fused_attention(q, k, value)
     if q.device.type != 'cpu': return FusedAttention.apply(q, k, value)
     narrow = (q.shape[-1] + 1)*(value.shape[-1] + 1) <= 16
     return TiledAttention.apply(q, k, value, narrow and torch.is_grad_enabled())[0]

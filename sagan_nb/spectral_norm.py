@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .core import Refused, choose
-from .machinery.quick import apply, as_usual, versions, without_autocast
+from .machinery.quick import apply, as_usual, by_make_fx, fill, forward_mode, versions, without_autocast
 
 # %% ../nbs/01_spectral_norm.ipynb #1a708e43
 def unit(
@@ -86,7 +86,7 @@ class Divided(torch.autograd.Function):
         W, out, u, v, s = ctx.saved_tensors
         with full_precision(W.device):
             if torch.is_grad_enabled(): s = u @ (W @ v)         # so that it has a gradient itself
-            return torch.addr(G, u*(G.flatten() @ out.flatten()), v, alpha=-1) / s, None, None
+            return torch.addr(G, u*(G.reshape(-1) @ out.reshape(-1)), v, alpha=-1) / s, None, None
 
 # %% ../nbs/01_spectral_norm.ipynb #901d89e7
 class SpectralNorm(nn.Module):
@@ -137,8 +137,8 @@ def reorder(self:SpectralNorm, v:Tensor, weight:Tensor, back:bool=False)->Tensor
 
 @patch
 def moves(self:SpectralNorm)->bool:
-    "Does a forward, now, move u?"
-    if self.held is not None: return False
+    "Does a forward, now, move u? A graph of `make_fx` divides by the same, and leaves u alone whenever it is run."
+    if self.held is not None or by_make_fx(): return False
     return self.update == 'always' or (self.training and (self.update == 'forward' or self.real))
 
 @patch
@@ -152,13 +152,15 @@ def step(self:SpectralNorm, W:Tensor, u:Tensor)->tuple[Tensor,Tensor,Tensor]:   
 @torch.no_grad()
 def advance(self:SpectralNorm, weight:Tensor):
     "Move u and v by one update. Called before a forward that `moves`."
+    usual = as_usual()
+    weight, put = (weight, Tensor.copy_) if usual else (weight.detach(), fill)     # forward mode minds no `no_grad`
     with full_precision(weight.device):
         W = weight.permute(self.order(weight)).flatten(1)
         start, u, v = self.step(W, self.u)
-        if not self.detach: self.u_start.copy_(start)
-        self.u.copy_(u)
-        self.v.copy_(self.reorder(v, weight, back=True))
-        if as_usual(): self.fresh = versions(self.u, self.v), weight.stride(), u, v
+        if not self.detach: put(self.u_start, start)
+        put(self.u, u)
+        put(self.v, self.reorder(v, weight, back=True))
+        if usual: self.fresh = versions(self.u, self.v), weight.stride(), u, v
 
 # %% ../nbs/01_spectral_norm.ipynb #5ce36004
 @patch
@@ -184,7 +186,8 @@ def sigma(self:SpectralNorm, weight:Tensor)->Tensor:     # a scalar with gradien
 def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same shape, in the weight's own precision
     "The normalised weight."
     if self.held is not None: return self.held
-    if not self.detach or torch.jit.is_tracing(): return weight / self.sigma(weight)   # what a trace can store
+    plain = not self.detach or torch.jit.is_tracing() or forward_mode()       # what a trace or a jvp can look into
+    if plain: return weight / self.sigma(weight)
     order = self.order(weight)
     by_rows = weight.permute(order)
     with full_precision(weight.device):

@@ -43,7 +43,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('means of a box that leave its zeros out', '03', 'return F.avg_pool2d(x, 2, stride=1, padding=zeros)', 'return F.avg_pool2d(x, 2, stride=1, padding=zeros, count_include_pad=False)', '03'),
     ('transposed kernel not flipped', '03', 'w = 4*w.flip(2, 3).transpose(0, 1)', 'w = 4*w.transpose(0, 1)', '03'),
     ('taps of a doubled map swapped', '03', 'torch.stack([before + middle + last, first + middle + after]', 'torch.stack([first + middle + after, before + middle + last]', '03'),
-    ("gradient of the divided weight without its second term", '01', 'torch.addr(G, u*(G.flatten() @ out.flatten()), v, alpha=-1) / s', 'G / s', '01'),
+    ("gradient of the divided weight without its second term", '01', 'torch.addr(G, u*(G.reshape(-1) @ out.reshape(-1)), v, alpha=-1) / s', 'G / s', '01'),
     ('D not frozen in the step of G, in the bench', '14', 'with frozen(self.D) if self.v.frozen else', 'with contextlib.nullcontext() if self.v.frozen else', '14'),
     ('covariance divided by n', '10', 'return self.scatter / (self.n - 1)', 'return self.scatter / self.n', '10'),
     ('splits of the score not shuffled', '10', 'if shuffle and splits > 1 else', 'if False else', '10'),

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from ..core import Refused
+from .quick import as_usual
 
 
 def check_classes(
@@ -18,6 +19,6 @@ def check_classes(
     if not isinstance(y, Tensor): raise Refused(f'{want}; got {type(y).__name__}. torch.tensor(...) makes them')
     if y.is_floating_point() or y.dtype == torch.bool: raise Refused(f'{want}; got {y.dtype}. y.long() makes them whole')
     if y.shape != (n,): raise Refused(f'{want}; got the shape {tuple(y.shape)}')
-    if type(y) is not Tensor or y.device.type != 'cpu' or not n: return        # fake, or on a GPU
+    if type(y) is not Tensor or y.device.type != 'cpu' or not n or not as_usual(): return        # fake, on a GPU, or without one value
     if not 0 <= y.min() <= y.max() < n_classes:
         raise Refused(f'{want}; got {y[(y < 0) | (y >= n_classes)][0].item()}')

@@ -7,11 +7,51 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+def by_make_fx()->bool:
+    "Tell whether `make_fx` writes this call down as a graph. A compiler, which uses it too, is asked for below."
+    return not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(PROXY) is not None
+
+
+def traced()->bool:
+    "Tell whether this call is written down as a graph: by a compiler, a trace or `make_fx`."
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or by_make_fx()
+
+
+def transformed()->bool:
+    "Tell whether `torch.func` or forward mode is around this call. A compiler looks after both by itself."
+    if torch.compiler.is_compiling(): return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def forward_mode()->bool:
+    "Tell whether derivatives come along with values, as in `torch.func.jvp`. Autograd functions give gradients alone."
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def as_usual()->bool:
-    "Tell whether tensors are computed with at once: no compiler, no trace, no `torch.func` around this call."
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+    "Tell whether tensors are computed with at once: no graph, no `torch.func`, no forward mode around this call."
+    return not (traced() or transformed())
+
+
+def batched(
+    t:Tensor,                     # any
+)->bool:                          # True in `torch.func.vmap` and for gradients along many directions at once
+    "Tell whether this is one of many that a loop of torch's goes through together."
+    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+
+
+def fill(
+    to:Tensor,                    # a buffer
+    value:Tensor,                 # what it becomes
+):
+    "Copy. `torch.func` takes `out`, but no `copy_`, for a tensor from outside; for a batch of them it takes `copy_`."
+    if transformed() and not batched(to): torch.detach_copy(value, out=to)
+    else: to.copy_(value)
 
 
 class AutocastOff:

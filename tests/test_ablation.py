@@ -1,9 +1,11 @@
 "Tables: interruption, failures, slices, and every preset at paper size for two steps."
+import errno
 import json
 import math
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +146,18 @@ def test_a_new_table_takes_away_old_figures_and_no_samples(tmp_path):
     assert {p.name for p in tmp_path.glob('*.png')} == {'best_known-s0-a-b.png'}
 
 
+def test_figures_are_replaced_only_by_new_ones(table, tmp_path, monkeypatch):
+    "A figure cannot be written: all that were there stay, also those that this table no longer has."
+    out = tmp_path/'t1'
+    shutil.copytree(table[0], out)
+    before = {p: p.read_bytes() for p in out.glob('table1*.png')}
+    def full(fig, path): raise OSError(errno.EFBIG, 'File too large', str(path))
+    monkeypatch.setattr(cli, 'save_fig', full)
+    monkeypatch.setattr(cli, 'show_samples', lambda *args: None)
+    with pytest.raises(OSError, match='File too large'): cli.write_table('table1', out, row_configs(TABLES['table1'], Pairs(32, 4), 'smoke')[0], 'domain')
+    assert len(before) == 3 and {p: p.read_bytes() for p in before} == before
+
+
 def test_collapse_is_marked_and_the_good_checkpoint_stays(tmp_path, capsys):
     "Diversity is planted: fine at the first looks, gone from then on."
     toy = Toy(32, 4, n=600)
@@ -274,6 +288,24 @@ def test_two_processes_do_not_train_the_same_run(one_job):
         assert 'another process is at it' in quietly([job], toy, out, runs)[job.name]
         assert (runs/job.name).exists() and not out.exists()
     assert quietly([job], toy, out, runs) == {} and len(collect(out)) == 1
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_a_row_that_another_process_trains_has_not_failed(table, tmp_path, monkeypatch, capsys, there):
+    "It is named as such, and costs no exit code; a result that comes while other rows are trained is picked up."
+    out, row = tmp_path/'t1', next(table[0].glob('t1_none-*.json')).stem
+    (out/'runs'/row).mkdir(parents=True)
+    fit, trained = jobs.train, []
+    def train(cfg, *args, **kw):
+        trained.append(cfg.preset)
+        if there: shutil.copy(table[0]/f'{row}.json', out)
+        return fit(cfg, *args, **kw)
+    monkeypatch.setattr(jobs, 'train', train)
+    with FileLock(out/'runs'/row/'.lock'):                                      # as another process would hold it
+        cli.sagan_table('table1', scale='smoke', only='t1_none,t1_res_16', out=str(out))
+    text = (out/'table1.md').read_text()
+    assert trained == ['t1_res_16'] and 'Failed' not in text and (f'Another process is at it: `{row}`.' in text) == (not there)
+    assert bool(re.search(r'(?m)^\| `t1_none`', text)) == there and f'{row}: another process is at it' in capsys.readouterr().out
 
 
 def test_a_result_is_replaced_only_by_a_new_one(one_job, monkeypatch):

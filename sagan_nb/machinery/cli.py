@@ -43,7 +43,7 @@ from .publish import export
 from .pushing import push as push_to_hub
 from .queries import find_queries
 from .report import report
-from .runs import NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, stop_at
+from .runs import BUSY, NoteMachine, StopOnSignal, Stopped, kept_samples, pictures_of, stop_at
 from .sources import describe
 from .summary import UNUSED
 from .tables import harmless, markdown
@@ -219,21 +219,23 @@ def write_table(
     found:dict,               # row -> Config, from `row_configs`
     features:str,             # as of `Job`
     skipped:dict=None,        # row -> why it does not apply
-    failed:dict=None,         # job name -> error
+    failed:dict=None,         # job name -> why it has no result
 )->str:                       # the same for a terminal
     "Write TABLE.md and its figures from the results that are there and were made by these settings."
     from filelock import FileLock
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out/f'.{table}.lock'):                     # of processes that share the rows, the last one sees all
         results, others = asked_for(collect(out, TABLES[table].rows), found, features)
-        for part in ('', '-training', '-samples'): (out/f'{table}{part}.png').unlink(missing_ok=True)     # an older table's
         left = f'\nLeft out, made by other settings: {", ".join(harmless(o["name"]) for o in others)}.\n' if others else ''
         text = markdown(table, results, skipped, failed) + left
         with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
         same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
-        if results and same: save_fig(show_rows(table, results), out/f'{table}.png')
-        if any(o['curve'] for o in results) and same: save_fig(show_training(table, results), out/f'{table}-training.png')
-        if fig := show_samples(table, results, out): save_fig(fig, out/f'{table}-samples.png')
+        figures = {'': show_rows(table, results)} if results and same else {}
+        if any(o['curve'] for o in results) and same: figures['-training'] = show_training(table, results)
+        if fig := show_samples(table, results, out): figures['-samples'] = fig
+        for part, fig in figures.items(): save_fig(fig, out/f'{table}{part}.png')
+        for part in {'', '-training', '-samples'} - {*figures}:           # an older table's
+            (out/f'{table}{part}.png').unlink(missing_ok=True)
     return show_markdown(text)
 
 
@@ -297,7 +299,8 @@ def sagan_table(
     print(f'\n{text}\nwritten to {out}: {table}.md, with figures beside it')
     say_next('the same command with other --seeds: more runs join this table',
              *[('sagan_report', out/'runs'/job.name) for job in jobs[:1] if (out/'runs'/job.name).is_dir()])
-    if failed: raise Refused(f'{len(failed)} of {len(jobs)} runs failed. {same} tries them again')
+    if lost := [name for name, why in failed.items() if why != BUSY]:
+        raise Refused(f'{len(lost)} of {len(jobs)} runs failed. {same} tries them again')
 
 
 @command

@@ -23,7 +23,8 @@ from .door import open_run
 from .evaluate import evaluate, is_record, run_scores
 from .features import Features, open_features
 from .files import read_json, sweep, write_json
-from .runs import NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, settings_of, train, with_numbers
+from .runs import (BUSY, InUse, NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, settings_of,
+                   train, with_numbers)
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
 PAPER = json.loads(to_json(Config()))
@@ -276,6 +277,22 @@ def set_aside(
             os.replace(path, Path(out)/'replaced'/path.name)
 
 
+def run_row(
+    job:Job,                  # what is missing
+    out,                      # folder of results
+    runs,                     # folder of run folders
+    source, device, hooks,    # as of `run_job`
+)->str:                       # why there is no result; '' where there is one
+    "Train and measure a row, unless another process has done so, or is at it."
+    try:
+        with run_lock(Path(runs)/job.name):
+            if not stored_result(job, out): run_job(job, source, out, runs, device, hooks)
+    except Stopped: raise
+    except InUse: return '' if stored_result(job, out) else BUSY
+    except Exception as e: return str(e) if isinstance(e, Refused) else f'{type(e).__name__}: {e}'
+    return ''
+
+
 def run_rows(
     jobs:list,                # what the table needs
     source,                   # the pictures
@@ -284,25 +301,27 @@ def run_rows(
     device='cpu',             # where to
     hooks=(),                 # (1, hook) pairs for every run
     say=print,                # where progress goes
-)->dict:                      # job name -> why it failed
-    "Train and measure what is missing. Failures are returned, so that one row costs no other; Stopped carries them."
+)->dict:                      # job name -> why it failed, or BUSY
+    """Train and measure what is missing; what another process was at is looked at again in the end. Failures are returned,
+    so that one row costs no other; Stopped carries them."""
     missing, failed, took = [j for j in jobs if not stored_result(j, out)], {}, []
-    for i, job in enumerate(missing):
-        left = f', about {np.mean(took)*(len(missing) - i)/60:.0f} min left' if took else ''
-        say(f'[{len(jobs) - len(missing) + i + 1}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
+    todo, done = [*missing], len(jobs) - len(missing) + 1
+    for i, job in enumerate(todo):
+        left = f', about {np.mean(took)*(len(todo) - i)/60:.0f} min left' if took else ''
+        say(f'[{done + missing.index(job)}/{len(jobs)}] {job.cfg.preset}, seed {job.cfg.seed}{left}', flush=True)
         began = time.time()
         if other := [p.parent for p in Path(runs).glob(f'{job.stem}-*/config.json') if p.parent.name != job.name]:
             say(f'{other[0]} has other numbers: this begins anew', flush=True)
-        try:
-            with run_lock(Path(runs)/job.name):
-                if not stored_result(job, out): run_job(job, source, out, runs, device, hooks)
+        first = failed.pop(job.name, None) is None
+        try: why = run_row(job, out, runs, source, device, hooks)
         except Stopped as e:
             e.failed = failed
             raise
-        except Exception as e:
-            failed[job.name] = str(e) if isinstance(e, Refused) else f'{type(e).__name__}: {e}'
-            say(f'{job.name} failed: {failed[job.name]}', flush=True)
-        took.append(time.time() - began)
+        if why:
+            failed[job.name] = why
+            say(f'{job.name}: {why}' if why == BUSY else f'{job.name} failed: {why}', flush=True)
+        if why == BUSY and first and i + 1 < len(todo): todo.append(job)           # other rows take their time
+        else: took.append(time.time() - began)
     return failed
 
 

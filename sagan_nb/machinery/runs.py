@@ -163,17 +163,24 @@ def refuse_links(
         if path.is_symlink(): raise Refused(f'{path} is a link, and a run writes into its own folder alone: put what it leads to in its place')
 
 
+BUSY = 'another process is at it'
+
+
+class InUse(Refused):
+    "Another process holds the lock on a run folder."
+
+
 @contextmanager
 def run_lock(
     run,                      # run folder; made if it is not there
 ):
-    "Hold an exclusive lock on a run folder; a process that dies lets go of it. Raises Refused where another holds it."
+    "Hold an exclusive lock on a run folder; a process that dies lets go of it. Raises InUse where another holds it."
     from filelock import FileLock, Timeout
     Path(run).mkdir(parents=True, exist_ok=True)
     refuse_links(run)
     lock = FileLock(Path(run).resolve()/'.lock', timeout=0, is_singleton=True)      # held twice by one thread: no harm
     try: lock.acquire()
-    except Timeout: raise Refused(f'{run}: another process is at it') from None
+    except Timeout: raise InUse(f'{run}: {BUSY}') from None
     try: yield
     finally: lock.release()
 

@@ -13,6 +13,7 @@ from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
 from .power import SHORT, could_have_seen, plain, power_markdown, ruling
 from .published import COMPARABLE
+from .runs import BUSY
 from .terminal import printable
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
@@ -219,14 +220,16 @@ def missing_lines(
     plan: Plan,               # which table
     results: list,            # runs
     skipped: dict,            # row -> why it does not apply
-    failed: dict,             # job name -> error
+    failed: dict,             # job name -> error, or BUSY
 ) -> list:                    # lines of Markdown
-    "Say in one line each which rows do not apply, were not run, or failed."
+    "Say in one line each which rows do not apply, were not run, are being run elsewhere, or failed; a result may be there by now."
+    failed = {name: error for name, error in failed.items() if name not in {o['name'] for o in results}}
     there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
     rest = [f'`{row}`' for row in plan.rows if row not in there]
     found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
              'Not run': [', '.join(rest)] if rest else [],
-             'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items()]}
+             'Another process is at it': [f'`{name}`' for name, error in failed.items() if error == BUSY],
+             'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items() if error != BUSY]}
     return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
 
 

@@ -1,13 +1,20 @@
 "A guard for long runs: it looks on the way, keeps the best, and acts on a collapse; numbers that are not finite are named by step and layer."
+import errno
+import re
+import shutil
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from commands import shell
 from sagan_nb.core import Refused
-from sagan_nb.machinery import guard
-from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, read_checkpoint, step_of
+from sagan_nb.machinery import cli, guard
+from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, disk_price, read_checkpoint, step_of
 from sagan_nb.machinery.ending import ENDINGS, summarise
+from sagan_nb.machinery.options import exit_code
 from sagan_nb.machinery.report import incidents_html
 from sagan_nb.machinery.runs import Stopped, read_log, train
 from tools.faults.works import Place, settings, small
@@ -81,6 +88,77 @@ def test_the_best_looks_are_kept(place, tmp_path):
     assert len(by_distance) == STEPS // 2
     kept = {int(p.stem[5:]): read_checkpoint(p)['t'] for p in (tmp_path/'run'/'checkpoints').glob('best_*.pt')}
     assert kept == {o['t']: o['t'] for o in by_distance[:2]}
+
+
+def flip(path):
+    "Damage a checkpoint, and no other name of it."
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    "What is warned of."
+    said = []
+    monkeypatch.setattr(warnings, 'warn', lambda words, *args, **kw: said.append(str(words)))
+    return said
+
+
+def damage_once(at, folder, *names):
+    "A hook: damage checkpoints after one step, the first time."
+    left = [*names]
+    def hook(gan, log):
+        while gan.t == at and left: flip(folder/'checkpoints'/left.pop())
+    return [(1, hook)]
+
+
+@pytest.mark.parametrize('action', guard.ACTIONS)
+@pytest.mark.parametrize('older', [True, False])
+def test_a_damaged_good_state_is_named_and_an_older_one_is_used(place, tmp_path, warned, action, older):
+    "Or none, where no step before the collapse has a whole one: a run that is to go back then ends as one that is to stop."
+    out, names = tmp_path/'run', ['good.pt', *['step_0000002.pt', 'step_0000004.pt']*(not older)]
+    hooks = [*collapse_once(5), *damage_once(5, out, *names)]
+    if action == 'go' or action == 'back' and older: assert run(place, out, hooks, action=action).t == STEPS
+    else:
+        with pytest.raises(Stopped, match='sign of collapse.*the last good checkpoint is .*step_0000004.pt$' if older else 'sign of collapse[^;]*$'): run(place, out, hooks, action=action)
+    assert [o['good'] for o in guard.incidents(out)] == [4 if older else None]
+    assert any(re.search(rf'good\.pt: not a readable checkpoint.*; {"step_0000004.pt" if older else "no checkpoint"} is used', o) for o in warned)
+
+
+def test_a_stopped_run_whose_good_state_is_damaged_goes_back_when_it_is_gone_on_with(place, tmp_path, warned):
+    out = tmp_path/'run'
+    with pytest.raises(Stopped): run(place, out, collapse_once(5), action='stop')
+    flip(out/'checkpoints'/'good.pt')
+    gan = run(place, out, resume=True, action='back')
+    assert gan.t == STEPS and not any('collapse' in o for o in read_log(out/'curve.jsonl')) and any('step_0000004.pt is used' in o for o in warned)
+
+
+def test_a_copy_of_a_kept_checkpoint_is_left_alone(place, tmp_path):
+    "As `cp` or a file manager names it."
+    folder = tmp_path/'run'/'checkpoints'
+    copy = [(1, lambda gan, log: shutil.copy2(next(folder.glob('best_*.pt')), folder/'best_0000002 (1).pt') if gan.t == 5 else None)]
+    assert run(place, tmp_path/'run', copy, keep='best:2').t == STEPS
+    assert (folder/'best_0000002 (1).pt').exists() and len(checkpoints_of(tmp_path/'run', 'best')) == 2
+
+
+@pytest.mark.parametrize('best', [0, 3, 99])
+def test_the_price_counts_the_best_looks(place, tmp_path, best):
+    "Every look, or as many as fit beside those that are kept anyway; a second name takes nothing."
+    cfg = replace(cfg_of(place), steps=24)
+    with small(place): guard.train_guarded(cfg, place.source, tmp_path/'run', every=2, features=place.features, keep=f'best:{best}' if best else None)
+    stored = {p.stat().st_ino for p in (tmp_path/'run'/'checkpoints').glob('*.pt')}
+    n, least = disk_price(cfg, 2, best)[0], disk_price(cfg)[0]
+    assert len(stored) <= n == least + min(best, 12 - least) and (best == 3 or len(stored) == n)
+
+
+def test_the_price_is_said_with_the_best_looks(tmp_path, monkeypatch, capsys):
+    def ends(*args): raise guard.Collapsed('planted')
+    monkeypatch.setattr(cli, 'train_guarded', ends)
+    code, out, err = shell(monkeypatch, capsys, 'sagan_train', 't1_attn_16', '--scale', 'smoke', '--steps', 60, '--look_every', 2, '--keep', 'best:25', '--out', tmp_path/'run')
+    assert (code, err) == (3, 'sagan_train: planted\n')                          # 3: not the user's Ctrl-C
+    assert int(re.search(r'\((\d+) checkpoints', out)[1]) > 25 and exit_code(Stopped()) == 130
 
 
 @pytest.mark.parametrize('how, words', [(dict(keep='best:0'), 'best:K'), (dict(keep='3'), 'best:K'), (dict(action='cry'), 'on_collapse'), (dict(every=3), 'multiple of checkpoint_every'),

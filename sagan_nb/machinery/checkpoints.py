@@ -235,24 +235,26 @@ def load_checkpoint(
 
 def step_of(path:Path)->int:
     "The step in the name of a checkpoint."
-    return int(path.stem.removeprefix('step_'))
+    return int(path.stem.rpartition('_')[2])
 
 
 def checkpoints_of(
     out,                      # a run folder
+    kind:str='step',          # step, or best: those that a guard keeps
 )->list:                      # paths, by step
     "List the checkpoints of a run, whole or damaged."
-    found = Path(out).glob('checkpoints/step_[0-9]*.pt')
-    return sorted((p for p in found if p.stem.removeprefix('step_').isdecimal()), key=step_of)      # not 'step_4 (1).pt'
+    found = Path(out).glob(f'checkpoints/{kind}_[0-9]*.pt')
+    return sorted((p for p in found if p.stem.removeprefix(f'{kind}_').isdecimal()), key=step_of)      # not 'step_4 (1).pt'
 
 
 def newest(
     out,                      # a run folder
     read,                     # what is done with a checkpoint; Refused for a damaged one
+    until:float=math.inf,     # leave out later steps
 )->tuple:                     # path, what `read` returned
     "Read the newest checkpoint that is whole, and warn of newer ones. Raises Refused if there is none."
     must_be_utf8(out)
-    found, damaged = checkpoints_of(out), []
+    found, damaged = [p for p in checkpoints_of(out) if step_of(p) <= until], []
     for path in reversed(found):
         try: value = read(path)
         except Refused as e:
@@ -274,9 +276,10 @@ def newest_checkpoint(
 def read_newest(
     out,                      # a run folder
     lazily:bool=False,        # as of `read_checkpoint`
+    until:float=math.inf,     # leave out later steps
 )->tuple:                     # path, what is in it
     "Read the newest checkpoint of a run; damaged ones are passed over with a warning. Raises Refused if there is none."
-    return newest(out, lambda path: read_checkpoint(path, lazily))
+    return newest(out, lambda path: read_checkpoint(path, lazily), until)
 
 
 def log_spaced(
@@ -297,13 +300,18 @@ def worth_keeping(
 
 def disk_price(
     cfg:Config,               # of a run
-)->tuple:                     # how many checkpoints it ends with, bytes of each (about)
-    "Estimate the disk that a run needs for its checkpoints."
+    look_every:int=0,         # steps between two looks; 0: none
+    best:int=0,               # how many looks are kept by their distance
+)->tuple:                     # how many checkpoints it ends with, at most; bytes of each (about)
+    """Estimate the disk that a run needs for its checkpoints. A second name of one takes nothing: good.pt, a best look that
+    is kept anyway."""
     every, last = cfg.checkpoint_every, cfg.steps
     kept = {min(math.ceil(mark / every)*every, last) for mark in log_spaced(last)} | {last, (last - 1)//every*every}
+    looks = {*range(look_every, last, look_every), last} if look_every else set()
     with torch.device('meta'): G, D = networks(cfg)
     size = lambda net: sum(v.numel()*v.element_size() for v in net.state_dict().values())
-    return len(kept - {0}), size(G)*(3 + bool(cfg.ema)) + 3*size(D)          # weights, two moments of Adam, the average
+    each = size(G)*(3 + bool(cfg.ema)) + 3*size(D)           # weights, two moments of Adam, the average
+    return len(kept - {0}) + min(best, len(looks - kept)), each
 
 
 class SamplerOfStep:

@@ -67,7 +67,7 @@ def sagan_train(
     unlabelled:bool=False,    # train on a folder without classes
     look_every:int=0,         # steps between looks at distance and diversity, for signs of collapse (default: none)
     keep:str=None,            # best:K keeps the K checkpoints with the smallest distance, as best_STEP.pt
-    on_collapse:str='go',     # go on, stop, or back: to the last good checkpoint, with other noise
+    on_collapse:str='go',     # go on, stop (exit code 3), or back: to the last good checkpoint, with other noise
     features:str='domain',    # what a look measures with: domain, inception, or inception:PATH
     device:str='auto',        # auto, cpu or cuda
 ):
@@ -82,7 +82,7 @@ def sagan_train(
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
-    check_watch(cfg, look_every, keep, on_collapse)               # refuses before pictures are read
+    best = check_watch(cfg, look_every, keep, on_collapse)    # refuses before pictures are read
     with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
@@ -91,7 +91,7 @@ def sagan_train(
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     wanted = cfg.steps
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
-    kept, size = disk_price(cfg)
+    kept, size = disk_price(cfg, look_every, best)
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '
                f'{cfg.precision} on {where}{f", {ranks.world} ranks" if ranks.world > 1 else ""}, '
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))

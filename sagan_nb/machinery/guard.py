@@ -1,5 +1,7 @@
 "Serves chapter 12: what a long run does about a collapse: note it, stop, or go back; and the best looks that are kept."
 import re
+import warnings
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from .atomic import atomic_write
 from .checkpoints import (Diverged, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest, restore, sealed,
                           step_of)
 from .curve import Curve, give_name
-from .files import append_line, read_lines
+from .files import CacheWarning, append_line, read_lines
 from .group import text_of_first
 from .runs import Stopped, read_log, run_lock, state_to_go_on_from, train, with_numbers
 from .terminal import printable
@@ -72,11 +74,26 @@ class Guard:
         "Name the checkpoint of this step best_XXXXXXX.pt, too, if its distance is among the smallest; one more goes."
         order = sorted(with_numbers(read_log(self.curve.path, t), 'distance'), key=lambda o: o['distance'])
         wanted = {o['t'] for o in order[:self.best]}
-        folder = self.curve.run/'checkpoints'
-        here = folder/f'step_{t:07}.pt'
+        here = self.curve.run/'checkpoints'/f'step_{t:07}.pt'
         if t in wanted and here.exists(): give_name(here, f'best_{t:07}.pt')
-        for path in folder.glob('best_*.pt'):
-            if int(path.stem.removeprefix('best_')) not in wanted: path.unlink()
+        for path in checkpoints_of(self.curve.run, 'best'):
+            if step_of(path) not in wanted: path.unlink()
+
+
+def good_state(
+    run,                      # run folder
+)->tuple:                     # path, what is in it (mapped into memory); None, None where there is none
+    """Read the last checkpoint from before a collapse: good.pt. If that is damaged, a warning says so, and it is the newest
+    whole one of a step that a look found well."""
+    good = Path(run)/'checkpoints'/'good.pt'
+    if not good.exists(): return None, None
+    try: return good, read_checkpoint(good, lazily=True)
+    except Refused as e: words = str(e)
+    well = [o['t'] for o in takewhile(lambda o: 'collapse' not in o, read_log(Path(run)/'curve.jsonl'))]
+    try: found = read_newest(run, True, max(well, default=0))
+    except Refused: found = None, None
+    warnings.warn(f'{words}; {found[0].name if found[0] else "no checkpoint"} is used', CacheWarning, stacklevel=1)
+    return found
 
 
 def note_incident(
@@ -86,9 +103,8 @@ def note_incident(
     action:str,               # what is done about it
 ):
     "Add a line to incidents.jsonl."
-    good = Path(run)/'checkpoints'/'good.pt'
-    step = read_checkpoint(good, lazily=True)['t'] if good.exists() else None
-    append_line(Path(run)/'incidents.jsonl', dict(t=t, words=words, action=action, good=step))
+    path, state = good_state(run)
+    append_line(Path(run)/'incidents.jsonl', dict(t=t, words=words, action=action, good=state['t'] if path else None))
 
 
 def incidents(
@@ -106,14 +122,14 @@ def incidents(
 
 def step_back(
     run,                      # run folder
+    good:Path,                # its last good checkpoint
     times:int,                # how often it went back before
 )->int:                       # the step from which it goes on
     """Make the last good checkpoint the newest, with noise drawn anew and pictures from where the run was: the same
-    noise and pictures would end alike. Raises Refused where there is none."""
+    noise and pictures would end alike. Raises Refused where it is damaged."""
     run = Path(run)
-    good = run/'checkpoints'/'good.pt'
     with run_lock(run):
-        state = read_checkpoint(good if good.exists() else newest_checkpoint(run))
+        state = read_checkpoint(good)
         state['data'] = read_newest(run)[1]['data']
         state['rng'] = torch.Generator().manual_seed(seed_of('back', state['t'], times)).get_state()
         with atomic_write(run/'checkpoints'/f'step_{state["t"]:07}.pt') as part: part.write_bytes(sealed(state))
@@ -183,7 +199,9 @@ def go_back(
     "Go back to the last good checkpoint, and say so."
     times = sum(o['action'] == 'back' for o in incidents(run))
     if times > MOST_BACKS or not checkpoints_of(run): return False
-    print(f'\n{why}: back to step {step_back(run, times)}, with other noise')
+    good = good_state(run)[0] if (Path(run)/'checkpoints'/'good.pt').exists() else newest_checkpoint(run)
+    if not good: return False
+    print(f'\n{why}: back to step {step_back(run, good, times)}, with other noise')
     return True
 
 
@@ -191,8 +209,8 @@ def last_good(
     run,                      # run folder
 )->str:                       # for the end of a sentence
     "Say which checkpoint is from before a collapse."
-    good = Path(run)/'checkpoints'/'good.pt'
-    return f'; the last good checkpoint is {good}' if good.exists() else ''
+    good, _ = good_state(run)
+    return f'; the last good checkpoint is {good}' if good else ''
 
 
 def newest_step(

@@ -23,6 +23,7 @@ from .evaluate import check_metrics
 from .features import check_features
 from .files import CacheWarning
 from .group import Lost, place, text_of_first
+from .guard import Collapsed
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16, out_of_memory, short_of_memory
 from .many import goes_to_many
@@ -68,10 +69,14 @@ def command(f):               # a function with docments
 
 def exit_code(
     e:BaseException,          # what stopped a command
-)->int:                       # 75: "try again" (EX_TEMPFAIL of sysexits.h); 130: as after Ctrl-C
-    "Choose the exit code: a run that a scheduler stopped wants to come back, one that a user stopped does not."
+)->int:                       # 3: a collapse; 75: "try again" (EX_TEMPFAIL of sysexits.h); 130: as after Ctrl-C
+    "Choose the exit code: a run that a scheduler stopped wants to come back, one that a user or a guard stopped does not."
+    if isinstance(e, Collapsed): return 3
     if isinstance(e, Requeue): return 75
     return 130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1
+
+
+GOES_ON = 'the same command goes on once there is a remedy'
 
 
 def fault_line(

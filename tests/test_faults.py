@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from filelock import FileLock
 
+from commands import shell
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
@@ -279,6 +281,35 @@ def test_a_collapse_overwrites_no_good_state_and_the_price_is_right(tmp_path):
     n, size = disk_price(cfg)
     stored = sum(v.nbytes for _, v in every_tensor(read_checkpoint(found[-1])))
     assert n == len(found) and .9 < stored / size < 1.1
+
+
+# what to do next
+
+@pytest.mark.parametrize('after, words', [(0, 'the same command goes on'), (1, 'what goes on, once there is a remedy, is .*sagan_train --resume --out')])
+def test_a_fault_before_the_first_step_says_what_goes_on(tmp_path, monkeypatch, capsys, after, words):
+    "The disk is full before the folder of a run is made, or after: then the command that began it would be refused."
+    out, more = tmp_path/'run', ('t1_attn_16', '--scale', 'smoke', '--steps', 1)
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device', str(out/'data.json'))
+    with monkeypatch.context() as m:
+        m.setattr(runs, 'fill_folder' if after else 'check_free', full)
+        code, _, err = shell(m, capsys, 'sagan_train', *more, '--out', out)
+        assert code == 1 and re.fullmatch(rf'sagan_train: {out}/data.json: No space left on device; no file that was there is lost, and {words}.*\n', err), err
+        if after: assert 'the same command goes on' in shell(m, capsys, 'sagan_train', '--resume', '--out', out)[2]
+    monkeypatch.setattr('sagan_nb.machinery.cli.summarise', lambda *args: None)
+    code, _, err = shell(monkeypatch, capsys, 'sagan_train', *(('--resume',) if after else more), '--out', out)
+    assert code == 0 and checkpoints_of(out), err
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-'])
+def test_a_shell_may_close_what_is_printed_to(tmp_path, closed):
+    "No stream at all, as some daemons start a program: training and measuring go on."
+    call = 'import sys; from sagan_nb.machinery import console; del sys.argv[0]; getattr(console, sys.argv[0])()'
+    def ends(*args): return subprocess.run(['bash', '-c', f'exec "$@" {closed}', 'bash', sys.executable, '-c', call, *map(str, args)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(ROOT))
+    for args in (('sagan_train', 't1_attn_16', '--scale', 'smoke', '--steps', 2, '--out', 'run'), ('sagan_eval', 'run', '--metrics', 'diversity', '--n_fake', 20)):
+        done = ends(*args)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path/'run'/'metrics.json').exists()
 
 
 # log and settings

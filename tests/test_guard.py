@@ -223,3 +223,34 @@ def test_a_part_that_fails_costs_no_other(place, tmp_path, part, monkeypatch, ca
     monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made)
     summarise(gan, place.source, out)
     assert (out/part).exists()
+
+
+def test_a_damaged_incident_hides_nothing(place, tmp_path, monkeypatch, capsys):
+    "What else failed is named beside it, with the command that makes up for all; what was made is listed."
+    out = tmp_path/'run'
+    gan = train(replace(cfg_of(place), steps=2), place.source, out)
+    (out/'incidents.jsonl').write_text('nonsense\n')
+    (out/'samples.png').mkdir()
+    monkeypatch.setattr('sagan_nb.machinery.ending.measure', lambda *args: [])
+    with pytest.raises(Refused, match=r'trained and saved, but not made are: samples\.png .*; incidents\.jsonl .*delete this line.*To make up for it: .*sagan_train --resume'): summarise(gan, place.source, out)
+    assert 'curves.png' in capsys.readouterr().out
+
+
+def test_what_is_missing_in_the_end_is_not_made_up_for_by_the_same_command(place, tmp_path, monkeypatch):
+    "No more files may be opened: training is over, and the command that began it would be refused."
+    out = tmp_path/'run'
+    gan = train(replace(cfg_of(place), steps=2), place.source, out)
+    def full(*args): raise OSError(errno.EMFILE, 'Too many open files', str(out/'incidents.jsonl'))
+    monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', {name: full for name in ENDINGS})
+    with pytest.raises(Refused, match=r'incidents\.jsonl: Too many open files\)\. To make up for it: ') as e: summarise(gan, place.source, out)
+    assert 'the same command' not in str(e.value)
+
+
+def test_a_run_that_could_not_be_measured_says_so_by_its_exit_code(place, tmp_path, monkeypatch):
+    "A user without a home folder, and no cache named."
+    out = tmp_path/'run'
+    gan = train(replace(cfg_of(place), steps=2), place.source, out)
+    def nowhere(): raise RuntimeError('no home')
+    monkeypatch.delenv('SAGAN_NB_CACHE')
+    monkeypatch.setattr(Path, 'home', nowhere)
+    with pytest.raises(Refused, match=r'not made are: metrics\.json \(no home folder here: .*SAGAN_NB_CACHE\)\. To make up for it'): summarise(gan, place.source, out)

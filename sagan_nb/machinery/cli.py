@@ -23,6 +23,7 @@ from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
 from .evaluate import as_table, evaluate, save_records
 from .ending import summarise
+from .features import FEWEST
 from .figures import show_rows, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
@@ -33,8 +34,8 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
-                      command_path, folder_of, free_path, pick_classes, read_queries, replaces, rows_of,
-                      run_settings, say_next, steps_still_within, steps_within)
+                      command_path, folder_of, free_path, pick_classes, read_queries, replaces, resumable,
+                      rows_of, run_settings, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
 from .probe import with_probe
@@ -87,6 +88,7 @@ def sagan_train(
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
+    if len(source) < FEWEST: print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
     wanted = cfg.steps
@@ -99,10 +101,11 @@ def sagan_train(
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
     hooks = [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)]
     rest, began = (where, hooks, tuning, look_every, keep, on_collapse, features), time.monotonic()
-    gan = train_guarded(cfg, source, out, resume, *rest)
-    while within is not None and (n := steps_still_within(within, time.monotonic() - began, gan.t, wanted)) > gan.t:
-        cfg = replace(cfg, steps=n)
-        gan = train_guarded(cfg, source, out, True, *rest)
+    with resumable(out):
+        gan = train_guarded(cfg, source, out, resume, *rest)
+        while within is not None and (n := steps_still_within(within, time.monotonic() - began, gan.t, wanted)) > gan.t:
+            cfg = replace(cfg, steps=n)
+            gan = train_guarded(cfg, source, out, True, *rest)
     return summarise(gan, source, out) if ranks.first else None
 
 

@@ -142,10 +142,17 @@ def check_preset(
         sys.exit(1)
 
 
+def mend_streams():
+    "Open a place where all is lost for a stdout or stderr that is closed: whoever prints goes on, and no file of ours gets its number."
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+
+
 def start(
     name:str,                 # a command such as sagan_train
 ):
     "Run a command as a shell does: read the words, and only then import what it needs."
+    mend_streams()
     if sys.argv[1:2] != ['probe']:                      # the probe has options of its own
         check_preset(name, read_words(name, sys.argv[1:])[0])
     os.environ['MPLBACKEND'] = 'agg'                    # files only; a notebook's backend may not be here

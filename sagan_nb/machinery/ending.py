@@ -5,6 +5,7 @@ from ..core import Refused, save_fig, show_grid
 from ..train import GAN, draw, fixed_noise, show_curves
 from .door import open_run
 from .evaluate import as_table, save_records
+from .features import TooFew
 from .guard import incidents
 from .jobs import measure
 from .options import command_path, fault_line, say_next
@@ -47,7 +48,7 @@ def write_metrics(
 ):
     "Measure, write metrics.json, and print the numbers."
     try: records = measure(out, source, gan.device)
-    except Refused as e: return print(f'not measured: {e}')      # the run is good, its pictures are too few to learn from
+    except TooFew as e: return print(f'not measured: {e}')       # as was said before the run
     save_records(out/'metrics.json', records)
     print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
 
@@ -61,7 +62,17 @@ def write_report(
     if gan.cfg.scale != 'smoke': report(out, source=source, device=gan.device)
 
 
-ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics, 'report.html': write_report}
+def say_incidents(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Say how much went wrong on the way, and what first."
+    if seen := incidents(out): print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
+
+
+ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics,
+           'report.html': write_report, 'incidents.jsonl': say_incidents}
 
 
 def summarise(
@@ -74,10 +85,9 @@ def summarise(
     out, failed = Path(out), {}
     for name, write in ENDINGS.items():
         try: write(gan, source, out)
-        except Exception as e: failed[name] = fault_line(e) or f'{type(e).__name__}: {e}'
+        except Exception as e: failed[name] = fault_line(e, '') or f'{type(e).__name__}: {e}'
     for name, what in WRITTEN.items():
         if (out/name).exists() and name not in failed: print(f'  {out/name}   {what}')
-    if seen := incidents(out): print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
     again = ('sagan_train', '--resume', '--out', out)
     if failed:
         words = '; '.join(f'{name} ({why})' for name, why in failed.items())

@@ -16,7 +16,7 @@ from ..data import diversity, seed_of
 from ..distributed import Ranks
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .atomic import atomic_write
-from .features import Features, open_features, weights_hash
+from .features import Features, TooFew, open_features, weights_hash
 from .files import (cache_folder, content_hash, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
                     write_cache)
 from .sources import uneven
@@ -368,7 +368,7 @@ def check_task(
                       f'{source.res} px and {len(source.classes)} classes')
     real = len(source) if n_real is None else min(n_real, len(source))
     if min(n_fake, real) < 2:
-        raise Refused(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
+        raise TooFew(f'a distance needs at least 2 pictures of each kind, got {n_fake} and {real}')
 
 
 def protocol_of(

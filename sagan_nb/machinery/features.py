@@ -183,6 +183,13 @@ def held_out_accuracy(
     return right / len(indices)
 
 
+FEWEST = 20               # pictures from which a classifier can learn
+
+
+class TooFew(Refused):
+    "There are so few pictures that nothing can be measured by them, whatever a run does."
+
+
 def train_classifier(
     source,                   # pictures, from `open_source`
     seed:int=0,               # of weights, split and order
@@ -191,7 +198,7 @@ def train_classifier(
 )->tuple[Classifier,dict]:    # the network, and what to say of it
     "Train the domain classifier, holding out a tenth (at most 2,000); stop early when nothing is left to learn."
     rng, n, K, began = torch.Generator().manual_seed(seed), len(source), len(source.classes), time.perf_counter()
-    if n < 20: raise Refused(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
+    if n < FEWEST: raise TooFew(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
     held, rest = torch.randperm(n, generator=rng).split([min(n // 10, 2000), n - min(n // 10, 2000)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import closing, redirect_stdout, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -81,23 +81,39 @@ GOES_ON = 'the same command goes on once there is a remedy'
 
 def fault_line(
     e:BaseException,          # what stopped a command
+    then:str=GOES_ON,         # as of `disk_line`
 )->str:                       # one line to print; '' for a bug, which keeps its traceback
     "Say what happened: an input that cannot be used, a disk, memory, the user."
     if out_of_memory(e): return printable(f'out of memory: {short_of_memory(e)}')
     if isinstance(e, (Refused, Diverged, Lost)): return printable(e)
-    if isinstance(e, OSError): return printable(disk_line(e))
+    if isinstance(e, OSError): return printable(disk_line(e, then))
     return printable(str(e) or 'stopped') if isinstance(e, (Stopped, KeyboardInterrupt)) else ''
 
 
 def disk_line(
     e:OSError,                # what the system said
+    then:str=GOES_ON,         # what is to be done; '' where the caller says that
 )->str:
     "Say what happened to which file, and, where a disk or a limit is to blame, what is safe."
     path, said = re.sub(r'\.\d+\.part$', '', str(e.filename or '')), f'{e.strerror or e}'
     spent = 'ENOSPC EDQUOT EROFS EIO EMFILE ENFILE EFBIG'.split()
-    if e.errno in {getattr(errno, name, None) for name in spent} and ';' not in said:
-        said += '; no file that was there is lost, and the same command goes on once there is a remedy'
+    if then and e.errno in {getattr(errno, name, None) for name in spent} and ';' not in said:
+        said += f'; no file that was there is lost, and {then}'
     return f'{path}: {said}'.lstrip(': ')
+
+
+@contextmanager
+def resumable(
+    out,                      # folder of a run that is about to begin, or to be gone on with
+):
+    "Within it, a fault of the system says how to go on with a run that it began: the command that did so would be refused."
+    settings = Path(out)/'config.json'
+    before = settings.exists()
+    try: yield
+    except OSError as e:
+        if before or not settings.exists(): raise
+        then = f'what goes on, once there is a remedy, is {command_path("sagan_train", "--resume", "--out", out)}'
+        raise OSError(e.errno, disk_line(OSError(e.errno, e.strerror or str(e)), then), e.filename) from e
 
 
 def pick_classes(

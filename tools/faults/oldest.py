@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from .results import add_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTED = 'tests/test_train.py', 'tests/test_data.py', 'tests/test_metrics.py', 'tests/test_faults.py', 'tests/test_hostile.py', 'tests/test_interop.py'
+TESTED = 'tests/test_train.py', 'tests/test_transforms.py', 'tests/test_data.py', 'tests/test_metrics.py', 'tests/test_faults.py', 'tests/test_hostile.py', 'tests/test_interop.py'
 
 
 def requirements():

@@ -234,7 +234,7 @@ def test_the_table_in_slices_and_in_commands(table, tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize('args, words', [
-    (['table9'], "no table 'table9'; choose one of table1"), (['table1', '--only', 't1_nine'], "no row 't1_nine'"), (['table1', '--seeds', 'a'], 'seeds are numbers'),
+    (['table9'], "no table 'table9'; choose one of table1"), (['table1', '--only', 't1_nine'], "no row 't1_nine'"), (['table1', '--seeds', 'a'], 'seeds are like'), (['table1', '--seeds', '5-3'], 'seeds are like'),
     (['table1', '--set', 'attn_at=8'], 'tells the rows of this table apart'), (['table1', '--scale', 'huge'], 'choose one of smoke'),
     (['table1', '--set', 'seed=5'], 'seed is not for --set: say --seeds'), (['table1', '--set', 'scale=paper'], 'say --scale'), (['table1', '--only', ''], "no row ''"),
     (['table1', '--set', 'res=48'], 'no row can be trained: t1_none: res is 48'), (['table1', '--retrain', 't1_none', '--adopt', 'there'], 'are two commands'),

@@ -258,7 +258,7 @@ def sagan_table(
     table:Param('which: table1, table2, fig3, reduction, best, twins, twins_again; public: the weights of others', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
-    seeds:str='0',            # seeds, separated by commas
+    seeds:str='0',            # seeds, such as 1,2,5 or 10-29
     out:str=None,             # folder of results (default: runs/TABLE-SCALE)
     only:str=None,            # rows, separated by commas (default: all)
     retrain:str=None,         # rows to do anew, separated by commas

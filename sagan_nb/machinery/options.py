@@ -310,17 +310,25 @@ def check_eval_options(
     else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
+def seeds_of(
+    text:str,                 # '10-29', '1,2,5', or both
+)->list:
+    "Read a list of seeds, at most a thousand in a row. Raises Refused for anything else."
+    parts = [[int(o) for o in part.split('-')] for part in text.split(',') if re.fullmatch(r'\d{1,19}(-\d{1,19})?', part, re.ASCII)]
+    if len(parts) <= text.count(',') or any(p[-1] - p[0] not in range(1000) for p in parts): raise Refused(f'seeds are like 10-29 or 1,2,5; got {text!r}')
+    return [s for part in parts for s in range(part[0], part[-1] + 1)]
+
+
 def slice_of(
     plan,                     # a table
     only:str,                 # rows, separated by commas; None: all
-    seeds:str,                # numbers, separated by commas
+    seeds:str,                # as of `seeds_of`
 )->tuple[list,list]:          # rows, seeds
     "What of a table is asked for. Raises Refused for rows and seeds that do not exist."
     rows = list(plan.rows) if only is None else only.split(',')
     if strange := [r for r in rows if r not in plan.rows]:
         raise Refused(f'there is no row {strange[0]!r} in this table; there are {", ".join(plan.rows)}')
-    if not all(s.isdecimal() and len(s) < 20 for s in seeds.split(',')): raise Refused(f'seeds are numbers like 0,1,2; got {seeds!r}')
-    return rows, [int(s) for s in seeds.split(',')]
+    return rows, seeds_of(seeds)
 
 
 def asked_rows(

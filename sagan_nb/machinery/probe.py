@@ -27,6 +27,7 @@ from ..networks import Discriminator
 from .atomic import atomic_write
 from .files import read_json, write_json
 from .machine import environment
+from .options import seeds_of
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out
 PARTNERS = dict(toy=('colour', [1]), pairs=('colour', [1, 3]), twins=('code', [1]))      # what makes parts agree
@@ -275,15 +276,6 @@ def as_text(
         lines.append(f'{o["better"]} before {o["worse"]}: {o["verdict"]}; log-rank p {o["p"]:.3g}, by Holm '
                      f'{o["holm_p"]:.3g}; {o["difference"]:+,.0f} updates{ends} over {o["pairs"]} seeds')
     return '\n'.join(lines)
-
-
-def seeds_of(
-    text: str,                # '10-29', '1,2,5', or both
-) -> list:
-    "Read a list of seeds. Raises Refused for anything else."
-    try: parts = [[int(o) for o in part.split('-')] for part in text.split(',')]
-    except ValueError: raise Refused(f'seeds are like 10-29 or 1,2,5; got {text}') from None
-    return [s for part in parts for s in range(part[0], part[-1] + 1)]
 
 
 def probe_options():

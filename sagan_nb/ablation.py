@@ -158,6 +158,8 @@ def _tables()->dict:
                   ('released', *steps, 'best_known'), 'released', (), ('ema',)),
         twins=Plan('Twins: does attention make distant parts agree?', pair, 't1_none', sixteen, (), ('mi',), True,
                    tuple(range(10, 20))),
+        twins_at_8=Plan('Twins: attention at 8, by joint bits and new seeds', ('t1_none', 't1_attn_8', 't1_res_8'),
+                        't1_none', (beats[0], control[0]), (), ('joint',), True, tuple(range(44, 56))),
         twins_again=Plan('Twins again, by joint bits and new seeds', pair[:3], 't1_none', sixteen[:2], (), ('joint',),
                          True, tuple(range(20, 44))))
 

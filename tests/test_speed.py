@@ -479,6 +479,22 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
 
 
+def test_each_side_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    "Ours keeps freed memory, the other side has the allocator of the system; a side that dies is an error, and no file."
+    from tools.bench import started
+    monkeypatch.delenv('SAGAN_KEEP_MEMORY', raising=False)
+    other = tmp_path/'other.py'
+    other.write_text('import time\ndef make_step(res, batch, n_classes): return lambda: time.sleep(.2)\n')
+    started.main([str(other), '--net', 'small', '--rounds', '2', '--out', str(tmp_path/'out.json')])
+    found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
+    rows = found['nets']['small']['rows']
+    assert set(rows) == {'against', *usable_variants('cpu', ['all, fp32', 'all, bf16'])} and .2 < rows['against']['seconds'] < 1 and rows['against']['cpu_seconds'] < .1
+    assert rows['all, fp32']['ratio'] == pytest.approx(statistics.median(b[0]/a[0] for a, b in zip(rows['all, fp32']['rounds'], rows['against']['rounds'])))
+    monkeypatch.setenv('SAGAN_KEEP_MEMORY', '0')                                              # so ours dies
+    with pytest.raises((EOFError, ConnectionError)): started.main([str(other), '--net', 'small', '--out', str(tmp_path/'none.json')])
+    assert not (tmp_path/'none.json').exists()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('precision, off', [('fp32', 1e-3), ('bf16', .1)])
 def test_a_compiled_step_is_the_same_step(precision, off):

@@ -11,7 +11,7 @@ from .power import SHORT, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
-PLACES = dict(twins='`twins`', twins_again='`twins` again', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
+PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 
 def listed(

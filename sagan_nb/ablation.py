@@ -161,7 +161,9 @@ def _tables()->dict:
         twins_at_8=Plan('Twins: attention at 8, by joint bits and new seeds', ('t1_none', 't1_attn_8', 't1_res_8'),
                         't1_none', (beats[0], control[0]), (), ('joint',), True, tuple(range(44, 56))),
         twins_again=Plan('Twins again, by joint bits and new seeds', pair[:3], 't1_none', sixteen[:2], (), ('joint',),
-                         True, tuple(range(20, 44))))
+                         True, tuple(range(20, 44))),
+        photographs=Plan('Rows of Table 1 on photographs', pair[:3], 't1_none', sixteen[:2], (), ('distance',), True,
+                         (0, 1, 2)))
 
 TABLES = _tables()
 
@@ -196,7 +198,8 @@ def shares(
     kinds = [k for k in plan.kinds if plan.holm or name_of(results, k)]
     asked = [(a, b, k) for k in kinds for a, b, _ in plan.orderings]
     if not plan.holm: return dict.fromkeys(asked, sum(len(seed_differences(results, *o)) > 1 for o in asked) or 1)
-    ps, out, left = {o: paired_p(results, *o) for o in asked}, {}, len(asked)
+    def there(o): return len(seed_differences(results, *o)) >= len(plan.seeds)
+    ps, out, left = {o: paired_p(results, *o) if there(o) else 1. for o in asked}, {}, len(asked)
     for o in sorted(asked, key=ps.get):
         out[o] = left
         if ps[o]*left < .05: left -= 1

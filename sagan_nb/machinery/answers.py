@@ -11,7 +11,8 @@ from .power import SHORT, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
-PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
+PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again', photographs='photographs',
+              table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 
 def listed(
@@ -67,6 +68,7 @@ def claim_words(
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
     if not n: return f'{words}: not run'
+    if found.startswith('not judged'): return f'on {PLACES[name]}, {words}: {found}'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
     return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
 
@@ -162,12 +164,14 @@ def answers(
     first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
     second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
     own = [name for name in results if TABLES[name].seeds]
-    progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
+    states = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure = [o for name in own for o in found[name]['open']]
+    begun = [o for o in (*states, *unsure) if 'not complete' in o or 'not judged' in o]
+    whole, unsure = ([o for o in texts if o not in begun] for texts in (states, unsure))
     shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
-        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), *progress]),
+        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), *whole]),
         f'**Does not hold, or is not resolved.** {second}.',
         bullets([*other_words(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *older_words(found)]),
-        unseen_words(results, alone or {})])
+        *['**Not finished.**\n\n' + bullets(begun)]*bool(begun), unseen_words(results, alone or {})])

@@ -368,8 +368,8 @@ def tally(
 ) -> str:                     # a sentence; empty without a comparison
     "Count the verdicts of a table."
     found = [ruling(plan, results, *key, among) for key, among in shares(results, plan).items()]
-    found = [o for o in found if o != 'not run']
-    if not found: return ''
+    if all(o == 'not run' for o in found): return ''
+    found = ['not judged yet' if o == 'not run' else o for o in found if o != 'not run' or plan.seeds]
     count = Counter(next(o for o in TALLIES if said.startswith(o)) for said in found)
     alone = sum('own interval' in o for o in found)
     origin = 'written down before the first run' if plan.claims else 'with the base row (ours: the paper claims none)'

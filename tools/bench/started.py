@@ -1,15 +1,15 @@
-"""Another implementation and ours, each as people start it: `python -m tools.bench.started ADAPTER.py:FOLDER --out FILE [--net 128] [--rounds 5]`.
+"""Another implementation and ours, each in a process of its own: `python -m tools.bench.started ADAPTER.py:FOLDER --out FILE [--net 128] [--rounds 6]`.
 
-Each side is a process of its own, so each has its own allocator: the other implementation that of the system, ours the one
-that `sagan_train` asks for, which keeps its memory (`keep_memory`). With `--kept` both keep it. The processes make one update
-each in turns, and wait in between. At 128 pixels ours is timed eager and compiled; `sagan_train` compiles where that pays.
+So each has the allocator with which people start it: the other implementation that of the system, ours the one that `sagan_train`
+asks for, which keeps its memory (`keep_memory`). With `--kept` both keep it. The processes make one update each in turns, in an
+order that is turned round every time, and wait in between. At 128 pixels ours is timed eager, as `sagan_train` is, and compiled.
 """
 import argparse
 import json
 import multiprocessing
+import os
 import time
-
-import torch
+from contextlib import suppress
 
 from sagan_nb.core import Refused
 from sagan_nb.machinery.atomic import atomic_write
@@ -20,31 +20,30 @@ from sagan_nb.speed import NETS, VARIANTS, Step, timing_table, usable_variants
 
 def serve(pipe, name, net, against, keep):
     "For each message, make one update and send the seconds and the processor seconds that it took."
-    if keep and not keep_memory(): raise Refused('this system has no allocator that can be told to keep memory')
+    if keep and not keep_memory(): raise Refused('glibc alone can be told to keep memory')
     net = NETS[net]
     step = try_step(callable_from(against), net) if name == 'against' else Step(net, VARIANTS[name])
-    while pipe.recv():
-        start, cpu = time.perf_counter(), time.process_time()
-        step()
-        pipe.send((time.perf_counter() - start, time.process_time() - cpu))
+    with suppress(EOFError):                              # the end of the process that asks
+        while pipe.recv():
+            start, cpu = time.perf_counter(), time.process_time()
+            step()
+            pipe.send((time.perf_counter() - start, time.process_time() - cpu))
 
 
 class Side:
-    "One side, in its process. Call it for one update."
-    def __init__(self, *args):
+    "One side, in its process. Call it for one update. Raises RuntimeError, with its name, if it died."
+    def __init__(self, name, net, against, keep):
         new = multiprocessing.get_context('spawn')
-        self.pipe, other = new.Pipe()
-        self.process = new.Process(target=serve, args=(other, *args), daemon=True)
+        self.name, (self.pipe, other) = name, new.Pipe()
+        self.process = new.Process(target=serve, args=(other, name, net, against, keep), daemon=True)
         self.process.start()
-        other.close()                                     # so that a side that dies is an error here, and no waiting
+        other.close()                                     # or its death would be a silence
 
     def __call__(self):
-        self.pipe.send(True)
-        return self.pipe.recv()
-
-    def end(self):
-        self.pipe.send(False)
-        self.process.join()
+        try:
+            self.pipe.send(True)
+            return self.pipe.recv()
+        except (EOFError, OSError): raise RuntimeError(f'{self.name}: its process died; what it said is above') from None
 
 
 def main(argv=None):
@@ -52,26 +51,28 @@ def main(argv=None):
     parser.add_argument('against', help='Python file with make_step, see sagan_bench --against')
     parser.add_argument('--out', required=True)
     parser.add_argument('--net', default='128', choices=NETS)
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=6)
     parser.add_argument('--kept', action='store_true', help='the other implementation keeps its memory, too')
     parser.add_argument('--note', default='')
     o = parser.parse_args(argv)
+    for setting in [o for o in os.environ if o.startswith('MALLOC_') or o == 'SAGAN_KEEP_MEMORY']: del os.environ[setting]         # read when a process starts
     callable_from(o.against)                              # refuses before anything is started
-    large = ('all, fp32, compiled', 'all, bf16, compiled')*(NETS[o.net].res >= 128)
-    names = usable_variants('cpu', ['all, fp32', 'all, bf16', *large])
-    sides, taken = {}, {}
-    for name in ('against', *names):
+    net, sides, first = NETS[o.net], {}, {}
+    large = ('all, fp32, compiled', 'all, bf16, compiled')*(net.res >= 128)
+    for name in ('against', *usable_variants('cpu', ['all, fp32', 'all, bf16', *large])):
         sides[name] = Side(name, o.net, o.against, o.kept or name != 'against')
-        taken[name], first = [], sides[name]()            # alone: it may compile
-        print(f'{name}: the first update took {first[0]:.1f} s', flush=True)
-        sides[name]()
+        first[name] = sides[name]()[0]                    # alone: it may compile
+        print(f'{name}: the first update took {first[name]:.1f} s', flush=True)
+        for _ in range(2): sides[name]()
+    taken = {name: [] for name in sides}
     for i in range(o.rounds):
-        for name, side in sides.items(): taken[name].append(side())
+        for name in list(sides)[::-1 if i % 2 else 1]: taken[name].append(sides[name]())
         print(f'round {i + 1} of {o.rounds}: ' + ', '.join(f'{n} {t[-1][0]:.2f} s' for n, t in taken.items()), flush=True)
-    for side in sides.values(): side.end()
-    rows = timing_table(taken, NETS[o.net].batch, 'against')
-    facts = machine_facts() | dict(made_by='tools.bench.started', note=o.note, kept=o.kept, threads=torch.get_num_threads())
-    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(nets={o.net: dict(rows=rows)}), indent=1) + '\n', encoding='utf-8')
+    rows = timing_table(taken, net.batch, 'against')
+    for name, row in rows.items(): row.update(first_seconds=first[name], keeps_memory=o.kept or name != 'against')
+    facts = machine_facts() | dict(made_by='python -m tools.bench.started', note=o.note, against=os.path.basename(o.against.split(':')[0]))
+    with atomic_write(o.out) as part:
+        part.write_text(json.dumps(facts | dict(nets={o.net: dict(res=net.res, batch=net.batch, rows=rows)}), indent=1) + '\n', encoding='utf-8')
     print(f'written to {o.out}')
 
 

@@ -121,7 +121,7 @@ def cifar10():
             for k, words in REAL_SHOWN.items() if k in both[0]]
     tried = ', '.join(f'{c["kid"]:.3f} at {c["step"]:,}' for c in sorted(o['candidates'], key=lambda c: c['step']))
     where = f'results/cifar10/{o["file"]}'
-    so_far = f' of the {o["of"]:,} of its design; then its machine was lost' if o['step'] < o['of'] else ''
+    so_far = f' of the {o["of"]:,} of its design' if o['step'] < o['of'] else ''
     drawn = o['records'][0]
     return '\n'.join([
         f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints kept (KID {tried}) it is the nearest to images that no training saw.', '',

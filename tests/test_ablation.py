@@ -521,6 +521,29 @@ def test_the_second_table_of_twins_is_judged_by_joint_bits_when_all_seeds_are_th
     assert markdown('twins_again', whole).count('**holds (24 seeds)**; by the sum of bits: holds (24 seeds)') == 2
 
 
+def test_seeds_that_a_design_does_not_ask_for_are_shown_and_not_judged():
+    "To add seeds until a claim holds would be to stop where chance is kind."
+    plan, rows = TABLES['twins_at_8'], ('t1_none', 't1_attn_8', 't1_res_8')
+    asked = [*twins_runs(range(44, 56), rows)]
+    extra = [*twins_runs(range(6), rows)]
+    for o in extra:
+        if o['row'] == 't1_attn_8': o['records'][2]['value'] += 50
+    results = dict(twins=[], twins_at_8=asked + extra)
+    assert shares(asked + extra, plan) == shares(asked, plan) and power.power_rows(plan, asked + extra) == power.power_rows(plan, asked)
+    assert tables.tally(plan, asked + extra) == tables.tally(plan, asked) and answers.answers(results) == answers.answers(dict(twins=[], twins_at_8=asked))
+    text = markdown('twins_at_8', asked + extra)
+    assert 'shown but not judged: 0, 1, 2, 3, 4, 5.' in text and '| 18 |' in text and '(12 seeds)' in text and 'not judged' not in markdown('twins_at_8', asked)
+    drawn = figures.show_pairs('twins_at_8', asked + extra, 'joint').axes[1]
+    assert {len(o.get_xdata()) for o in drawn.lines if o.get_marker() == 'o'} == {12}
+    few = [*twins_runs(range(50, 52), rows), *extra]             # eight seeds, two of them its own
+    assert 'not judged yet: 2 of 12 seeds' in markdown('twins_at_8', few) and tables.tally(plan, extra) == ''
+
+
+def test_the_figure_of_a_table_shows_the_measure_that_decides():
+    assert figures.decisive(TABLES['twins_at_8'], [*twins_runs((44,))]) == 'joint' and figures.decisive(TABLES['twins'], [*twins_runs((10,))]) == 'mi'
+    assert figures.decisive(TABLES['table1'], collect(ROOT/'results'/'table1')) == figures.decisive(TABLES['twins'], []) == 'distance'
+
+
 def test_a_claim_that_is_not_finished_frees_no_part_of_the_five_percent():
     "Holm's rule would divide by one less for each claim that holds before it; half of the seeds of one are no verdict."
     plan, half = TABLES['twins_at_8'], lambda o: o['row'] != 't1_res_8' or o['seed'] < 50

@@ -44,14 +44,20 @@ def planned(
     return len(TABLES[name].rows)*len(TABLES[name].seeds)
 
 
+def runs_there(
+    name: str,                # a key of TABLES, with seeds
+    results: list,            # its runs
+) -> int:
+    "Count those of them that are there."
+    return sum(o['row'] in TABLES[name].rows for o in results)
+
+
 def progress_words(
     name: str,                # a key of TABLES, with seeds
     results: list,            # its runs
 ) -> str:
     "Say how many runs are complete, and how many of them collapsed."
-    plan = TABLES[name]
-    n = sum(o['row'] in plan.rows and o['seed'] in plan.seeds for o in results)
-    fell = sum(map(has_collapsed, results))
+    n, fell = runs_there(name, results), sum(map(has_collapsed, results))
     if n == planned(name): return f'all {n} runs are complete, {fell} collapsed'
     state = f'the runs are not complete: {n} of {planned(name)}'
     return f'{state}, {fell} collapsed' if n else state
@@ -67,7 +73,6 @@ def claim_words(
     (a, b, words), kind = claim, TABLES[name].kinds[0]
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
-    if not n: return f'{words}: not run'
     if found.startswith('not judged'): return f'on {PLACES[name]}, {words}: {found}'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
     return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
@@ -76,14 +81,16 @@ def claim_words(
 def sorted_claims(
     name: str,                # a key of TABLES
     results: list,            # runs
-) -> dict:                    # 'holds', 'is reversed', 'open' -> texts; claims without a pair are left out
-    "Sort the claims of a table by their verdicts."
-    plan, among, out = TABLES[name], shares(results, TABLES[name]), {'holds': [], 'is reversed': [], 'open': []}
+) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims without a pair are left out
+    "Sort the claims of a table by what became of them."
+    plan, among = TABLES[name], shares(results, TABLES[name])
+    out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}
     for (a, b, kind), m in among.items():
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
         if words is None or not len(seed_differences(results, a, b, kind)): continue
         found = ruling(plan, results, a, b, kind, m)
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), 'open')
+        if plan.missing(results, a, b, kind): first = 'unfinished'
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)
     return out
@@ -159,15 +166,16 @@ def answers(
     alone: dict = None,       # runs from `probe_runs`
 ) -> str:                     # Markdown
     "Write what holds, what does not, and what could not be seen, from results alone."
+    results = {name: TABLES[name].asked(runs) for name, runs in results.items()}
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
     holds, turned = ('; '.join(text for o in found.values() for text in o[key]) for key in ('holds', 'is reversed'))
     first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
     second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
     own = [name for name in results if TABLES[name].seeds]
-    states = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
-    unsure = [o for name in own for o in found[name]['open']]
-    begun = [o for o in (*states, *unsure) if 'not complete' in o or 'not judged' in o]
-    whole, unsure = ([o for o in texts if o not in begun] for texts in (states, unsure))
+    whole, part = ([f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own
+                    if (runs_there(name, results[name]) == planned(name)) == done] for done in (True, False))
+    unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
+    begun = [*part, *begun]
     shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
         f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), *whole]),

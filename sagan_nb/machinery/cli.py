@@ -24,7 +24,7 @@ from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sampl
 from .evaluate import as_table, evaluate, save_records
 from .ending import summarise
 from .features import FEWEST
-from .figures import show_rows, show_samples, show_training
+from .figures import decisive, show_pairs, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
 from .finetune import tuning_of
@@ -232,9 +232,11 @@ def write_table(
         left = f'\nLeft out, made by other settings: {", ".join(harmless(o["name"]) for o in others)}.\n' if others else ''
         text = markdown(table, results, skipped, failed) + left
         with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
-        same = measured_alike(results, TABLES[table].rows, 'distance')            # else one axis would mix two measures
-        figures = {'': show_rows(table, results)} if results and same else {}
-        if any(o['curve'] for o in results) and same: figures['-training'] = show_training(table, results)
+        kind = decisive(TABLES[table], results)
+        same = measured_alike(results, TABLES[table].rows, kind)                  # else one axis would mix two measures
+        figures = {'': show_pairs(table, results, kind)} if results and same else {}
+        if any(o['curve'] for o in results) and same:
+            figures['-training'] = show_training(table, results, 'distance' if kind == 'distance' else 'mi')
         if fig := show_samples(table, results, out): figures['-samples'] = fig
         for part, fig in figures.items(): save_fig(fig, out/f'{table}{part}.png')
         for part in {'', '-training', '-samples'} - {*figures}:           # an older table's

@@ -34,6 +34,14 @@ def rows_with(
     return [r for r in plan.rows if by_seed(results, r, kind)]
 
 
+def decisive(
+    plan: Plan,               # which table
+    results: list,            # runs
+) -> str:                     # a key of RESULT_KINDS
+    "Choose what a figure shows: the first measure that decides and was taken; the distance where none was."
+    return next((k for k in plan.kinds if name_of(results, k)), 'distance')
+
+
 def draw_rows(
     ax,                       # where
     rows: list,               # presets, from top to bottom
@@ -54,21 +62,6 @@ def draw_rows(
     ax.grid(axis='x', alpha=.3)
 
 
-def show_rows(
-    name: str,                # a key of TABLES
-    results: list,            # runs
-    kind: str = 'distance',   # metric
-):                            # figure
-    "Draw every seed of every row as a dot, the mean as a bar."
-    import matplotlib.pyplot as plt
-    rows = rows_with(TABLES[name], results, kind)
-    with plt.rc_context(FONTS):
-        fig, ax = plt.subplots(figsize=(6.5, .8 + .32*max(len(rows), 2)), layout='constrained')
-        draw_rows(ax, rows, results, kind)
-        ax.set_xlabel(AXES.get(kind, name_of(results, kind)))
-    return fig
-
-
 def draw_claims(
     ax,                       # where
     plan: Plan,               # which table
@@ -76,7 +69,7 @@ def draw_claims(
     kind: str,                # metric
 ):
     "Draw the paired differences of each claim: seeds as dots, the 95 % interval thick, that of the verdict thin."
-    among, drawn = shares(results, plan), []
+    among, drawn, results = shares(results, plan), [], plan.asked(results)
     for a, b, words in plan.orderings:
         d = seed_differences(results, a, b, kind)
         if not len(d): continue
@@ -101,11 +94,13 @@ def show_pairs(
     import matplotlib.pyplot as plt
     plan = TABLES[plan] if isinstance(plan, str) else plan
     rows = rows_with(plan, results, kind)
+    claims = sum(a in rows and b in rows for a, b, _ in plan.orderings)
+    high = 1.1 + .3*max(len(rows), 1.5*claims, 3)             # a claim has two lines
     with plt.rc_context(FONTS):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 1.1 + .3*max(len(rows), 3)), layout='constrained')
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8, high), layout='constrained')
         draw_rows(left, rows, results, kind)
         draw_claims(right, plan, results, kind)
-        left.set_xlabel(AXES[kind])
+        left.set_xlabel(AXES.get(kind, name_of(results, kind)))
         right.set_xlabel('difference, seed by seed')
         if not rows:
             for ax in (left, right): ax.text(.5, .5, 'no run is complete yet', ha='center', transform=ax.transAxes)

@@ -28,9 +28,10 @@ def ruling(
     kind: str,                # metric
     among: int,               # as of `verdict`
 ) -> str:
-    "Judge an ordering as `verdict` does, but not before all seeds are there that the design asks for."
-    n, wanted = len(seed_differences(results, better, worse, kind)), len(plan.seeds)
-    return f'not judged yet: {n} of {wanted} seeds' if 0 < n < wanted else verdict(results, better, worse, kind, among)
+    "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
+    results, wanted, left = plan.asked(results), len(plan.seeds), plan.missing(results, better, worse, kind)
+    if 0 < left < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
+    return verdict(results, better, worse, kind, among)
 
 
 def spread_of(
@@ -79,7 +80,7 @@ def power_rows(
     results: list,            # runs
 ) -> list:                    # dicts: words, kind, n, among, mean, low, high, verdict, spread, seen, wanted, why, seeds
     "Say for each ordering what was seen, what could have been seen, and the seeds that a difference worth seeing needs."
-    out = []
+    out, results = [], plan.asked(results)
     for (a, b, kind), among in shares(results, plan).items():
         mean, low, high, n = paired_difference(results, a, b, kind)
         spread = spread_of(results, a, b, kind)

@@ -222,12 +222,15 @@ def missing_lines(
     skipped: dict,            # row -> why it does not apply
     failed: dict,             # job name -> error, or BUSY
 ) -> list:                    # lines of Markdown
-    "Say in one line each which rows do not apply, were not run, are being run elsewhere, or failed; a result may be there by now."
+    """Say in one line each which rows do not apply, were not run, are being run elsewhere, or failed (a result may be there by
+    now), and which seeds do not count."""
     failed = {name: error for name, error in failed.items() if name not in {o['name'] for o in results}}
     there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
     rest = [f'`{row}`' for row in plan.rows if row not in there]
+    extra = sorted({o['seed'] for o in results} - {o['seed'] for o in plan.asked(results)})
     found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
              'Not run': [', '.join(rest)] if rest else [],
+             'Seeds that the design does not ask for, shown but not judged': [', '.join(map(str, extra))] if extra else [],
              'Another process is at it': [f'`{name}`' for name, error in failed.items() if error == BUSY],
              'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items() if error != BUSY]}
     return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
@@ -342,7 +345,7 @@ def sentences(
         count = '1 ordering' if len(run) == 1 else f'{len(run)} orderings'
         out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
-            ends = early_ends(results, (a, b)) + could_have_seen(results, a, b, kind, among[a, b, kind])
+            ends = early_ends(results, (a, b)) + could_have_seen(plan.asked(results), a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_other_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')

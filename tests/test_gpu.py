@@ -43,7 +43,7 @@ def bare(folder, copied, there):
 
 
 def test_everything_is_rehearsed_on_a_bare_machine(tmp_path):
-    copied, there = carry.pack(tmp_path/'carry')
+    copied, there, _ = carry.pack(tmp_path/'carry')
     hidden, path = bare(tmp_path, copied, there)
     assert {'fastcore', 'rich', 'pytest'} <= {*copied} and {'nbdev', 'hypothesis', 'playwright'} <= {*hidden} and 'torch' not in hidden
     env = {k: v for k, v in os.environ.items() if k != 'SAGAN_NB_CACHE'} | dict(PYTHONPATH=path, SAGAN_NB_CACHE=str(tmp_path/'cache'))
@@ -66,9 +66,10 @@ def test_everything_is_rehearsed_on_a_bare_machine(tmp_path):
     assert check['traces']['none']['same'] and all(len(o['found']) == 2 for o in check['first'].values())
     assert len(speed['steps']) >= 5 and all(o['steps_per_s'] > 0 for o in speed['steps'].values()), speed['steps']
     assert {o['net']['form'] for o in speed['steps'].values()} == {'released', 'paper'} and all(o > 1e8 for o in speed['operations_per_s'].values())
-    assert [(o['row'], o['status']) for o in table['runs']] == [('t1_attn_16', 'finished'), ('t1_none', 'finished')] and 't1_none' in table['table']
+    assert [(o['row'], o['seed'], o['status']) for o in table['runs']] == [(row, s, 'finished') for row in ('t1_attn_16', 't1_none') for s in (0, 1)]
+    assert table['processes'] == 2 and table['exit_codes'] == [0, 0] and 't1_none' in table['table'] and '| 2 |' in table['table']
     with zipfile.ZipFile(out/'table1.zip') as z: names = z.namelist()
-    assert 'table1.md' in names and any(n.startswith('features/') for n in names) and sum(n.endswith(f'-v{NUMERICS}.json') for n in names) == 2
+    assert 'table1.md' in names and any(n.startswith('features/') for n in names) and sum(n.endswith(f'-v{NUMERICS}.json') for n in names) == 4
     assert {*profile['profiles']['a run']['waits']} == {*gpu.WAITS}, profile
     assert len([*out.iterdir()]) <= 8 and all(p.stat().st_size < 16*2**20 for p in out.iterdir())
 
@@ -116,6 +117,50 @@ def test_processes_that_are_not_done_in_time_are_stopped(tmp_path):
     running = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE) for code in ('', deaf)]
     running[0].wait(), running[1].stdout.readline()
     assert gpu.finish(running, page, 8) == [0, -9]
+
+
+def test_a_run_that_has_ended_is_kept_at_once(tmp_path):
+    "What a kill costs is the run that was at work."
+    results = sorted((ROOT/'results'/'twins_at_8').glob('t1_none-s4[45]-*.json'))
+    made = tmp_path/'table1'
+    made.mkdir()
+    page, path, seen = gpu.Page(options(tmp_path, part='table', seconds=100.)), tmp_path/'table1.zip', []
+    def look():
+        gpu.keep_table(made, path, page)
+        if path.exists(): seen.append((len(json.loads((tmp_path/'table.json').read_text())['runs']), len(zipfile.ZipFile(path).namelist())))
+        if len(seen) < 2: (made/results[len(seen)].name).write_bytes(results[len(seen)].read_bytes())
+    running = [subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3)'])]
+    assert gpu.finish(running, page, 8, look) == [0] and seen[0] == (1, 1) and seen[-1] == (2, 2)
+
+
+def test_seeds_that_do_not_fit_at_once_follow_each_other(monkeypatch):
+    "One of three processes has no memory: one process takes all seeds, and its own pace counts."
+    class Said:
+        def __init__(self, code, text): self.returncode, self.text = code, text
+        def communicate(self): return self.text, None
+    def answers(*said):
+        queue = iter(said)
+        monkeypatch.setattr(gpu, 'start', lambda *words: Said(*next(queue)))
+        return gpu.groups(options(None), dict(data='toy', scale='smoke', only='t1_none,t1_attn_16'), (0, 1, 2))
+    assert answers((0, 'twins\n.25\n'), (0, '.5\n'), (0, '.25\n')) == ([[0], [1], [2]], .5)
+    assert answers((0, '.5\n'), (1, ''), (0, '.5\n'), (0, '.125\n')) == ([[0, 1, 2]], .125)
+    with pytest.raises(RuntimeError, match='not even one'): answers(*[(1, '')]*4)
+
+
+def test_images_are_carried_as_many_of_each_class_as_there_is_room_for(tmp_path):
+    path = tmp_path/'photos.zip'
+    with zipfile.ZipFile(path, 'w') as z:
+        for k, n in dict(a=3, b=5, c=1).items():
+            for i in range(n): z.writestr(f'train/{k}/{i}.png', bytes(10_000))
+        z.writestr('val/a/0.png', bytes(10_000))
+    for room, kept in ((10**6, 9), (62_000, 6), (32_000, 3)):
+        assert carry.take(path, 'train', tmp_path/'new.zip', room) == (kept, 9) and (tmp_path/'new.zip').stat().st_size <= room
+        with zipfile.ZipFile(tmp_path/'new.zip') as z: names = z.namelist()
+        assert len(names) == kept and len({n.split('/')[1] for n in names}) == 3 and all(n.startswith('train/') for n in names)
+    with pytest.raises(ValueError, match="no file in 'test'"): carry.take(path, 'test', tmp_path/'new.zip', 10**6)
+    with pytest.raises(ValueError, match='no room for an image'): carry.take(path, 'train', tmp_path/'new.zip', 1000)
+    assert carry.pack(tmp_path/'carry', f'{path}:train')[2] == (9, 9) and (tmp_path/'carry'/'photos.zip').exists()
+    assert carry.pack(tmp_path/'carry', path)[2] == (10, 10)
 
 
 def test_what_cannot_be_carried_is_refused(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """What attention adds to an update of small nets: `python -m tools.bench.attention [--against FOLDER] [ROUNDS]`. Writes results/speed/attention.json.
 
-Whole updates (D on real and fake, then G) in processor seconds of one thread, in turns: none, released and paper form. FOLDER is a checkout of an earlier commit,
-whose code then runs in a process of its own, in the same turns.
+Whole updates (D on real and fake, then G) in processor seconds of one thread, in turns: none, released and paper form, with freed memory kept, as `sagan_train` has
+it. FOLDER is a checkout of an earlier commit, whose code then runs in a process of its own, in the same turns.
 """
 import json
 import os
@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NETS = {'64 px, width 8, map 32': (64, 8, 32), '32 px, width 4, map 16': (32, 4, 16), '32 px, width 4, map 8': (32, 4, 8)}
+NETS = {'64 px, width 8, map 32': (64, 8, 32, 'fp32'), '64 px, width 8, map 32, bfloat16': (64, 8, 32, 'bf16'),
+        '32 px, width 4, map 16': (32, 4, 16, 'fp32'), '32 px, width 4, map 8': (32, 4, 8, 'fp32')}
 FORMS = 'none', 'released', 'paper'
 
 
-def update(res, width, at, form):
+def update(res, width, at, precision, form):
     "A callable that makes one update; gamma is not 0, as after some training."
     from dataclasses import replace
 
@@ -25,7 +26,7 @@ def update(res, width, at, form):
     from sagan_nb.config import PRESETS, at_scale
     from sagan_nb.train import d_step, g_step, make_gan
     attention = {} if form == 'none' else dict(attn_at=(at,), block='attention', form=form)
-    cfg = replace(at_scale(PRESETS['t1_none'], 'laptop'), res=res, width=width, n_classes=10, **attention)
+    cfg = replace(at_scale(PRESETS['t1_none'], 'laptop', precision == 'bf16'), res=res, width=width, n_classes=10, **attention)
     gan, x, y = make_gan(cfg), torch.rand(cfg.batch, 3, res, res)*2 - 1, torch.arange(cfg.batch) % 10
     for net in (gan.G, gan.D):
         for block in net.extra.values(): torch.nn.init.constant_(block.gamma, .3)
@@ -37,6 +38,9 @@ def update(res, width, at, form):
 def serve():
     "Answer each line `net form` with the processor seconds of an update."
     import torch
+
+    from sagan_nb.machinery.machine import keep_memory
+    keep_memory()
     torch.set_num_threads(1)
     made = {}
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What was tried and left out, with its figure: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--device cuda]`.
+"""What was tried and left out, with its figure: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--brief] [--device cuda]`.
 
 Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
 Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A trial of these that fails is written down with its reason.
@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sagan_nb.blocks import ConditionalBatchNorm2d
 from sagan_nb.losses import hinge_d, hinge_g
@@ -47,7 +48,26 @@ class Bare(Step):
         with bare[0], bare[1]: return super().losses()
 
 
-TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'all, once more': Step}     # the last: what noise does
+class Linear(Step):
+    "No ReLU: what a better place for one could save at most. Not the same function."
+    def losses(self):
+        with mock.patch.object(F, 'relu', lambda x: x): return super().losses()
+
+
+TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'ReLU for nothing': Linear,
+          'all, once more': Step}                                               # the last: what noise does
+
+
+def casts(step):
+    "The weights of one update of D and one of G as bfloat16, cast for every call, and their gradients cast back: what keeping a cast could save at most."
+    def weights(net): return [m.weight.detach() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [(weights(step.G), 2, 1), (weights(step.D), 3, 2)]                 # forward calls; backward calls that reach the weights
+    def run():
+        for own, there, back in layers:
+            for w in own:
+                for _ in range(there): low = w.to(torch.bfloat16)
+                for _ in range(back): low.float()
+    return run
 
 
 def power_steps(step):
@@ -109,7 +129,8 @@ def forget(steps):
 def measure(net, v, o):
     "One precision: (what the JSON holds of it, profile)."
     steps, out, p = {name: kind(net, v, o.device) for name, kind in dict(all=Step, **TRIALS).items()}, {}, v.precision
-    steps['power steps alone'] = power_steps(steps['all'])
+    parts = dict(power=power_steps(steps['all'])) | (dict(cast=casts(steps['all'])) if p == 'bf16' else {})
+    steps |= {f'{name} alone': run for name, run in parts.items()}
     modes = {'compiled': ('compile_seconds', None), 'CUDA graphs': ('graph_seconds', 'reduce-overhead')}
     if 'cuda' not in o.device: del modes['CUDA graphs']
     for name, (key, mode) in modes.items() if o.compile else ():
@@ -118,9 +139,9 @@ def measure(net, v, o):
     seconds, where = in_turns(steps, o.rounds), profile(steps['all'])
     out[p], out[f'one_missing_{p}'] = timing_table(seconds, net.batch, base='all'), {}
     clock = 0 if 'cuda' in o.device else 1                                      # a processor that waits for a GPU counts, too
-    out[f'power_share_{p}'] = statistics.median(a[clock] / b[clock] for a, b in zip(seconds['power steps alone'], seconds['all']))
+    for name in parts: out[f'{name}_share_{p}'] = statistics.median(a[clock] / b[clock] for a, b in zip(seconds[f'{name} alone'], seconds['all']))
     forget(steps)
-    for names in (list(ALONE)[:4], list(ALONE)[4:]):
+    for names in () if o.brief else (list(ALONE)[:4], list(ALONE)[4:]):
         steps = {'all': Step(net, v, o.device), **{n: Step(net, replace(v, **ALONE[n]), o.device) for n in names}}
         found = timing_table(in_turns(steps, o.rounds), net.batch, base='all')
         out[f'one_missing_{p}'] |= {n: r for n, r in found.items() if n != 'all'}
@@ -135,6 +156,7 @@ def main():
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--net', default='32', choices=NETS)
     p.add_argument('--compile', action='store_true')
+    p.add_argument('--brief', action='store_true', help='without the rows that lack one change')
     p.add_argument('--device', default='cpu')
     p.add_argument('--note', default='')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'left_out.json')

@@ -1,9 +1,10 @@
-"""What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip] [--out .carry] [--fetch NAME ...]`.
+"""What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip[:FOLDER]] [--out .carry] [--fetch NAME ...]`.
 
-The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more. Packages of pure Python are copied
+The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more; so many images of each class go along
+as there is room for. Packages of pure Python are copied
 from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what comes with torch and torchvision.
 Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
-`PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:train --minutes 9 --out DIR`.
+`PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:FOLDER --minutes 9 --out DIR`.
 """
 import argparse
 import re
@@ -15,12 +16,14 @@ import tempfile
 import zipfile
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 THERE = 'torch', 'torchvision'
+ENTRY = 128                   # bytes that an archive adds to a file, beside twice its name
 MADE = 'carry.txt'            # says that a folder was filled here, and may be filled anew
 
 
@@ -93,8 +96,30 @@ def tracked():
     return sum((ROOT/o).stat().st_size for o in names if o and (ROOT/o).is_file())
 
 
+def in_turns(files):
+    "Files of an archive, one of each folder in turns, so that every beginning has as many of each class."
+    own = {}
+    for o in sorted(files, key=lambda o: o.filename): own.setdefault(str(PurePosixPath(o.filename).parent), []).append(o)
+    return [o for turn in zip_longest(*own.values()) for o in turn if o]
+
+
+def take(path, folder, target, room):
+    "Copy images of a folder in an archive, as many of each class as there is room for: how many, and how many there are."
+    with zipfile.ZipFile(path) as z, zipfile.ZipFile(target, 'w') as out:
+        files = in_turns(o for o in z.infolist() if not o.is_dir() and o.filename.startswith(f'{folder}/' if folder else ''))
+        kept = 0
+        for o in files:
+            room -= o.file_size + ENTRY + 2*len(o.filename.encode())
+            if room < 0: break
+            out.writestr(o.filename, z.read(o))
+            kept += 1
+    if not kept: raise ValueError(f'{path} has no file in {folder!r}' if not files else f'there is no room for an image of {path}')
+    return kept, len(files)
+
+
 def pack(out, data=None, python='3.12', wheels=(), most=64):
-    "Fill the folder anew: what it holds, and what must be there. Raises ValueError for a folder of others, and where it is too much to travel."
+    """Fill the folder anew: what it holds, what must be there, and how many images of how many. Raises ValueError for a folder of others, and
+    where it is too much to travel."""
     if out.exists() and not (out/MADE).is_file(): raise ValueError(f'{out} is there already, and holds something else')
     shutil.rmtree(out, ignore_errors=True)
     (site := out/'site').mkdir(parents=True)
@@ -102,23 +127,26 @@ def pack(out, data=None, python='3.12', wheels=(), most=64):
     copied, there = chosen(python)
     for name in copied: copy(name, site)
     if wheels: fetch(wheels, python, site)
-    if data: shutil.copy(data, out/Path(data).name)
-    if (total := (weight(out) + tracked()) / 2**20) > most: raise ValueError(f'{out} and the repository weigh {total:.0f} MiB; {most} may travel (--most)')
-    return copied, [o for o in there if o not in wheels]
+    if (total := weight(out) + tracked()) > most*2**20:
+        raise ValueError(f'{out} and the repository weigh {total/2**20:.0f} MiB; {most} may travel (--most)')
+    path, _, folder = str(data or '').partition('.zip:')
+    path = Path(f'{path}.zip' if folder else path)
+    images = take(path, folder, out/path.name, most*2**20 - total - 2**20) if data else (0, 0)        # a MiB for the results of a rehearsal
+    return copied, [o for o in there if o not in wheels], images
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', type=Path, help='images to take along, a zip')
+    p.add_argument('--data', help='images to take along: FILE.zip, or FILE.zip:FOLDER for a folder in it')
     p.add_argument('--out', type=Path, default=ROOT/'.carry')
     p.add_argument('--python', default='3.12', help='version there')
     p.add_argument('--most', type=int, default=64, help='MiB that may travel, the repository included')
     p.add_argument('--fetch', nargs='*', default=[], metavar='NAME', help='compiled packages that are not there')
     o = p.parse_args(argv)
-    try: copied, there = pack(o.out, o.data, o.python, o.fetch, o.most)
-    except (ValueError, OSError, subprocess.CalledProcessError) as e: sys.exit(f'carry: {e}')
+    try: copied, there, images = pack(o.out, o.data, o.python, o.fetch, o.most)
+    except (ValueError, OSError, zipfile.BadZipFile, subprocess.CalledProcessError) as e: sys.exit(f'carry: {e}')
     print(f'{o.out}: {weight(o.out)/2**20:.1f} MiB\n  copied: {", ".join(copied)}' + (f'\n  fetched: {", ".join(o.fetch)}' if o.fetch else ''))
-    print(f'  must be there: {", ".join([*THERE, *there])}' + (f'\n  images: {o.data.name}' if o.data else ''))
+    print(f'  must be there: {", ".join([*THERE, *there])}' + (f'\n  images: {images[0]:,} of {images[1]:,}' if o.data else ''))
 
 
 if __name__ == '__main__': main()

@@ -1,7 +1,7 @@
 """One command for a GPU: `python -m tools.bench.gpu --minutes 9 --out DIR [--data FILE.zip:train]`.
 
 Parts, in order of worth: `check` (does everything run there, and compute what a CPU does), `speed` (steps of the official networks), `table`
-(three rows of Table 1, a process for each of three seeds), `profile` (what is left). A part has a process and a time of its own; its file in DIR
+(three rows of Table 1, three seeds, each in a process of its own if the device holds them), `profile` (what is left). A part has a process and a time of its own; its file in DIR
 is whole after every line added to it, so whatever stops the part costs only what it was at. No network is needed, and nothing but torch,
 torchvision, what tools/bench/carry.py carries, and the repository. `--smoke --device cpu` goes through all of it without a GPU.
 """
@@ -17,6 +17,7 @@ import time
 import zipfile
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,11 +112,13 @@ def cases(o):
     best, rest = usable_variants(o.device, ['all, bf16', 'all, fp32'])[0], usable_variants(o.device, ['all, tf32', 'all, fp32', 'plain'])
     yield from (case(tops[0], *net, best) for net in nets)
     yield from (case(tops[0], *nets[0], name) for name in rest if name != best)
+    if not o.smoke: yield from (case(tops[0], *nets[0], best, mode=mode) for mode in MODES)
     yield from (case(tops[1], *nets[0], name) for name in dict.fromkeys([best, *rest]))
     if o.smoke: return
+    yield case(tops[0], *nets[0], 'plain', 'in bfloat16', precision='bf16')
+    yield from (case(tops[1], *nets[0], best, mode=mode) for mode in MODES)
     yield from (case(tops[1], *net, best) for net in nets[1:])
     yield from (case(tops[0], *nets[0], best, words, **change) for words, change in left_out.ALONE.items())
-    yield from (case(batch, *nets[0], best, mode=mode) for mode in MODES for batch in tops)
 
 
 MODES = {'compiled': None, 'CUDA graphs': 'reduce-overhead'}
@@ -153,7 +156,7 @@ def speed(page, o):
 def table_words(o, data, folder):
     "What all processes of the table have in common."
     rows, scale = (('t1_none', 't1_attn_16'), 'smoke') if o.smoke else (ROWS, 'gpu')
-    return dict(data=str(data), scale=scale, only=','.join(rows), out=str(folder/'table1'), device=o.device), SEEDS[:1] if o.smoke else SEEDS
+    return dict(data=str(data), scale=scale, only=','.join(rows), out=str(folder/'table1'), device=o.device), SEEDS[:2] if o.smoke else SEEDS
 
 
 PACE = 'import sys; from tools.bench import gpu; print(gpu.pace(*sys.argv[1:]))'
@@ -171,19 +174,23 @@ def pace(data, scale, row, device, seconds):
     return time_update(found[row], source, pick_device(device), float(seconds))
 
 
-def slowest(o, given, seeds):
-    "Seconds of an update, when as many processes train as the table will have."
-    row, seconds = given['only'].split(',')[-1], '.1' if o.smoke else '5'
-    if len(seeds) == 1: return pace(given['data'], given['scale'], row, o.device, seconds)
-    running = [start(PACE, given['data'], given['scale'], row, o.device, seconds) for _ in seeds]
-    return max(float(p.communicate()[0].splitlines()[-1]) for p in running)
+def groups(o, given, seeds):
+    "Seeds for each process: one if the device holds as many at once, else one process for all of them; with seconds of an update."
+    words = given['data'], given['scale'], given['only'].split(',')[-1], o.device, '.1' if o.smoke else '5'
+    for found in ([[s] for s in seeds], [list(seeds)]):
+        running = [start(PACE, *words) for _ in found]
+        said = [p.communicate()[0] for p in running]
+        if not any(p.returncode for p in running): return found, max(float(text.splitlines()[-1]) for text in said)
+    raise RuntimeError('not even one process could train')
 
 
-def finish(running, page, spare):
-    "Wait for processes until little time is left; then ask what still runs to save and end, as a scheduler would, and kill what does not."
-    for p in running:
-        try: p.wait(max(0., page.left() - spare))
-        except subprocess.TimeoutExpired: p.terminate()
+def finish(running, page, spare, look=lambda: None):
+    """Wait for processes until little time is left, and look now and then; then ask what still runs to save and end, as a scheduler would, and
+    kill what does not."""
+    while any(p.poll() is None for p in running) and page.left() > spare:
+        time.sleep(.5)
+        look()
+    for p in running: p.terminate()
     for p in running:
         try: p.wait(max(1., page.left() - spare/2))
         except subprocess.TimeoutExpired: p.kill()
@@ -197,32 +204,35 @@ def short(result):
                 steps=result['config']['steps'], records=[{k: r.get(k) for k in keep} for r in result['records']])
 
 
-def keep_table(folder, path):
-    "Put a folder of results into a zip, without its runs."
+def keep_table(folder, path, page):
+    "Put a folder of results into a zip, without its runs, and on the page, if there is something new."
+    text = folder/'table1.md'
+    found = dict(runs=[short(r) for r in collect(folder)], table=text.read_text(encoding='utf-8') if text.exists() else '')
+    if found.items() <= page.notes.items() or not found['runs']: return
     files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.relative_to(folder).parts[0] != 'runs' and not p.name.startswith('.')]
     with atomic_write(path) as part, zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as z:
         for p in files: z.write(p, p.relative_to(folder))
+    page.note(**found)
 
 
 def table(page, o):
-    "As many updates for each row and seed as fit into 60 % of what is left; the rest is for measuring."
+    "As many updates for each row and seed as fit into 60 % of what is left; the rest is for measuring. A run that has ended is kept at once."
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d)
         if o.data: pack(o.data, 32 if o.smoke else 64, folder/'pictures.pack')
         given, seeds = table_words(o, folder/'pictures.pack' if o.data else 'toy', folder)
         rows = given['only'].split(',')
-        source, found, _ = rows_of('table1', rows, given['data'], given['scale'], (), o.device)
+        source = rows_of('table1', rows, given['data'], given['scale'], (), o.device)[0]
         facts = features_of('domain', source, given['out'], pick_device(o.device)).facts
-        each = slowest(o, given, seeds)
-        steps = 4 if o.smoke else max(100, int(.6*page.left()/(len(rows)*each))//100*100)
-        page.note(data=o.data or 'toy', images=len(source), classifier=facts, seconds_per_update=each, processes=len(seeds), steps=steps)
+        found, each = groups(o, given, seeds)
+        steps = 4 if o.smoke else max(100, int(.6*page.left()/(len(rows)*len(found[0])*each))//100*100)
+        page.note(data=o.data or 'toy', images=len(source), classifier=facts, seconds_per_update=each, processes=len(found), steps=steps)
         words = [w for k, v in given.items() for w in (f'--{k}', v)] + ['--minutes', f'{max(.1, .8*page.left()/60):.2f}', '--set', f'steps={steps}']
         if o.smoke: words += ['width=2', 'standing=16', 'batch=4']
-        running = [start(TABLE, 'table1', *words, '--seeds', str(s)) for s in seeds]
-        codes = finish(running, page, 8)
-        made, text = Path(given['out']), Path(given['out'])/'table1.md'
-        page.note(exit_codes=codes, runs=[short(r) for r in collect(made)], table=text.read_text(encoding='utf-8') if text.exists() else '')
-        keep_table(made, o.out/'table1.zip')
+        running = [start(TABLE, 'table1', *words, '--seeds', ','.join(map(str, own))) for own in found]
+        keep = partial(keep_table, Path(given['out']), o.out/'table1.zip', page)
+        page.note(exit_codes=finish(running, page, 8, keep))
+        keep()
 
 
 # 4. What is left?

@@ -3,6 +3,7 @@
 
 A checkout is a folder; the first one is what the others are compared with. Name it twice to see what chance does. With
 `+keep` behind its name, glibc keeps freed memory there, as `sagan_train` has it; without, it does not.
+`--profile FILE` writes instead where the time of an update goes, in this checkout and with memory kept.
 """
 import argparse
 import json
@@ -12,20 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from sagan_nb.machinery.machine import machine_facts
 
 
-def serve(argv):
-    "Train by the hooks of a checkout; for each line read, make so many updates and print their processor seconds."
+def train_by(hook, row, data, keep, *pairs):
+    "Train by the hooks of a checkout, and by this one after every update."
     from dataclasses import replace
 
     from sagan_nb.config import at_scale, override, preset
     from sagan_nb.data import open_source
     from sagan_nb.machinery.machine import fast_bf16
     from sagan_nb.machinery.runs import train
-    row, data, keep, *pairs = argv
     if keep == 'keep':
         from sagan_nb.machinery.machine import keep_memory
         assert keep_memory()
@@ -33,6 +34,11 @@ def serve(argv):
     source = open_source(data, res=cfg.res)
     cfg = replace(cfg, data=data, data_id=source.fingerprint, n_classes=len(source.classes), steps=10**6,
                   checkpoint_every=10**6, sample_every=10**6)
+    with tempfile.TemporaryDirectory() as folder: train(cfg, source, Path(folder)/'run', hooks=[(1, hook)])
+
+
+def serve(argv):
+    "For each line read, make so many updates and print their processor seconds."
     left, began = 0, 0.
 
     def tick(gan, log):
@@ -41,7 +47,27 @@ def serve(argv):
         if left > 0: return
         if began: print(time.process_time() - began, flush=True)
         left, began = int(sys.stdin.readline() or os._exit(0)), time.process_time()
-    with tempfile.TemporaryDirectory() as folder: train(cfg, source, Path(folder)/'run', hooks=[(1, tick)])
+    train_by(tick, *argv)
+
+
+def profile(o):
+    "Where the time of whole updates goes, as text: operators by their own time, and how much of the whole is theirs."
+    import torch
+
+    from sagan_nb.machinery.runs import Stopped
+    torch.set_num_threads(1)
+    p, times = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]), []
+    def tick(gan, log):
+        if gan.t == 3: p.start()
+        if gan.t in (3, 3 + o.updates): times.append(time.perf_counter())
+        if gan.t < 3 + o.updates: return
+        p.stop()
+        raise Stopped
+    with suppress(Stopped): train_by(tick, o.row, o.data, 'keep', *o.set)
+    found, taken = p.key_averages(), times[1] - times[0]
+    own = sum(e.self_cpu_time_total for e in found)/1e6
+    about = f'{o.row}, {o.data}, {" ".join(o.set)}: {o.updates} updates, {taken/o.updates:.3f} s each by the clock, {own/taken:.0%} of it in operators'
+    return f'{about}\n{found.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)}\n'
 
 
 def start(name, o):
@@ -67,13 +93,16 @@ def peak(process):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('checkouts', nargs='+')
+    p.add_argument('checkouts', nargs='*')
     p.add_argument('--row', default='t1_attn_16')
     p.add_argument('--data', default='toy')
     p.add_argument('--set', nargs='*', default=[])
     p.add_argument('--out', type=Path)
+    p.add_argument('--profile', type=Path)
     for name, value in dict(rounds=6, updates=8).items(): p.add_argument(f'--{name}', type=int, default=value)
     o = p.parse_args()
+    if o.profile: return o.profile.write_text(profile(o), encoding='utf-8')
+    if not o.checkouts: p.error('name checkouts')
     running = [start(name, o) for name in o.checkouts]
     try:
         for process in running: update(process, 3)

@@ -180,6 +180,8 @@ def unlinked(path, names):
 def test_backticked_names_are_linked(site, tmp_path):
     from tools.site.api import Names, book
     names = Names(book())
+    room = 'sagan_nb.machinery.machine'
+    assert [names.target(o) for o in (room, f'{room}.keep_memory', 'keep_memory()', f'{room}.none', 'torch.nn.utils.prune')] == [room, *[f'{room}.keep_memory']*2, None, None]
     assert {p.name: found for p in sorted(site.glob('*.html')) if (found := [*unlinked(p, names)])} == {}
     text = (site/'tour.html').read_text(encoding='utf-8')
     (tmp_path/'tour.html').write_text(text.replace('</article>', '<code class="literal">hinge_d</code></article>', 1), encoding='utf-8')

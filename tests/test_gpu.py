@@ -16,6 +16,7 @@ from commands import as_folders
 from sagan_nb.config import NUMERICS
 from sagan_nb.data import Toy
 from tools.bench import carry, gpu
+from tools.site import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDE = '''
@@ -71,7 +72,31 @@ def test_everything_is_rehearsed_on_a_bare_machine(tmp_path):
     with zipfile.ZipFile(out/'table1.zip') as z: names = z.namelist()
     assert 'table1.md' in names and any(n.startswith('features/') for n in names) and sum(n.endswith(f'-v{NUMERICS}.json') for n in names) == 4
     assert {*profile['profiles']['a run']['waits']} == {*gpu.WAITS}, profile
+    page = readme.gpu(out)
+    assert '5 of 5 tests passed; 1 of 1 traces' in page and '4 runs of t1_attn_16, t1_none, 4 updates each' in page and 'a rehearsal.' in page and 'Not whole' not in page
     assert len([*out.iterdir()]) <= 8 and all(p.stat().st_size < 16*2**20 for p in out.iterdir())
+
+
+NO_GPU = r"(?i)no GPU (was|has been)|on (a|any) GPU(\*\*)? (yet|either)|run on a GPU\.|Anything on a GPU \| \*\*Not run|not measured; estimated above"
+
+
+def test_pages_say_that_no_gpu_was_used_as_long_as_it_is_true():
+    "Whoever commits results/gpu finds here what to rewrite."
+    pages = {p.name: p.read_text(encoding='utf-8') for p in (ROOT/'README.md', *(ROOT/'docs').glob('*.md'), *(ROOT/'nbs').glob('*.ipynb'))}
+    said = {name: sorted({m[0] for m in re.finditer(NO_GPU, text)}) for name, text in pages.items() if re.search(NO_GPU, text)}
+    if (ROOT/'results'/'gpu'/'run.json').exists(): assert not said
+    else: assert {*said} == {'README.md', 'index.ipynb', 'reproduce.md', 'reproduced.md', '14_speed.ipynb'}
+
+
+def test_what_a_gpu_found_is_told_part_by_part(tmp_path):
+    "A part that is missing is left out; one that ended early is named."
+    assert readme.gpu(tmp_path) == 'Nobody has run it on a GPU yet.'
+    ended = dict(check='whole', speed='stopped when its time was over')
+    (tmp_path/'run.json').write_text(json.dumps(dict(minutes=9, smoke=False, parts={k: dict(ended=v) for k, v in ended.items()})))
+    (tmp_path/'speed.json').write_text(json.dumps(dict(device_name='H200', torch='2.11', commit='abcdef012', steps=dict(a=dict(failed='no room'), b=dict(steps_per_s=10.)))))
+    page = readme.gpu(tmp_path)
+    assert page.startswith('On H200, torch 2.11, commit abcdef0, 9 minutes.') and '10 steps a second (b): a million in 28 hours' in page
+    assert 'Not whole: speed stopped when its time was over.' in page and 'tests passed' not in page
 
 
 def options(out, **own): return Namespace(**dict(out=out, device='cpu', smoke=True, part='speed', seconds=60., data=None, minutes=1.) | own)

@@ -476,7 +476,7 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['bench_left_out', '--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
     bench_left_out.main()
     found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
-    assert {*bench_left_out.TRIALS, 'power steps alone', 'all'} == set(found['fp32']) and set(found['one_missing_fp32']) == set(bench_left_out.ALONE)
+    assert {*bench_left_out.TRIALS, 'power alone', 'all'} == set(found['fp32']) and set(found['one_missing_fp32']) == set(bench_left_out.ALONE)
     assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
 
 

@@ -123,6 +123,7 @@ def sagan_sample(
     data:str=None,            # real pictures for neighbours (default: those of the run)
 ):
     "Draw pictures from a trained model: one row per class, walks, nearest real pictures, or the training as a film."
+    keep_memory()
     out = out or free_path(folder_of(run)/('samples.png' if kind == 'grid' else f'{kind}.png'))
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)

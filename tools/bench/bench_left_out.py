@@ -22,6 +22,7 @@ from sagan_nb.self_attention import SelfAttention
 from sagan_nb.spectral_norm import normalised
 from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, timing_table, usable_variants
 from sagan_nb.train import frozen
+from sagan_nb.machinery.bench import Draw
 from sagan_nb.machinery.machine import machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,14 @@ def profile(step):
     return p.key_averages().table(sort_by=f'self_{"cuda" if gpu else "cpu"}_time_total', row_limit=25, max_name_column_width=60)
 
 
+def drawing_profile(name, device):
+    "Where the time of sampling goes, as text."
+    with rounding(VARIANTS[name].precision):
+        draw = Draw(replace(NETS['128'], batch=16), VARIANTS[name], device)
+        draw()
+        return f'{name}, sampling 16 images of 128 px\n{profile(draw)}'
+
+
 def forget(steps):
     "Give back what steps hold, compiled code and graphs included."
     steps.clear()
@@ -170,6 +179,7 @@ def main():
         with rounding(v.precision): found, where = measure(net, v, o)
         out |= found
         texts.append(f'{name}, {o.net}\n{where}')
+        if o.net == '128': texts.append(drawing_profile(name, o.device))
         o.out.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
         o.out.with_suffix('.txt').write_text('\n'.join(texts), encoding='utf-8')
     if 'cuda' in o.device:

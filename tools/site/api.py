@@ -221,7 +221,7 @@ class Names:
     def target(self, text, module=None):
         "Where a backticked text leads, or None: the present chapter first, then the one place there is."
         name = re.sub(r'\(.*\)$', '', text, flags=re.S).removeprefix('nn.')
-        name = name if name.count('.') < 2 else name.removeprefix(f'{LIB}.').removeprefix('machinery.').split('.', 1)[1]
+        if name.count('.') > 1: name = name.removeprefix(f'{LIB}.').removeprefix('machinery.').partition('.')[2]
         found = self.found.get(text) or self.found.get(name) or []
         if len(found) > 1: found = [o for o in found if o.module == module] or []
         if not found: return None

@@ -134,6 +134,30 @@ def cifar10():
         '![Generated images with numbered dots, and for each dot a map with arrows to where it looks](../results/cifar10/maps.png)', ''])
 
 
+def gpu(folder=ROOT/'results'/'gpu'):
+    "What `tools.bench.gpu` found, part by part; each may be missing, or have ended early."
+    if not (folder/'run.json').exists(): return 'Nobody has run it on a GPU yet.'
+    about = json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    part = {name: json.loads((folder/f'{name}.json').read_text(encoding='utf-8')) for name in about['parts'] if (folder/f'{name}.json').exists()}
+    facts, out = next(iter(part.values()), {}), []
+    out.append(f'On {facts.get("device_name", "a device that left no word")}, torch {facts.get("torch", "unknown")}, commit {(facts.get("commit") or "unknown")[:7]}, '
+               f'{about["minutes"]:g} minutes' + (', a rehearsal.' if about['smoke'] else '.'))
+    if check := part.get('check'):
+        came = [*check.get('pytest', {}).get('cuda', {}).get('outcomes', {}).values()]
+        same = [o.get('same', False) for o in check.get('traces', {}).values()]
+        out.append(f'- **Does it run, and compute what a CPU does?** {came.count("PASSED")} of {len(came)} tests passed; {sum(same)} of {len(same)} traces of losses are a CPU\'s.')
+    if steps := {n: o for n, o in part.get('speed', {}).get('steps', {}).items() if 'failed' not in o}:
+        name, best = next(iter(steps.items()))
+        out.append(f'- **How fast?** {best["steps_per_s"]:.3g} steps a second ({name}): a million in {1e6/best["steps_per_s"]/3600:,.0f} hours. {len(steps)} cases are in chapter 14.')
+    if (table_part := part.get('table')) and table_part.get('runs'):
+        runs = table_part['runs']
+        out.append(f'- **Rows of Table 1** on {table_part["data"]}: {len(runs)} runs of {", ".join(sorted({o["row"] for o in runs}))}, {table_part["steps"]:,} updates each.')
+    if waits := part.get('profile', {}).get('profiles', {}).get('a run', {}).get('waits'):
+        out.append(f'- **Does a run wait for it?** {sum(waits.values())/part["profile"]["profiles"]["a run"]["updates"]:.1f} times in an update.')
+    early = [f'{name} {o["ended"]}' for name, o in about['parts'].items() if o['ended'] != 'whole']
+    return '\n'.join([out[0], '', *out[1:], *[f'- Not whole: {"; ".join(early)}.']*bool(early)])
+
+
 def refreshed(text):
     "The text with every made part made anew."
     return MADE.sub(lambda m: f'{m[1]}\n{globals()[m[2]]()}\n\n{m[4]}', text)

@@ -21,7 +21,7 @@ ROWS = {**CASES, 'augmented, in parts': ('best_known', dict(attn_at=(16,), bn_gh
 
 
 class Copies(TorchDispatchMode):
-    "Note every copy from the CPU to the device: does it wait?"
+    "Note every copy from the CPU to the device: does it wait, and from which memory does it leave?"
     def __init__(self):
         super().__init__()
         self.sent = []
@@ -29,7 +29,7 @@ class Copies(TorchDispatchMode):
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if f is torch.ops.aten._to_copy.default and args[0].device.type == 'cpu' and str(kwargs.get('device')) == 'meta':
-            self.sent.append((args[0].shape, args[0].dtype, bool(kwargs.get('non_blocking'))))
+            self.sent.append((args[0].shape, args[0].dtype, bool(kwargs.get('non_blocking')), args[0].data_ptr()))
         return f(*args, **kwargs)
 
 
@@ -58,8 +58,8 @@ def test_nothing_is_read_between_two_lines_of_the_log(fake_gpu, tmp_path, name):
     row, own = ROWS[name]
     cfg = replace(at_scale(preset(row), 'smoke'), **dict(n_classes=4, width=2) | own)
     sent = steps(cfg, tmp_path, 1000)
-    assert len(sent) >= 3*STEPS and all(waits_not for *_, waits_not in sent), sent
-    images = [dtype for shape, dtype, _ in sent if len(shape) == 4]
+    assert len(sent) >= 3*STEPS and all(waits_not and memory in fake_gpu for *_, waits_not, memory in sent), sent
+    images = [dtype for shape, dtype, *_ in sent if len(shape) == 4]
     assert images == [torch.uint8]*STEPS*cfg.d_per_g
 
 
@@ -70,7 +70,13 @@ def test_a_line_of_the_log_is_read_from_the_device(fake_gpu, tmp_path):
 def test_a_copy_that_waits_is_found(fake_gpu, tmp_path, monkeypatch):
     cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2)
     monkeypatch.setattr(train, 'send', lambda t, device: t.to(device))
-    assert not any(waits_not for *_, waits_not in steps(cfg, tmp_path, 1000))
+    assert not any(waits_not for *_, waits_not, _ in steps(cfg, tmp_path, 1000))
+
+
+def test_a_copy_from_memory_that_is_not_pinned_is_found(fake_gpu, tmp_path, monkeypatch):
+    cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2)
+    monkeypatch.setattr(train, 'send', lambda t, device: t.clone().to(device, non_blocking=True))
+    assert not all(memory in fake_gpu for *_, memory in steps(cfg, tmp_path, 1000))
 
 
 def test_a_step_count_that_is_read_is_found(fake_gpu, tmp_path, monkeypatch):

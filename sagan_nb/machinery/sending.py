@@ -1,4 +1,6 @@
-"Serves chapter 09: how noise, labels and images reach a GPU while it computes."
+"""Serves chapter 09: how noise, labels and images reach a GPU while it computes.
+
+Images are made ahead by a thread. Noise is drawn when it is asked for: what was launched before still runs then."""
 import torch
 from torch import Tensor
 

@@ -56,8 +56,7 @@ def open_weights(
     bgr:bool=False,           # pictures have blue first
 )->Model:
     "Open weights that are no checkpoint of a run. Raises Refused for what is no network of a SAGAN."
-    place = dict(device=device, memory_format=torch.channels_last)          # of others, too: it draws faster on a CPU
-    try: first = load_weights(path, part=part, bgr=bgr).to(**place)
+    try: first = load_weights(path, part=part, bgr=bgr).to(device)
     except Refused as e: raise Refused(str(e) if path.name in str(e) else f'{path}: {e}') from None
     K = first.n_classes
     head = first.head if part == 'D' else 'projection' if K else 'none'
@@ -66,7 +65,7 @@ def open_weights(
     def tell():
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
-    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr).to(**place)
+    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr).to(device)
     return Model(cfg, first.report.classes or [str(k) for k in range(K)], 0, build, tell)
 
 

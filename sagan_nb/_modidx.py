@@ -2,8 +2,8 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url': '', 'lib_path': 'sagan_nb'},
   'syms': { 'sagan_nb.ablation': { 'sagan_nb.ablation.Plan': ('ablation.html#plan', 'sagan_nb/ablation.py'),
-                                   'sagan_nb.ablation.Plan.asked': ('ablation.html#plan.asked', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.Plan.missing': ('ablation.html#plan.missing', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation.Plan.of_its_seeds': ('ablation.html#plan.of_its_seeds', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.Plan.orderings': ('ablation.html#plan.orderings', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation._tables': ('ablation.html#_tables', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.by_seed': ('ablation.html#by_seed', 'sagan_nb/ablation.py'),

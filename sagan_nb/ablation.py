@@ -126,10 +126,10 @@ class Plan:
         mine = tuple((row, self.base, f'{row} is better than {self.base}') for row in self.rows if row != self.base)
         return self.claims or mine
 
-    def asked(self,
+    def of_its_seeds(self,
         results:list,         # runs
     )->list:
-        "Leave out runs of seeds that the design does not ask for: what it judges was fixed before."
+        "Keep the runs whose seeds the design names (all runs, where it names none): only these are judged."
         return [o for o in results if not self.seeds or o['seed'] in self.seeds]
 
     def missing(self,
@@ -138,8 +138,8 @@ class Plan:
         worse:str,            # another
         kind:str,             # metric
     )->int:
-        "Count the seeds of the design that have no pair yet."
-        return max(0, len(self.seeds) - len(seed_differences(self.asked(results), better, worse, kind)))
+        "Count the seeds of the design for which one of the two rows has no number yet; 0 where it names no seeds."
+        return max(0, len(self.seeds) - len(seed_differences(self.of_its_seeds(results), better, worse, kind)))
 
 # %% ../nbs/12_ablation.ipynb #c13355c9
 def _tables()->dict:
@@ -210,7 +210,7 @@ def shares(
     plan:Plan,                # their table
 )->dict:                      # (better, worse, kind) -> by how much its 5 % is divided, the `among` of `verdict`
     "Divide the 5 % among orderings: Bonferroni counts those that have pairs, Holm all that were planned."
-    results, kinds = plan.asked(results), [k for k in plan.kinds if plan.holm or name_of(results, k)]
+    results, kinds = plan.of_its_seeds(results), [k for k in plan.kinds if plan.holm or name_of(results, k)]
     asked = [(a, b, k) for k in kinds for a, b, _ in plan.orderings]
     if not plan.holm: return dict.fromkeys(asked, sum(len(seed_differences(results, *o)) > 1 for o in asked) or 1)
     ps, out, left = {o: 1. if plan.missing(results, *o) else paired_p(results, *o) for o in asked}, {}, len(asked)

@@ -497,7 +497,7 @@ def test_the_flagship_without_runs_with_two_seeds_and_complete():
     assert ' 864 to 2,880 hours of a V100 for each row' in none                   # 9 days on 4; 27 days on 8 for 1.8 million
     assert 'not complete: 0 of 60' in none and 'No ordering of a table that was written down before its runs is confirmed' in none and 'Not run: `t1_none`, `t1_attn_16`' in markdown('twins', [])
     assert power.power_markdown('twins', []).count('\n') == 1 and 'no ordering' in power.power_text('twins', [])
-    assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run is complete yet'
+    assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run has this measure yet'
     two = [*twins_runs((10, 11), noise=2.)]
     assert 'not complete: 6 of 60, 0 collapsed' in answers.answers(dict(twins=two)) and 'not judged yet: 2 of 10 seeds' in answers.answers(dict(twins=two))
     assert 'could have seen' in markdown('twins', two)
@@ -540,8 +540,8 @@ def test_seeds_that_a_design_does_not_ask_for_are_shown_and_not_judged():
 
 
 def test_the_figure_of_a_table_shows_the_measure_that_decides():
-    assert figures.decisive(TABLES['twins_at_8'], [*twins_runs((44,))]) == 'joint' and figures.decisive(TABLES['twins'], [*twins_runs((10,))]) == 'mi'
-    assert figures.decisive(TABLES['table1'], collect(ROOT/'results'/'table1')) == figures.decisive(TABLES['twins'], []) == 'distance'
+    assert figures.deciding_measure(TABLES['twins_at_8'], [*twins_runs((44,))]) == 'joint' and figures.deciding_measure(TABLES['twins'], [*twins_runs((10,))]) == 'mi'
+    assert figures.deciding_measure(TABLES['table1'], collect(ROOT/'results'/'table1')) == figures.deciding_measure(TABLES['twins'], []) == 'distance'
 
 
 def test_a_claim_that_is_not_finished_frees_no_part_of_the_five_percent():
@@ -552,7 +552,7 @@ def test_a_claim_that_is_not_finished_frees_no_part_of_the_five_percent():
         if o['row'] != 't1_attn_8': o['records'][2]['value'] -= 3 if o['row'] == 't1_none' else 10       # the clearer one is not finished
     assert {other: m for (_, other, _), m in shares(part, plan).items()} == dict(t1_none=2, t1_res_8=1)
     text = answers.answers(dict(twins=[], twins_at_8=part))
-    assert '**Not finished.**' in text and text.split('**Not finished.**')[1].count('residual block of equal size at 8: not judged yet: 6 of 12 seeds') == 1
+    assert '**Runs.**' in text and text.split('**Runs.**')[1].count('residual block of equal size at 8: not judged yet: 6 of 12 seeds') == 1
 
 
 def test_samples_are_shown_pixel_for_pixel(tmp_path):

@@ -480,6 +480,19 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
 
 
+def test_samples_are_drawn_with_memory_kept_and_channels_last(tmp_path, monkeypatch):
+    "Weights from elsewhere, too; opening them stays exact to the last bit, so this is the command's."
+    from sagan_nb.machinery import cli
+    seen, draw, last = [], cli.sample_rows, torch.channels_last
+    def look(model, *args):
+        seen.append({m.weight.is_contiguous(memory_format=last) for m in model.G.modules() if isinstance(m, torch.nn.Conv2d)})
+        return draw(model, *args)
+    monkeypatch.setattr(cli, 'keep_memory', lambda: seen.append('kept'))
+    monkeypatch.setattr(cli, 'sample_rows', look)
+    cli.sagan_sample(str(ROOT/'results'/'generator'/'t1_attn_16-pairs.safetensors'), n=4, out=str(tmp_path/'few.png'), device='cpu')
+    assert seen == ['kept', {True}] and (tmp_path/'few.png').exists()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='no allocator here that can be told to keep memory')
 def test_each_side_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch):
     "The other side has the allocator of the system, or with --kept one that keeps memory; a side that dies is named, and leaves no file."

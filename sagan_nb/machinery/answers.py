@@ -44,22 +44,18 @@ def planned(
     return len(TABLES[name].rows)*len(TABLES[name].seeds)
 
 
-def runs_there(
-    name: str,                # a key of TABLES, with seeds
-    results: list,            # its runs
-) -> int:
-    "Count those of them that are there."
-    return sum(o['row'] in TABLES[name].rows for o in results)
-
-
 def progress_words(
     name: str,                # a key of TABLES, with seeds
     results: list,            # its runs
 ) -> str:
     "Say how many runs are complete, and how many of them collapsed."
-    n, fell = runs_there(name, results), sum(map(has_collapsed, results))
+    plan = TABLES[name]
+    own = [has_collapsed(o) for o in plan.of_its_seeds(results) if o['row'] in plan.rows]
+    n, fell = len(own), sum(own)
     if n == planned(name): return f'all {n} runs are complete, {fell} collapsed'
     state = f'the runs are not complete: {n} of {planned(name)}'
+    if n and not any(plan.missing(results, a, b, kind) for a, b, _ in plan.claims for kind in plan.kinds):
+        state += ', all that its claims need among them'
     return f'{state}, {fell} collapsed' if n else state
 
 
@@ -166,20 +162,19 @@ def answers(
     alone: dict = None,       # runs from `probe_runs`
 ) -> str:                     # Markdown
     "Write what holds, what does not, and what could not be seen, from results alone."
-    results = {name: TABLES[name].asked(runs) for name, runs in results.items()}
+    results = {name: TABLES[name].of_its_seeds(runs) for name, runs in results.items()}
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
     holds, turned = ('; '.join(text for o in found.values() for text in o[key]) for key in ('holds', 'is reversed'))
     first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
     second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
     own = [name for name in results if TABLES[name].seeds]
-    whole, part = ([f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own
-                    if (runs_there(name, results[name]) == planned(name)) == done] for done in (True, False))
+    progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
-    begun = [*part, *begun]
+    also = other_words(inside, alone, True)
     shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
-        f'**Holds.** {first}.', bullets([*other_words(inside, alone, True), *whole]),
+        f'**Holds.** {first}.', *[bullets(also)]*bool(also),
         f'**Does not hold, or is not resolved.** {second}.',
         bullets([*other_words(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *older_words(found)]),
-        *['**Not finished.**\n\n' + bullets(begun)]*bool(begun), unseen_words(results, alone or {})])
+        *['**Runs.**\n\n' + bullets([*progress, *begun])]*bool(own), unseen_words(results, alone or {})])

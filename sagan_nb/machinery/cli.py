@@ -24,7 +24,7 @@ from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sampl
 from .evaluate import as_table, evaluate, save_records
 from .ending import summarise
 from .features import FEWEST
-from .figures import decisive, show_pairs, show_samples, show_training
+from .figures import deciding_measure, show_pairs, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
 from .finetune import tuning_of
@@ -109,6 +109,16 @@ def sagan_train(
     return summarise(gan, source, out) if ranks.first else None
 
 
+def open_to_draw(
+    run,                      # run folder, or a checkpoint
+    device:torch.device,      # where to
+):                            # as of `open_run`
+    "Open a model; on a CPU G has channels last, which is faster and, to rounding, the same."
+    model = open_run(run, device)
+    if device.type == 'cpu': model.G.to(memory_format=torch.channels_last)
+    return model
+
+
 @command
 def sagan_sample(
     run:str,                  # run folder, or a checkpoint
@@ -128,8 +138,7 @@ def sagan_sample(
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
     if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
-    model = open_run(run, pick_device(device))
-    model.G.to(memory_format=torch.channels_last)            # weights from elsewhere, too: faster on a CPU, the same to rounding
+    model = open_to_draw(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
         print(write_many(model, wanted, n, out, **how))
@@ -234,7 +243,7 @@ def write_table(
         left = f'\nLeft out, made by other settings: {", ".join(harmless(o["name"]) for o in others)}.\n' if others else ''
         text = markdown(table, results, skipped, failed) + left
         with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
-        kind = decisive(TABLES[table], results)
+        kind = deciding_measure(TABLES[table], results)
         same = measured_alike(results, TABLES[table].rows, kind)                  # else one axis would mix two measures
         figures = {'': show_pairs(table, results, kind)} if results and same else {}
         if any(o['curve'] for o in results) and same:

@@ -34,11 +34,11 @@ def rows_with(
     return [r for r in plan.rows if by_seed(results, r, kind)]
 
 
-def decisive(
+def deciding_measure(
     plan: Plan,               # which table
     results: list,            # runs
 ) -> str:                     # a key of RESULT_KINDS
-    "Choose what a figure shows: the first measure that decides and was taken; the distance where none was."
+    "Choose what a figure shows: the first of the plan's deciding measures that any run has; the distance if none has."
     return next((k for k in plan.kinds if name_of(results, k)), 'distance')
 
 
@@ -69,7 +69,7 @@ def draw_claims(
     kind: str,                # metric
 ):
     "Draw the paired differences of each claim: seeds as dots, the 95 % interval thick, that of the verdict thin."
-    among, drawn, results = shares(results, plan), [], plan.asked(results)
+    among, drawn, results = shares(results, plan), [], plan.of_its_seeds(results)
     for a, b, words in plan.orderings:
         d = seed_differences(results, a, b, kind)
         if not len(d): continue
@@ -88,11 +88,12 @@ def draw_claims(
 def show_pairs(
     plan,                     # which table: a Plan, or a key of TABLES
     results: list,            # runs
-    kind: str = 'mi',         # metric
+    kind: str = None,         # metric; None: as of `deciding_measure`
 ):                            # figure
-    "Draw the rows of a table at the left, and the paired differences of its claims at the right."
+    "Draw the rows of a table, every run, at the left; and at the right the paired differences of its claims, over its own seeds."
     import matplotlib.pyplot as plt
     plan = TABLES[plan] if isinstance(plan, str) else plan
+    kind = kind or deciding_measure(plan, results)
     rows = rows_with(plan, results, kind)
     claims = sum(a in rows and b in rows for a, b, _ in plan.orderings)
     high = 1.1 + .3*max(len(rows), 1.5*claims, 3)             # a claim has two lines
@@ -103,7 +104,7 @@ def show_pairs(
         left.set_xlabel(AXES.get(kind, name_of(results, kind)))
         right.set_xlabel('difference, seed by seed')
         if not rows:
-            for ax in (left, right): ax.text(.5, .5, 'no run is complete yet', ha='center', transform=ax.transAxes)
+            for ax in (left, right): ax.text(.5, .5, 'no run has this measure yet', ha='center', transform=ax.transAxes)
     return fig
 
 

@@ -62,7 +62,7 @@ def short_of_memory(
 
 def keep_memory()->bool:          # False where it was not done
     """Tell glibc's allocator to keep what is freed for the next tensor, for this process, from now on. Otherwise much of it goes
-    back to the system after every layer and is zeroed anew for the next one. The commands that train or measure do so; it is left out
+    back to the system after every layer and is zeroed anew for the next one. The commands that train, measure or sample do so; it is left out
     where the environment says SAGAN_KEEP_MEMORY=0, or sets the allocator itself (MALLOC_...), and where there is no glibc."""
     own = any(name.startswith('MALLOC_') for name in os.environ)
     if own or os.environ.get('SAGAN_KEEP_MEMORY') == '0' or platform.libc_ver()[0] != 'glibc': return False

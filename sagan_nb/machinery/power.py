@@ -29,7 +29,7 @@ def ruling(
     among: int,               # as of `verdict`
 ) -> str:
     "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
-    results, wanted, left = plan.asked(results), len(plan.seeds), plan.missing(results, better, worse, kind)
+    results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
     if 0 < left < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)
 
@@ -80,7 +80,7 @@ def power_rows(
     results: list,            # runs
 ) -> list:                    # dicts: words, kind, n, among, mean, low, high, verdict, spread, seen, wanted, why, seeds
     "Say for each ordering what was seen, what could have been seen, and the seeds that a difference worth seeing needs."
-    out, results = [], plan.asked(results)
+    out, results = [], plan.of_its_seeds(results)
     for (a, b, kind), among in shares(results, plan).items():
         mean, low, high, n = paired_difference(results, a, b, kind)
         spread = spread_of(results, a, b, kind)

@@ -227,7 +227,7 @@ def missing_lines(
     failed = {name: error for name, error in failed.items() if name not in {o['name'] for o in results}}
     there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
     rest = [f'`{row}`' for row in plan.rows if row not in there]
-    extra = sorted({o['seed'] for o in results} - {o['seed'] for o in plan.asked(results)})
+    extra = sorted({o['seed'] for o in results} - {o['seed'] for o in plan.of_its_seeds(results)})
     found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
              'Not run': [', '.join(rest)] if rest else [],
              'Seeds that the design does not ask for, shown but not judged': [', '.join(map(str, extra))] if extra else [],
@@ -345,7 +345,7 @@ def sentences(
         count = '1 ordering' if len(run) == 1 else f'{len(run)} orderings'
         out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
-            ends = early_ends(results, (a, b)) + could_have_seen(plan.asked(results), a, b, kind, among[a, b, kind])
+            ends = early_ends(results, (a, b)) + could_have_seen(plan.of_its_seeds(results), a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_other_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')

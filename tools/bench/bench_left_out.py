@@ -1,7 +1,7 @@
-"""What was tried and left out, with its figure: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--brief] [--device cuda]`.
+"""Time what was tried and left out, and `all` with one change taken out: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--brief] [--device cuda]`.
 
 Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
-Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A trial of these that fails is written down with its reason.
+Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A compilation that fails is written down with its reason.
 """
 import argparse
 import gc

@@ -1,9 +1,9 @@
-"""What a bare machine lacks, in one folder: `python -m tools.bench.carry [--data FILE.zip[:FOLDER]] [--out .carry] [--fetch NAME ...]`.
+"""Pack into one folder what a machine lacks that has little more than torch: `python -m tools.bench.carry [--data FILE.zip[:FOLDER]] [--out .carry] [--fetch NAME ...]`.
 
-The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more; so many images of each class go along
-as there is room for. Packages of pure Python are copied
+The folder and the repository weigh at most `--most` MiB, as machines that are lent often take no more; as many images of each
+class as there is room for go along. Packages of pure Python are copied
 from this environment to OUT/site, for any Python 3: those that the package and its tests need, less what comes with torch and torchvision.
-Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. There:
+Compiled ones must be there, or are fetched by pip (`--fetch scipy`) for `--python` and Linux. On the other machine:
 `PYTHONPATH=OUT/site python3 -m tools.bench.gpu --data OUT/FILE.zip:FOLDER --minutes 9 --out DIR`.
 """
 import argparse

@@ -3,7 +3,7 @@
 
 A checkout is a folder; the first one is what the others are compared with. Name it twice to see what chance does. With
 `+keep` behind its name, glibc keeps freed memory there, as `sagan_train` has it; without, it does not.
-`--profile FILE` writes instead where the time of an update goes, in this checkout and with memory kept.
+With `--profile FILE` nothing is compared: it writes where the time of an update goes, in this checkout and with memory kept.
 """
 import argparse
 import json
@@ -113,7 +113,7 @@ def main():
     rows = [dict(checkout=name, cpu_seconds=statistics.median(own), rounds=own, peak_bytes=most,
                  ratio=statistics.median(r[0]/r[i] for r in taken), fastest=min(r[0] for r in taken)/min(own))
             for i, (name, most, own) in enumerate(zip(o.checkouts, peaks, zip(*taken)))]
-    for r in rows: print(f'{r["checkout"]:30} {r["cpu_seconds"]:.3f} s, {r["ratio"]:.2f} times as many (by the fastest {r["fastest"]:.2f}), {r["peak_bytes"]/2**20:.0f} MiB')
+    for r in rows: print(f'{r["checkout"]:30} {r["cpu_seconds"]:.3f} s, {r["ratio"]:.2f} times the updates (by the fastest {r["fastest"]:.2f}), {r["peak_bytes"]/2**20:.0f} MiB')
     if o.out: o.out.write_text(json.dumps(dict(row=o.row, data=o.data, set=o.set, updates=o.updates, rows=rows, **machine_facts()), indent=1) + '\n')
 
 

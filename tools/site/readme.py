@@ -151,7 +151,7 @@ def gpu(folder=ROOT/'results'/'gpu'):
         out.append(f'- **How fast?** {best["steps_per_s"]:.3g} steps a second ({name}): a million in {1e6/best["steps_per_s"]/3600:,.0f} hours. {len(steps)} cases are in chapter 14.')
     if (table_part := part.get('table')) and table_part.get('runs'):
         runs = table_part['runs']
-        out.append(f'- **Rows of Table 1** on {table_part["data"]}: {len(runs)} runs of {", ".join(sorted({o["row"] for o in runs}))}, {table_part["steps"]:,} updates each.')
+        out.append(f'- **Rows of Table 1** on {table_part["images"]:,} images of {Path(table_part["data"]).name}: {len(runs)} runs of {", ".join(sorted({o["row"] for o in runs}))}, {table_part["steps"]:,} updates each.')
     if waits := part.get('profile', {}).get('profiles', {}).get('a run', {}).get('waits'):
         out.append(f'- **Does a run wait for it?** {sum(waits.values())/part["profile"]["profiles"]["a run"]["updates"]:.1f} times in an update.')
     early = [f'{name} {o["ended"]}' for name, o in about['parts'].items() if o['ended'] != 'whole']

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from commands import as_folders, needs_compiler
 from sagan_nb import speed
@@ -478,6 +479,34 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
     assert {*bench_left_out.TRIALS, 'power alone', 'all'} == set(found['fp32']) and set(found['one_missing_fp32']) == set(bench_left_out.ALONE)
     assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
+
+
+class Layouts(TorchDispatchMode):
+    "Note the maps that a convolution, or its backward, meets in another layout than channels last: it copies them. Weights are its third or second."
+    def __init__(self):
+        super().__init__()
+        self.seen, self.other = 0, set()
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        maps = dict([('aten.convolution.default', args[:1]), ('aten.convolution_backward.default', args[:2])]).get(str(f), ())
+        for t in maps:
+            if t.shape[1] == 1 or t.shape[2]*t.shape[3] == 1: continue
+            self.seen += 1
+            if not t.is_contiguous(memory_format=torch.channels_last): self.other.add(tuple(t.shape[1:]))
+        return f(*args, **(kwargs or {}))
+
+
+def test_convolutions_copy_next_to_no_maps():
+    "All of a step are channels last, but the 4x4 map that G's linear layer makes, and in float32 what attention gives, and the gradients of its keys and queries."
+    net, small = replace(NETS['32'], batch=4), {(128, 4, 4)}
+    attention = {(64, 16, 16), (16, 16, 16)}
+    for p, allowed in (('fp32', small | attention), ('bf16', small)):
+        step = Step(net, replace(FAST, precision=p))
+        with Layouts() as found: step()
+        assert found.seen > 100 and found.other <= allowed, found.other
+    step = Step(net, replace(FAST, channels_last=False))
+    with Layouts() as found: step()
+    assert len(found.other) > 5                              # so the other layout is seen
 
 
 def test_samples_are_drawn_with_memory_kept_and_channels_last(tmp_path, monkeypatch):

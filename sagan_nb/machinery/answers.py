@@ -50,7 +50,7 @@ def progress_words(
 ) -> str:
     "Say how many runs are complete, and how many of them collapsed."
     plan = TABLES[name]
-    own = [has_collapsed(o) for o in plan.of_its_seeds(results) if o['row'] in plan.rows]
+    own = [has_collapsed(o) for o in results if o['row'] in plan.rows]
     n, fell = len(own), sum(own)
     if n == planned(name): return f'all {n} runs are complete, {fell} collapsed'
     state = f'the runs are not complete: {n} of {planned(name)}'
@@ -85,8 +85,8 @@ def sorted_claims(
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
         if words is None or not len(seed_differences(results, a, b, kind)): continue
         found = ruling(plan, results, a, b, kind, m)
-        first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), 'open')
-        if plan.missing(results, a, b, kind): first = 'unfinished'
+        other = 'unfinished' if plan.missing(results, a, b, kind) else 'open'
+        first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), other)
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)
     return out

@@ -49,13 +49,13 @@ class Bare(Step):
         with bare[0], bare[1]: return super().losses()
 
 
-class Linear(Step):
+class WithoutReLU(Step):
     "No ReLU: what a better place for one could save at most. Not the same function."
     def losses(self):
         with mock.patch.object(F, 'relu', lambda x: x): return super().losses()
 
 
-TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'ReLU for nothing': Linear,
+TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'ReLU for nothing': WithoutReLU,
           'all, once more': Step}                                               # the last: what noise does
 
 

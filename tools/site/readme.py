@@ -137,8 +137,8 @@ def cifar10():
 def gpu(folder=ROOT/'results'/'gpu'):
     "What `tools.bench.gpu` found, part by part; each may be missing, or have ended early."
     if not (folder/'run.json').exists(): return 'Nobody has run it on a GPU yet.'
-    about = json.loads((folder/'run.json').read_text(encoding='utf-8'))
-    part = {name: json.loads((folder/f'{name}.json').read_text(encoding='utf-8')) for name in about['parts'] if (folder/f'{name}.json').exists()}
+    about = read(folder/'run.json')
+    part = {name: read(folder/f'{name}.json') for name in about['parts'] if (folder/f'{name}.json').exists()}
     facts, out = next(iter(part.values()), {}), []
     out.append(f'On {facts.get("device_name", "a device that left no word")}, torch {facts.get("torch", "unknown")}, commit {(facts.get("commit") or "unknown")[:7]}, '
                f'{about["minutes"]:g} minutes' + (', a rehearsal.' if about['smoke'] else '.'))

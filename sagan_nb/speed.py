@@ -136,16 +136,22 @@ class Step:
         if self.v.precision != 'bf16': return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def noise(self):
+        "z for a batch."
+        return torch.randn(len(self.y), 128).to(self.device)
+
+    def judged(self)->tuple:          # (B,), (B,)
+        "What D says of real and of generated images."
+        with self.low():
+            with torch.no_grad(): fake = self.G(self.noise(), self.y)
+            return self.D(self.x, self.y).float(), self.D(fake, self.y).float()
+
     def losses(self)->tuple:          # D's loss, then G's: scalars, the first after D's update
         "Make both updates."
-        noise = lambda: torch.randn(len(self.y), 128).to(self.device)
-        with self.low():
-            with torch.no_grad(): fake = self.G(noise(), self.y)
-            real, fake = self.D(self.x, self.y).float(), self.D(fake, self.y).float()
-        loss_d = hinge_d(real, fake)
+        loss_d = hinge_d(*self.judged())
         self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
         with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), self.low():
-            loss_g = hinge_g(self.D(self.G(noise(), self.y), self.y).float())
+            loss_g = hinge_g(self.D(self.G(self.noise(), self.y), self.y).float())
         self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
         return loss_d.detach(), loss_g.detach()
 

@@ -481,6 +481,28 @@ def test_what_was_left_out_is_timed(tmp_path, monkeypatch):
     assert 0 < found['power_share_fp32'] < .5 and 'convolution' in (tmp_path/'out.txt').read_text(encoding='utf-8')
 
 
+def test_what_was_tried_is_the_same_function_and_is_timed(tmp_path):
+    "D's two passes together: losses, gradients and what the power steps left, as by two passes. Winograd's products: the convolution."
+    from tools.bench import tried
+    net, steps = replace(NETS['32'], batch=4), []
+    for kind in (Step, tried.Together):
+        torch.manual_seed(0)
+        steps.append(step := kind(net, FAST))
+        torch.manual_seed(1)
+        step.loss = hinge_d(*step.judged())
+        step.loss.backward()
+    plain, together = steps
+    assert together.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
+    for (name, p), q in zip(plain.D.named_parameters(), together.D.parameters()):
+        assert (p.grad - q.grad).norm() <= 1e-4*p.grad.norm() + 1e-6, name
+    for (name, p), q in zip(plain.D.named_buffers(), together.D.buffers()): assert torch.allclose(p, q, atol=1e-6), name
+    tried.main(['--nets', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
+    found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
+    rows = found['nets']['small'].values()
+    assert rows and all(row[name]['ratio_of_cpu'] > 0 for row in rows for name in ("D's two passes together, exact", 'huge pages'))
+    assert len(found['winograd']) == len(tried.SHAPES) and max(row['apart'] for row in found['winograd']) < 1e-5
+
+
 class Layouts(TorchDispatchMode):
     "Note the maps that a convolution, or its backward, meets in another layout than channels last: it copies them. Weights are its third or second."
     def __init__(self):

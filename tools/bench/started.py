@@ -46,6 +46,15 @@ class Side:
         except (EOFError, OSError): raise RuntimeError(f'{self.name}: its process died; what it said is above') from None
 
 
+def updates_in_turns(sides:dict, rounds:int)->dict:
+    "name -> (seconds, processor seconds) of each update; every other round in the opposite order."
+    taken = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in list(sides)[::-1 if i % 2 else 1]: taken[name].append(sides[name]())
+        print(f'round {i + 1} of {rounds}: ' + ', '.join(f'{n} {t[-1][0]:.2f} s' for n, t in taken.items()), flush=True)
+    return taken
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('against', help='Python file with make_step, see sagan_bench --against')
@@ -64,11 +73,7 @@ def main(argv=None):
         first[name] = sides[name]()[0]                    # alone: it may compile
         print(f'{name}: the first update took {first[name]:.1f} s', flush=True)
         for _ in range(2): sides[name]()
-    taken = {name: [] for name in sides}
-    for i in range(o.rounds):
-        for name in list(sides)[::-1 if i % 2 else 1]: taken[name].append(sides[name]())
-        print(f'round {i + 1} of {o.rounds}: ' + ', '.join(f'{n} {t[-1][0]:.2f} s' for n, t in taken.items()), flush=True)
-    rows = timing_table(taken, net.batch, 'against')
+    rows = timing_table(updates_in_turns(sides, o.rounds), net.batch, 'against')
     for name, row in rows.items(): row.update(first_seconds=first[name], keeps_memory=o.kept or name != 'against')
     facts = machine_facts() | dict(made_by='python -m tools.bench.started', note=o.note, against=os.path.basename(o.against.split(':')[0]))
     with atomic_write(o.out) as part:

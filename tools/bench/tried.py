@@ -1,0 +1,160 @@
+"""Time what was built, found exact and left out: `python -m tools.bench.tried [--rounds 7] [--out FILE]`. On a CPU.
+
+Writes results/speed/tried.json, which chapter 14 reads: for each of two sizes and two number formats, processor seconds of `all`
+divided by those of the trial, in turns, memory kept on both sides; and the same for one convolution by Winograd's products.
+"""
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagan_nb.blocks import conv_by_matmul, conv_then_pool, tiny
+from sagan_nb.machinery.atomic import atomic_write
+from sagan_nb.machinery.machine import keep_memory, machine_facts
+from sagan_nb.machinery.narrow import along_rows
+from sagan_nb.speed import NETS, VARIANTS, Step, in_turns, rounding, timing_table, usable_variants
+
+from .started import Side, updates_in_turns
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class TwoSigmas(torch.autograd.Function):
+    "u^T W v for two pairs of constant u and v."
+    @staticmethod
+    def forward(ctx, W, u, v, u2, v2):
+        ctx.save_for_backward(u, v, u2, v2)
+        return torch.stack([u @ (W @ v), u2 @ (W @ v2)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, v, u2, v2 = ctx.saved_tensors
+        return torch.outer(u*grad[0], v).addr_(u2*grad[1], v2), None, None, None, None
+
+
+class DividedHalves(torch.autograd.Function):
+    "A map, its first half divided by one sigma and its second by another, and a bias added."
+    @staticmethod
+    def forward(ctx, y, sigmas, bias):
+        ctx.save_for_backward(y, sigmas)
+        row, out = along_rows(bias.to(y.dtype)[None, :, None, None], y), torch.empty_like(y)
+        for o, half, s in zip(out.chunk(2), y.chunk(2), sigmas.tolist()): torch.add(row, half, alpha=1/s, out=o)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, sigmas = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        flat, out, of_sigmas = lambda t: t.permute(0, 2, 3, 1).flatten(), torch.empty_like(grad), []
+        for o, half, g, s in zip(out.chunk(2), y.chunk(2), grad.chunk(2), sigmas.tolist()):
+            torch.mul(g, 1/s, out=o)
+            of_sigmas.append(-torch.dot(flat(g), flat(half)).float() / s**2)
+        return out, torch.stack(of_sigmas), grad.sum((0, 2, 3)).to(sigmas.dtype)
+
+
+def conv_of_halves(conv, x:Tensor)->Tensor:
+    "A normalised convolution of two batches in one: what it gives for the first, and, after a power step, for the second."
+    sn, w = conv.parametrizations.weight[0], conv.parametrizations.weight.original
+    W, vectors = w.permute(sn.order(w)).flatten(1), []
+    with torch.autocast('cpu', enabled=False):
+        for _ in range(2):
+            sn.advance(w)
+            vectors += sn.vectors(W.detach(), w)
+        sigmas = TwoSigmas.apply(W, *vectors)
+    if tiny(x, w, conv.resample): y = conv_by_matmul(x, w, None, conv.resample)
+    elif conv.resample == 'down': y = conv_then_pool(x, w, None, conv.fold)
+    else: y = F.conv2d(x, w, padding=conv.padding)
+    return DividedHalves.apply(y, sigmas, conv.bias)
+
+
+class Together(Step):
+    "D sees real and generated pictures in one batch, each with the sigma of its own power step: the same function as two passes."
+    def judged(self):
+        D = self.D
+        with self.low(), contextlib.ExitStack() as patches:
+            with torch.no_grad(): x = torch.cat([self.x, self.G(self.noise(), self.y)])
+            for conv in (c for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')):
+                for name, value in dict(_forward_pre_hooks={}, forward=lambda x, conv=conv: conv_of_halves(conv, x)).items():
+                    patches.enter_context(mock.patch.object(conv, name, value))
+            for i, block in enumerate(D.blocks):
+                x = block(x)
+                if D.places.get(i) in D.extra: x = torch.cat([D.extra[D.places[i]](half) for half in x.chunk(2)])
+            halves = F.relu(x).sum((2, 3)).chunk(2)
+            return [(D.linear(h)[:, 0] + (D.embed(self.y)*h).sum(1)).float() for h in halves]
+
+
+def by_winograd(x:Tensor, w:Tensor)->Tensor:
+    "A 3x3 convolution that keeps the map's size, as 16 matrix products on tiles of 2x2 (Lavin and Gray, 2016): 4 products for 9."
+    def tiles(x, dim):
+        a, b, c, d = (x.narrow(dim, i, x.shape[dim] - 3)[(slice(None),)*dim + (slice(None, None, 2),)] for i in range(4))
+        return torch.stack([a - c, b + c, c - b, b - d])
+    def kernel(w, dim):
+        a, b, c = w.unbind(dim)
+        return torch.stack([a, (a + b + c)/2, (a - b + c)/2, c])
+    def outputs(m, dim):
+        a, b, c, d = m.unbind(0)
+        return torch.stack([a + b + c, b - c - d], dim)
+    v = tiles(tiles(F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), 1), 3)          # (4, 4, B, H/2, W/2, C), across first
+    u = kernel(kernel(w, 2), -1)                                                      # (4, 4, C', C)
+    m = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.flatten(0, 1).transpose(1, 2)).view(*v.shape[:5], len(w))
+    out = outputs(outputs(m, 4), 2)                                                   # (B, H/2, 2, W/2, 2, C')
+    return out.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+SHAPES = (32, 64, 32), (32, 128, 16), (32, 256, 16), (32, 256, 8), (8, 128, 64), (8, 256, 32), (8, 512, 16)     # batch, channels, map
+
+
+def winograd(rounds:int, shapes=SHAPES)->list:
+    "For each shape: processor seconds of torch's convolution divided by Winograd's, and the largest difference between them."
+    rows = []
+    for batch, c, size in shapes:
+        x, w = (torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in ((batch, c, size, size), (c, c, 3, 3)))
+        with torch.no_grad():
+            plain = F.conv2d(x, w, padding=1)
+            apart = (by_winograd(x, w) - plain).abs().max() / plain.abs().max()
+            found = timing_table(in_turns(dict(plain=lambda: F.conv2d(x, w, padding=1), winograd=lambda: by_winograd(x, w)), rounds), batch)
+        rows.append(dict(batch=batch, channels=c, size=size, apart=apart.item(), ratio_of_cpu=found['winograd']['ratio_of_cpu']))
+    return rows
+
+
+def huge_pages(net:str, name:str, rounds:int)->dict:
+    "Two processes, one of them with pages of 2 MiB for large tensors."
+    sides = {'all': Side(name, net, None, True)}
+    with mock.patch.dict(os.environ, THP_MEM_ALLOC_ENABLE='1'): sides['huge pages'] = Side(name, net, None, True)      # torch reads it at its start
+    for side in sides.values():
+        for _ in range(2): side()
+    found = timing_table(updates_in_turns(sides, rounds), NETS[net].batch, 'all')['huge pages']
+    for side in sides.values(): side.pipe.close()             # which ends its process
+    return found
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--rounds', type=int, default=7)
+    p.add_argument('--nets', nargs='*', default=['32', '128'], choices=NETS)
+    p.add_argument('--note', default='')
+    p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'tried.json')
+    o = p.parse_args(argv)
+    facts = dict(made_by='python -m tools.bench.tried', note=o.note, **machine_facts(), keeps_memory=keep_memory())
+    nets = {net: {} for net in o.nets}
+    for net, rows in nets.items():
+        for name in usable_variants('cpu', ['all, fp32', 'all, bf16']):
+            with rounding(VARIANTS[name].precision):
+                steps = {kind.__name__: kind(NETS[net], VARIANTS[name]) for kind in (Step, Together)}
+                found = timing_table(in_turns(steps, o.rounds), NETS[net].batch, 'Step')['Together']
+            steps.clear()
+            rows[name] = {"D's two passes together, exact": found, 'huge pages': huge_pages(net, name, o.rounds)}
+            print(net, name, {k: round(r['ratio_of_cpu'], 3) for k, r in rows[name].items()}, flush=True)
+    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(nets=nets, winograd=winograd(o.rounds)), indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__': main()

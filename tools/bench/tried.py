@@ -7,9 +7,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
-import time
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 

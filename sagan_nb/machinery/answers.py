@@ -114,7 +114,7 @@ def reached_words(
     return [f'the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
 
 
-def other_words(
+def inside_and_alone(
     inside: list,             # from `mechanism_runs`
     alone: dict,              # from `probe_runs`
     held: bool,               # the claims that hold, or all others
@@ -129,10 +129,10 @@ def large_maps() -> list:     # texts
     return [str(m) for m in sorted({m for row in TABLES['table1'].rows for m in preset(row).attn_at if m > 16})]
 
 
-def older_words(
+def open_orderings(
     found: dict,              # name of a table -> from `sorted_claims`
 ) -> list:                    # one text, or none
-    "Count the open orderings of the tables before the flagship."
+    "Count the open orderings of the tables that name no seeds."
     claims = {name: {text.split(' (by ')[0] for text in o['open']} for name, o in found.items() if not TABLES[name].seeds}
     counts = [f'{len(own)} in {PLACES[name]}' for name, own in claims.items() if own]
     return [f'orderings not resolved by bits, by distance, or both: {listed(counts)}'] if counts else []
@@ -170,11 +170,11 @@ def answers(
     own = [name for name in results if TABLES[name].seeds]
     progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
-    also = other_words(inside, alone, True)
+    also = inside_and_alone(inside, alone, True)
     shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
     return '\n\n'.join([
         f'**Holds.** {first}.', *[bullets(also)]*bool(also),
         f'**Does not hold, or is not resolved.** {second}.',
-        bullets([*other_words(inside, alone, False), *unsure, *shared,
-                 *reached_words(results['twins']), *older_words(found)]),
+        bullets([*inside_and_alone(inside, alone, False), *unsure, *shared,
+                 *reached_words(results['twins']), *open_orderings(found)]),
         *['**Runs.**\n\n' + bullets([*progress, *begun])]*bool(own), unseen_words(results, alone or {})])

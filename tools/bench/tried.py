@@ -1,12 +1,14 @@
-"""Time what was built, found exact and left out: `python -m tools.bench.tried [--rounds 7] [--out FILE]`. On a CPU.
+"""Time two whole steps and a convolution that were built and left out: `python -m tools.bench.tried [--rounds 7] [--out FILE]`.
 
 Writes results/speed/tried.json, which chapter 14 reads: for each of two sizes and two number formats, processor seconds of `all`
-divided by those of the trial, in turns, memory kept on both sides; and the same for one convolution by Winograd's products.
+divided by those of the trial, in turns, memory kept on both sides; and, in float32 and forward alone, those of torch's convolution
+divided by those of Winograd's products. For Linux with glibc. Raises Refused elsewhere.
 """
 import argparse
 import contextlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sagan_nb.blocks import conv_by_matmul, conv_then_pool, tiny
+from sagan_nb.core import Refused
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.machine import keep_memory, machine_facts
 from sagan_nb.machinery.narrow import along_rows
@@ -51,22 +54,21 @@ class DividedHalves(torch.autograd.Function):
     def backward(ctx, grad):
         y, sigmas = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        flat, out, of_sigmas = lambda t: t.permute(0, 2, 3, 1).flatten(), torch.empty_like(grad), []
-        for o, half, g, s in zip(out.chunk(2), y.chunk(2), grad.chunk(2), sigmas.tolist()):
+        of_y, of_sigmas = torch.empty_like(grad), []
+        for o, half, g, s in zip(of_y.chunk(2), y.chunk(2), grad.chunk(2), sigmas.tolist()):
             torch.mul(g, 1/s, out=o)
-            of_sigmas.append(-torch.dot(flat(g), flat(half)).float() / s**2)
-        return out, torch.stack(of_sigmas), grad.sum((0, 2, 3)).to(sigmas.dtype)
+            of_sigmas.append(-(g*half).sum(dtype=torch.float32) / s**2)
+        return of_y, torch.stack(of_sigmas), grad.sum((0, 2, 3)).to(sigmas.dtype)
 
 
 def conv_of_halves(conv, x:Tensor)->Tensor:
-    "A normalised convolution of two batches in one: what it gives for the first, and, after a power step, for the second."
+    "A normalised convolution of two batches in one, each divided by the sigma of its own power step. Its pre-hook has made the first step."
     sn, w = conv.parametrizations.weight[0], conv.parametrizations.weight.original
-    W, vectors = w.permute(sn.order(w)).flatten(1), []
+    W = w.permute(sn.order(w)).flatten(1)
     with torch.autocast('cpu', enabled=False):
-        for _ in range(2):
-            sn.advance(w)
-            vectors += sn.vectors(W.detach(), w)
-        sigmas = TwoSigmas.apply(W, *vectors)
+        first = sn.vectors(W.detach(), w)
+        sn.advance(w)
+        sigmas = TwoSigmas.apply(W, *first, *sn.vectors(W.detach(), w))
     if tiny(x, w, conv.resample): y = conv_by_matmul(x, w, None, conv.resample)
     elif conv.resample == 'down': y = conv_then_pool(x, w, None, conv.fold)
     else: y = F.conv2d(x, w, padding=conv.padding)
@@ -80,8 +82,7 @@ class Together(Step):
         with self.low(), contextlib.ExitStack() as patches:
             with torch.no_grad(): x = torch.cat([self.x, self.G(self.noise(), self.y)])
             for conv in (c for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')):
-                for name, value in dict(_forward_pre_hooks={}, forward=lambda x, conv=conv: conv_of_halves(conv, x)).items():
-                    patches.enter_context(mock.patch.object(conv, name, value))
+                patches.enter_context(mock.patch.object(conv, 'forward', partial(conv_of_halves, conv)))
             for i, block in enumerate(D.blocks):
                 x = block(x)
                 if D.places.get(i) in D.extra: x = torch.cat([D.extra[D.places[i]](half) for half in x.chunk(2)])
@@ -90,7 +91,7 @@ class Together(Step):
 
 
 def by_winograd(x:Tensor, w:Tensor)->Tensor:
-    "A 3x3 convolution that keeps the map's size, as 16 matrix products on tiles of 2x2 (Lavin and Gray, 2016): 4 products for 9."
+    "A 3x3 convolution that keeps the map's size, an even one, as 16 matrix products on tiles of 2x2: 4 multiplications for 9 (Lavin and Gray, 2016)."
     def tiles(x, dim):
         a, b, c, d = (x.narrow(dim, i, x.shape[dim] - 3)[(slice(None),)*dim + (slice(None, None, 2),)] for i in range(4))
         return torch.stack([a - c, b + c, c - b, b - d])
@@ -107,11 +108,11 @@ def by_winograd(x:Tensor, w:Tensor)->Tensor:
     return out.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-SHAPES = (32, 64, 32), (32, 128, 16), (32, 256, 16), (32, 256, 8), (8, 128, 64), (8, 256, 32), (8, 512, 16)     # batch, channels, map
+SHAPES = [(32, 128, 32), (32, 128, 16), (32, 128, 8), *((8, 64*128//size, size) for size in (128, 64, 32, 16, 8))]     # of the two nets: batch, channels, map
 
 
-def winograd(rounds:int, shapes=SHAPES)->list:
-    "For each shape: processor seconds of torch's convolution divided by Winograd's, and the largest difference between them."
+def winograd(rounds:int, shapes)->list:
+    "For each shape: torch's convolution against Winograd's products, and the largest difference as a share of the largest output."
     rows = []
     for batch, c, size in shapes:
         x, w = (torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in ((batch, c, size, size), (c, c, 3, 3)))
@@ -119,18 +120,27 @@ def winograd(rounds:int, shapes=SHAPES)->list:
             plain = F.conv2d(x, w, padding=1)
             apart = (by_winograd(x, w) - plain).abs().max() / plain.abs().max()
             found = timing_table(in_turns(dict(plain=lambda: F.conv2d(x, w, padding=1), winograd=lambda: by_winograd(x, w)), rounds), batch)
-        rows.append(dict(batch=batch, channels=c, size=size, apart=apart.item(), ratio_of_cpu=found['winograd']['ratio_of_cpu']))
+        rows.append(dict(found['winograd'], batch=batch, channels=c, size=size, apart=apart.item()))
     return rows
 
 
+def huge_mib(process)->int:
+    "MiB of a process's memory that lie in pages of 2 MiB."
+    lines = Path(f'/proc/{process.pid}/smaps_rollup').read_text().splitlines()
+    return next(int(o.split()[1]) for o in lines if o.startswith('AnonHugePages')) // 1024
+
+
 def huge_pages(net:str, name:str, rounds:int)->dict:
-    "Two processes, one of them with pages of 2 MiB for large tensors."
+    "Two processes, one of which asks for pages of 2 MiB for large tensors; how many each got is written down."
     sides = {'all': Side(name, net, None, True)}
     with mock.patch.dict(os.environ, THP_MEM_ALLOC_ENABLE='1'): sides['huge pages'] = Side(name, net, None, True)      # torch reads it at its start
     for side in sides.values():
         for _ in range(2): side()
     found = timing_table(updates_in_turns(sides, rounds), NETS[net].batch, 'all')['huge pages']
-    for side in sides.values(): side.pipe.close()             # which ends its process
+    found |= dict(huge_mib=huge_mib(sides['huge pages'].process), base_huge_mib=huge_mib(sides['all'].process))
+    for side in sides.values():
+        side.pipe.close()                                     # which ends its process
+        side.process.join()
     return found
 
 
@@ -138,20 +148,22 @@ def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--nets', nargs='*', default=['32', '128'], choices=NETS)
+    p.add_argument('--shapes', type=int, default=len(SHAPES), help='for so many of the shapes')
     p.add_argument('--note', default='')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'speed'/'tried.json')
     o = p.parse_args(argv)
-    facts = dict(made_by='python -m tools.bench.tried', note=o.note, **machine_facts(), keeps_memory=keep_memory())
+    facts = dict(made_by='python -m tools.bench.tried', note=o.note, **machine_facts())
+    if not keep_memory(): raise Refused('glibc alone can be told to keep memory')
     nets = {net: {} for net in o.nets}
     for net, rows in nets.items():
         for name in usable_variants('cpu', ['all, fp32', 'all, bf16']):
             with rounding(VARIANTS[name].precision):
-                steps = {kind.__name__: kind(NETS[net], VARIANTS[name]) for kind in (Step, Together)}
-                found = timing_table(in_turns(steps, o.rounds), NETS[net].batch, 'Step')['Together']
+                steps = {what: kind(NETS[net], VARIANTS[name]) for what, kind in dict(all=Step, together=Together).items()}
+                found = timing_table(in_turns(steps, o.rounds, warm=2), NETS[net].batch, 'all')['together']
             steps.clear()
-            rows[name] = {"D's two passes together, exact": found, 'huge pages': huge_pages(net, name, o.rounds)}
+            rows[name] = {"D's two passes together": found, 'huge pages': huge_pages(net, name, o.rounds)}
             print(net, name, {k: round(r['ratio_of_cpu'], 3) for k, r in rows[name].items()}, flush=True)
-    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(nets=nets, winograd=winograd(o.rounds)), indent=1) + '\n', encoding='utf-8')
+    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(nets=nets, winograd=winograd(o.rounds, SHAPES[:o.shapes])), indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()

@@ -21,7 +21,7 @@ class Networks:
     preset:str = setting('paper', 'name of the row', 'ours')
     scale:str = setting('paper', 'how far the row was shrunk', 'ours', ('smoke', 'laptop', 'gpu', 'paper'))
     # pictures
-    data:str = setting('toy', "'toy', a folder, a .zip or a packed file", 'ours')
+    data:str = setting('toy', "'toy', 'pairs', 'twins', a folder, a .zip, a pack or a public name", 'ours')
     data_id:str = setting('', 'fingerprint of the pictures, filled in when they are opened', 'ours')
     res:int = setting(128, 'pixels per side', 'paper 5', '> 0')
     n_classes:int = setting(1000, 'K; 0: pictures without labels', 'paper 5', '>= 0')

@@ -194,7 +194,7 @@ def sagan_eval(
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
     features:str='domain',    # domain (a classifier trained on the data), inception, clip, dinov2, or clip:PATH
-    protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure (chapter 10)
+    protocol:str=None,        # tf2018, biggan, studiogan, mmgen, clean, or all: as others measure
     n_fake:int=None,          # generated pictures (default: 10000; the released protocol: 50000)
     n_real:int=None,          # real pictures, at most (default: 50000, and all there are for intra)
     per_class:int=0,          # generated pictures of each class for intra (default: n_fake over all classes)

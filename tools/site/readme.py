@@ -106,7 +106,7 @@ def parity():
     return table(('weights of', 'images', 'logits', 'gradients'), rows)
 
 
-REAL_SHOWN = {'kernel classifier distance': 'Kernel distance (KID) to held-out images; 0 is best', 'Fréchet classifier distance': 'Fréchet distance to them; 0 is best',
+REAL_SHOWN = {'kernel classifier distance': 'Kernel distance to held-out images; 0 is best', 'Fréchet classifier distance': 'Fréchet distance to them; 0 is best',
               'precision': 'Precision: share of generated images that lie among real ones', 'recall': 'Recall: share of real images that lie among generated ones',
               'diversity': 'How much the images of a class differ: standard deviation of a pixel'}
 
@@ -124,7 +124,7 @@ def cifar10():
     so_far = f' of the {o["of"]:,} of its design' if o['step'] < o['of'] else ''
     drawn = o['records'][0]
     return '\n'.join([
-        f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints kept (KID {tried}) it is the nearest to images that no training saw.', '',
+        f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints kept (kernel distance {tried}) it is the nearest to images that no training saw.', '',
         f'![Generated images of the ten classes of CIFAR-10, one row for each: {", ".join(o["classes"])}](../results/cifar10/samples.png)', '',
         f'One row for each class: {", ".join(o["classes"])}. One z for each column, none chosen.', '',
         table(('what is measured', 'generated', 'attention silenced', 'real'), rows), '',

@@ -213,7 +213,8 @@ def shares(
     results, kinds = plan.of_its_seeds(results), [k for k in plan.kinds if plan.holm or name_of(results, k)]
     asked = [(a, b, k) for k in kinds for a, b, _ in plan.orderings]
     if not plan.holm: return dict.fromkeys(asked, sum(len(seed_differences(results, *o)) > 1 for o in asked) or 1)
-    ps, out, left = {o: 1. if plan.missing(results, *o) else paired_p(results, *o) for o in asked}, {}, len(asked)
+    judged = lambda o: not plan.missing(results, *o) and measured_alike(results, o[:2], o[2])
+    ps, out, left = {o: paired_p(results, *o) if judged(o) else 1. for o in asked}, {}, len(asked)
     for o in sorted(asked, key=ps.get):
         out[o] = left
         if ps[o]*left < .05: left -= 1

@@ -136,9 +136,7 @@ class Step:
         if self.v.precision != 'bf16': return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def noise(self):
-        "z for a batch."
-        return torch.randn(len(self.y), 128).to(self.device)
+    def noise(self): return torch.randn(len(self.y), 128).to(self.device)
 
     def judged(self)->tuple:          # (B,), (B,)
         "What D says of real and of generated images."
@@ -156,7 +154,6 @@ class Step:
         return loss_d.detach(), loss_g.detach()
 
     def __call__(self):
-        "Make both updates, in the number format of the variant."
         with rounding(self.v.precision): return self.losses()
 
 # %% ../nbs/14_speed.ipynb #6e5a4bc7

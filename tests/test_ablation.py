@@ -25,7 +25,7 @@ from sagan_nb.config import NUMERICS, PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, Twins
 from sagan_nb.train import fit, make_gan
-from sagan_nb.machinery import answers, cli, curve, figures, jobs, power, runs as runs_room, tables, terminal
+from sagan_nb.machinery import answers, cli, curve, figures, files, jobs, power, runs as runs_room, tables, terminal
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.machinery.evaluate import run_scores
@@ -88,6 +88,13 @@ def test_a_finished_run_is_taken_for_a_row(tmp_path, capsys):
     def measured_with(**changes): (tmp_path/'run'/'metrics.json').write_text(json.dumps([o | changes for o in measured]))
     measured_with(numerics=0)
     with pytest.raises(Refused, match='another version of the numbers'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+    measured_with()
+    env = tmp_path/'run'/'env.json'
+    whole = files.read_json(env, '')
+    assert whole['numerics'] == NUMERICS
+    files.write_json(env, whole | dict(numerics=NUMERICS - 1))
+    with pytest.raises(Refused, match='was trained, in part at least, with another version'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
+    files.write_json(env, whole)
     measured_with(step=2)
     with pytest.raises(Refused, match='not measured at its last step'): cli.sagan_table('table1', adopt=str(tmp_path/'run'), **how)
 
@@ -527,12 +534,13 @@ def test_seeds_that_a_design_does_not_ask_for_are_shown_and_not_judged():
     asked = [*twins_runs(range(44, 56), rows)]
     extra = [*twins_runs(range(6), rows)]
     for o in extra:
+        o['status'] = 'stopped'
         if o['row'] == 't1_attn_8': o['records'][2]['value'] += 50
     results = dict(twins=[], twins_at_8=asked + extra)
     assert shares(asked + extra, plan) == shares(asked, plan) and power.power_rows(plan, asked + extra) == power.power_rows(plan, asked)
     assert tables.tally(plan, asked + extra) == tables.tally(plan, asked) and answers.answers(results) == answers.answers(dict(twins=[], twins_at_8=asked))
     text = markdown('twins_at_8', asked + extra)
-    assert 'shown but not judged: 0, 1, 2, 3, 4, 5.' in text and '| 18 |' in text and '(12 seeds)' in text and 'not judged' not in markdown('twins_at_8', asked)
+    assert 'ended early' not in text and 'shown but not judged: 0, 1, 2, 3, 4, 5.' in text and '| 18 |' in text and '(12 seeds)' in text and 'not judged' not in markdown('twins_at_8', asked)
     drawn = figures.show_pairs('twins_at_8', asked + extra, 'joint').axes[1]
     assert {len(o.get_xdata()) for o in drawn.lines if o.get_marker() == 'o'} == {12}
     few = [*twins_runs(range(50, 52), rows), *extra]             # eight seeds, two of them its own
@@ -553,6 +561,23 @@ def test_a_claim_that_is_not_finished_frees_no_part_of_the_five_percent():
     assert {other: m for (_, other, _), m in shares(part, plan).items()} == dict(t1_none=2, t1_res_8=1)
     text = answers.answers(dict(twins=[], twins_at_8=part))
     assert '**Runs.**' in text and text.split('**Runs.**')[1].count('residual block of equal size at 8: not judged yet: 6 of 12 seeds') == 1
+
+
+def test_a_claim_between_other_measures_frees_no_part_of_the_five_percent_and_shows_no_difference():
+    plan, runs = TABLES['twins_at_8'], [*twins_runs(range(44, 56), ('t1_none', 't1_attn_8', 't1_res_8'))]
+    for o in runs:
+        if o['row'] == 't1_attn_8': o['records'][2]['value'] += 3
+        if o['row'] == 't1_none': o['records'][2] |= dict(value=o['records'][2]['value'] - 45, n_fake=7)
+    assert shares(runs, plan)['t1_attn_8', 't1_res_8', 'joint'] == 2
+    text = answers.answers(dict(twins=[], twins_at_8=runs))
+    assert 'attention at 8 is better than none: not comparable: measured by' in text and '+4' not in text
+
+
+def test_a_run_that_ended_without_a_number_is_not_waited_for():
+    plan, runs = TABLES['twins_at_8'], [*twins_runs(range(44, 56), ('t1_none', 't1_attn_8', 't1_res_8'))]
+    next(o for o in runs if o['row'] == 't1_none')['records'] = []
+    assert 'not judged: 1 of 12 seeds ended without a number' in markdown('twins_at_8', runs)
+    assert '1 not judged' in tables.tally(plan, runs) and 'not judged yet' not in tables.tally(plan, runs)
 
 
 def test_samples_are_shown_pixel_for_pixel(tmp_path):

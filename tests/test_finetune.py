@@ -10,7 +10,7 @@ from commands import as_folders, shell
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import cli
+from sagan_nb.machinery import cli, finetune
 from sagan_nb.machinery.checkpoints import load_checkpoint
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.finetune import FineTune, blocks_held, shape_of, take_over, tuning_of
@@ -63,6 +63,34 @@ def test_held_blocks_do_not_move(first, tmp_path):
         moved = {n.split('.')[1] for n, p in net.named_parameters() if n.startswith('blocks.') and not torch.equal(p, before[n])}
         assert moved and not moved & {'0', '1'}
     assert torch.equal(load_checkpoint(sorted((run/'checkpoints').glob('step_*.pt'))[-1]).D.blocks[0].conv1.bias, before['blocks.0.conv1.bias'])
+
+
+def test_a_start_that_fails_is_made_again_by_a_resume(first, tmp_path, monkeypatch):
+    "Not a run from scratch in its place: what it begins with is written down before anything is taken over."
+    out, cfg = first
+    toy, run = Toy(n=40), tmp_path/'second'
+    def full(*args): raise OSError('no room')
+    with monkeypatch.context() as m:
+        m.setattr(finetune, 'open_run', full)
+        with pytest.raises(OSError, match='no room'): train(replace(cfg, steps=2), toy, run, prepare=FineTune(str(out), 2, run))
+    tuning = tuning_of(None, None, run, True)
+    assert (tuning.init, tuning.held) == (str(out), 2)
+    gan = train(replace(cfg, steps=2), toy, run, resume=True, prepare=tuning)
+    assert torch.equal(gan.D.blocks[0].conv1.bias, open_run(out).D.blocks[0].conv1.bias)
+
+
+def test_torchrun_may_start_it_again(first, tmp_path):
+    "With the words of the first start: only a user who asks to resume is told that they do not go together."
+    (tmp_path/'init.json').write_text(json.dumps(dict(init='there', held=1)))
+    with pytest.raises(Refused, match='are for a new run'): tuning_of('there', 'd:1', tmp_path, True)
+    for folder in (tmp_path, tmp_path/'lost'):
+        tuning = tuning_of('there', 'd:1', folder, True, asked=False)
+        assert (tuning.init, tuning.held) == ('there', 1)
+
+
+def test_more_blocks_than_there_are_leave_no_folder(tmp_path):
+    with pytest.raises(Refused, match='D has 4 blocks'): cli.sagan_train('t1_attn_16', data='toy', scale='smoke', freeze='d:9', out=str(tmp_path/'run'), device='cpu')
+    assert not (tmp_path/'run').exists()
 
 
 def test_a_generator_alone(tmp_path, capsys):

@@ -5,18 +5,21 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from commands import shell
+from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
-from sagan_nb.machinery import cli, guard
+from sagan_nb.train import make_gan
+from sagan_nb.machinery import checkpoints, cli, guard
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, disk_price, read_checkpoint, step_of
 from sagan_nb.machinery.ending import ENDINGS, summarise
 from sagan_nb.machinery.options import exit_code
 from sagan_nb.machinery.report import incidents_html
-from sagan_nb.machinery.runs import Stopped, read_log, train
+from sagan_nb.machinery.runs import InUse, Stopped, read_log, train
 from tools.faults.works import Place, settings, small
 
 STEPS = 12
@@ -66,6 +69,27 @@ def test_it_goes_back_and_ends_well(place, tmp_path, capsys):
     state, other = (read_checkpoint(checkpoints_of(p)[-1]) for p in (out, tmp_path/'whole'))
     assert not torch.equal(state['rng'], other['rng']) and whole.t == STEPS
     assert run(place, out, resume=True, action='back').t == STEPS
+
+
+def test_a_run_that_went_back_and_is_stopped_before_its_next_look_does_not_go_back_again(place, tmp_path):
+    "The last look that is written down saw the collapse; a newer checkpoint than the good one says that it is behind us."
+    out, seen, stops = tmp_path/'run', [], []
+    def stop(gan, log):
+        if gan.t == 5 and guard.incidents(out) and not stops:
+            stops.append(5)
+            raise Stopped
+    with pytest.raises(Stopped): run(place, out, [*collapse_once(5), (1, stop)], action='back')
+    assert 'collapse' in read_log(out/'curve.jsonl')[-1] and step_of(checkpoints_of(out)[-1]) == 5
+    gan = run(place, out, [(1, lambda gan, log: seen.append(gan.t))], resume=True, action='back')
+    assert seen[0] == 6 and gan.t == STEPS and len(guard.incidents(out)) == 1
+
+
+def test_a_run_that_another_process_trains_is_not_looked_at(place, tmp_path, monkeypatch):
+    from filelock import FileLock
+    out = tmp_path/'run'
+    run(place, out)
+    monkeypatch.setattr(guard.Guard, 'catch_up', lambda *args: pytest.fail('it looked'))
+    with FileLock(out/'.lock'), pytest.raises(InUse): run(place, out, resume=True)
 
 
 def test_it_does_not_go_back_for_ever(place, tmp_path):
@@ -186,6 +210,17 @@ class Spoilt:
         x, y = self.source.batch(indices)
         self.n += 1
         return (x.float() if self.n <= self.good else x.float() + float('nan')), y
+
+
+def test_ranks_that_differ_are_named_before_numbers_that_are_not_finite(monkeypatch):
+    "On one rank alone NaN would raise there, and leave the others waiting for its numbers."
+    gan = make_gan(replace(at_scale(preset('t1_attn_16'), 'smoke'), n_classes=4))
+    gan.ranks = SimpleNamespace(world=2)
+    gan.D.linear.bias.data.fill_(float('nan'))
+    monkeypatch.setattr(checkpoints, 'differences_between', lambda mine: 'D.linear.bias')
+    with pytest.raises(Diverged, match='the ranks do not have the same numbers: D.linear.bias'): checkpoints.check_alike(gan)
+    monkeypatch.setattr(checkpoints, 'differences_between', lambda mine: '')
+    with pytest.raises(Diverged, match='D.linear.bias is not finite'): checkpoints.check_alike(gan)
 
 
 def test_a_picture_that_is_not_finite_is_named_by_its_step(place, tmp_path):

@@ -882,3 +882,14 @@ def test_words_of_a_result_do_nothing(tmp_path):
                config={k: evil for k in ('scale', 'width', 'batch', 'steps', 'precision', 'lr_factor', 'ema')} | dict(attn_at=[], res=32, n_classes=4)))
     text = markdown('table1', collect(tmp_path), skipped={})
     assert text.count('&lt;script>') > 10 and '<script' not in text and '\x1b' not in text and r'\x1b[2J' in text
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out_wherever_it_was_cut(tmp_path):
+    "Also right behind an inner brace. What is whole and wrong is named."
+    path, line = tmp_path/'log.jsonl', json.dumps(dict(t=20, usage_G={'16': {'share': .5}}, names=['a', {'b': 1}]))
+    for i in range(1, len(line)):
+        path.write_text(f'{line[:i]}\n{line}\n')
+        assert files.read_lines(path) == [json.loads(line)], line[:i]
+    for wrong in ('{"t": 20,}', '{"t": 20}}', '[20]', '{t: 20}'):
+        path.write_text(f'{wrong}\n')
+        with pytest.raises(Refused, match='line 1 is damaged'): files.read_lines(path)

@@ -1,5 +1,7 @@
 "Single pictures out: folders by class and .npz, resumed after an interruption, refused where something else is."
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -38,6 +40,19 @@ def test_folder_and_array_hold_the_same(model, tmp_path):
     assert s.classes == ['00', '03', '11'] and s.counts == [8, 8, 7] and not list(tmp_path.glob('*.part'))
     for i in (0, 11, 22): assert np.array_equal(np.asarray(Image.open(tmp_path/'d'/f'{y[i]:02}'/f'{i:06}.png')), x[i])
     assert len({o.tobytes() for o in x}) == 23
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='this system takes space on a disk only as it is written')
+def test_a_disk_without_room_is_found_before_anything_is_drawn(model, tmp_path, monkeypatch):
+    "A map into memory that finds none later ends the process by a signal."
+    asked = []
+    def full(f, start, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    monkeypatch.setattr(many, 'draw', lambda *args: pytest.fail('it drew'))
+    with pytest.raises(OSError) as e: write_many(model, [0], 23, tmp_path/'a.npz')
+    assert e.value.errno == errno.ENOSPC and e.value.filename.endswith('images.npy') and asked[0] > 23*32*32*3
 
 
 @pytest.mark.parametrize('out', ['d', 'a.npz'])

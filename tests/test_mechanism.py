@@ -75,5 +75,7 @@ def test_what_is_said_follows_from_the_file(tmp_path):
     holds, rest = text.split('**Does not hold')
     assert 'with it silenced: +3.1 bits' in holds and 'another image' not in holds and 'another image: +0.1 bits' in rest and 'silenced' not in rest
     assert len(show_pairs(MECHANISM, runs).axes[1].get_yticks()) == 3
+    few = [o for o in runs if o['seed'] in MECHANISM.seeds[:2]]
+    assert all(o.endswith('not judged yet: 2 of 5 seeds') and '[' not in o for o in mechanism_words(few)) and 'silenced' not in answers(dict(twins=[]), few).split('**Does not hold')[0]
     (tmp_path/'a.json').write_text('{"runs"')
     with pytest.raises(Refused): mechanism_runs(tmp_path/'a.json')

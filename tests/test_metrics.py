@@ -22,6 +22,8 @@ from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Toy, open_source
 from sagan_nb.metrics import (Stats, between_roots, covariance_root, frechet_distance, inception_score, intra_distances,
                               intra_fid, kernel_distance, prdc, squared_mmd)
+from sagan_nb.networks import Generator
+from sagan_nb.spectral_norm import normalised, settle
 from sagan_nb.machinery import cli, evaluate as evaluate_room, features as features_room, files, nearest as near
 from sagan_nb.machinery.evaluate import as_table, evaluate, fake_table, one_line, real_table, save_records
 from sagan_nb.machinery.features import (Features, domain, inception, inception_file, open_features, tf1_resize,
@@ -436,6 +438,14 @@ def test_bad_pictures_are_listed(tmp_path, capsys, small):
     assert 'broken.png' in capsys.readouterr().out
     o, = evaluate(Replay(toy.batch(torch.arange(60))[0]).eval(), source, ('distance',), small, 30, cache=None)
     assert o['unreadable'] == 1 and o['n_real'] == 60 and math.isfinite(o['value'])
+
+
+def test_what_a_layer_holds_for_speed_is_not_hashed():
+    "Spectral norm keeps copies of u and v: with the same weights and buffers, the same hash."
+    one, other = (Generator(res=32, width=4, n_classes=4, attn_at=(16,)) for _ in range(2))
+    settle(one, 1)
+    other.load_state_dict(one.state_dict())
+    assert any(sn.fresh for _, sn, _ in normalised(one)) and weights_hash(one) == weights_hash(other)
 
 
 def test_records_are_kept_without_doubles(tmp_path):

@@ -69,7 +69,7 @@ def claim_words(
     (a, b, words), kind = claim, TABLES[name].kinds[0]
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
-    if found.startswith('not judged'): return f'on {PLACES[name]}, {words}: {found}'
+    if found.startswith(('not judged', 'not comparable')): return f'on {PLACES[name]}, {words}: {found}'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
     return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
 

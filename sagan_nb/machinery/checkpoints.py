@@ -57,9 +57,10 @@ def check_alike(
 ):
     "Compare all numbers of the ranks, to the last bit. Raises Diverged, on every rank, where they differ or are not finite."
     if gan.ranks.world == 1: return
-    state = check_finite(gan, {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None})
+    state = {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None}
     words = differences_between(digests(every_tensor(state)))
     if words: raise Diverged(f'at step {gan.t} the ranks do not have the same numbers: {words}')
+    check_finite(gan, state)                              # after it: alike on every rank, so none waits for another
 
 
 def not_finite(

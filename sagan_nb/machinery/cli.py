@@ -77,14 +77,15 @@ def sagan_train(
     ranks = Ranks()
     if within is not None and (resume or not 0 < within < float('inf')):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
-    resume = begun(out, resume)
+    asked, resume = resume, begun(out, resume)
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
-    tuning = tuning_of(init, freeze, out, resume)
+    tuning = tuning_of(init, freeze, out, resume, asked)
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     best = check_watch(cfg, look_every, keep, on_collapse)    # refuses before pictures are read
-    with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
+    with torch.device('meta'): D = networks(cfg)[1]           # refuses sizes and places before pictures are read
+    if tuning: tuning.check(D)
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))

@@ -37,10 +37,11 @@ def weights_hash(
     "Hash weights, buffers and the settings of our own layers: with other settings, equal weights compute otherwise."
     h = hashlib.sha256()
     for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
-    plain = lambda v: isinstance(v, (bool, int, float, str, tuple, type(None)))
+    plain = lambda v: isinstance(v, (bool, int, float, str, type(None))) or isinstance(v, tuple) and all(map(plain, v))
     for name, m in net.named_modules():
         if type(m).__module__.startswith('torch.'): continue
-        own = {k: v for k, v in vars(m).items() if plain(v) and k != 'training' and not k.startswith('_')}
+        own = {k: v if plain(v) else None for k, v in vars(m).items()           # a tuple with tensors is a copy: as if it were not there
+               if (plain(v) or isinstance(v, tuple)) and k != 'training' and not k.startswith('_')}
         h.update(f'{name} {type(m).__name__} {sorted(own.items())}'.encode())
     return h.hexdigest()[:16]
 

@@ -83,16 +83,20 @@ class FineTune:
         shape = shape_of(open_run(self.init).G)
         return replace(cfg, **{k: v for k, v in shape.items() if k not in given})
 
+    def check(self, D:nn.Module):
+        "Raise Refused for more blocks to hold than there are."
+        if self.held > len(D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(D.blocks)} blocks')
+
     def __call__(self, gan:GAN):
         "Take the weights over where nothing was trained yet, and hold what is to be held."
-        if self.held > len(gan.D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(gan.D.blocks)} blocks')
+        self.check(gan.D)
+        facts = json.dumps(dict(init=self.init, held=self.held))
+        if gan.ranks.first:                                   # first: what fails below is done again by --resume
+            with atomic_write(self.out/BEGAN) as part: part.write_text(facts)
         if self.init and not gan.t:
             model = open_run(self.init, gan.device)
             for part in 'GD': print(begin_with(getattr(gan, part), model, part))
             if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
-        facts = json.dumps(dict(init=self.init, held=self.held))
-        if gan.ranks.first:
-            with atomic_write(self.out/BEGAN) as part: part.write_text(facts)
         for block in list(gan.D.blocks)[:self.held]:
             for p in block.parameters(): p.register_hook(torch.zeros_like)
 
@@ -102,10 +106,11 @@ def tuning_of(
     freeze:str,                   # as in sagan_train
     out:str,                      # run folder
     resume:bool,                  # then the run says what it began with
+    asked:bool=None,              # did a user ask to resume, and not torchrun? None: as resume
 )->FineTune:                      # None for a run from scratch
     "What to begin with. Raises Refused for a resumed run that is told something else."
     saved, held = Path(out)/BEGAN, blocks_held(freeze)
-    if resume and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
+    if (resume if asked is None else asked) and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
     if resume and saved.exists():
         try: known = json.loads(saved.read_text(encoding='utf-8'))
         except ValueError: raise Refused(f'{saved} is damaged: it says what the run began with') from None

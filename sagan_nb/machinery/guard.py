@@ -1,6 +1,7 @@
 "Serves chapter 12: what a long run does about a collapse: note it, stop, or go back; and the best looks that are kept."
 import re
 import warnings
+from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
 
@@ -172,9 +173,10 @@ def train_guarded(
     first = Ranks().first
     curve = Curve(out, source, cfg, device, features, every) if first else None
     guard = Guard(curve, best, action)
-    if resume: guard.catch_up(Path(out), device)
+    if resume:
+        with run_lock(out) if first else nullcontext(): guard.catch_up(Path(out), device)
     if resume and action == 'back':
-        went_back(out, 'it had collapsed', lambda: 'collapse' in (read_log(curve.path) or [{}])[-1])
+        went_back(out, 'it had collapsed', lambda: 'collapse' in (read_log(curve.path, newest_step(out)) or [{}])[-1])
     while True:
         try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:

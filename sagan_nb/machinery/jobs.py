@@ -238,6 +238,8 @@ def adopt(
     if not job: raise Refused(f'{run}: its settings are none of those that the table asks for')
     if not any(o.get('step') == cfg.steps and o.get('numerics') == NUMERICS for o in there):
         raise Refused(f'{run} was not measured at its last step, or with another version of the numbers')
+    if any(o.get('numerics', NUMERICS) != NUMERICS for o in machines(run)):           # older ones do not say
+        raise Refused(f'{run} was trained, in part at least, with another version of the numbers')
     features, began = features_of(job.features, source, out, device), time.time()
     records = measure(run, source, device, features)
     if records[0]['step'] != cfg.steps: raise Refused(f'{run} is not at its last step')

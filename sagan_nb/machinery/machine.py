@@ -20,6 +20,7 @@ def environment(
     import subprocess
     import numpy, torchvision
     import sagan_nb
+    from ..config import NUMERICS
     here = Path(sagan_nb.__file__).resolve().parent
     def git(*args):                                          # None where git will not say
         done = subprocess.run(['git', *args], cwd=here, capture_output=True, text=True)
@@ -28,7 +29,7 @@ def environment(
     on_gpu = torch.device(device).type == 'cuda'
     state = git('status', '--porcelain', '--untracked-files=no', '.') if own else None
     name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
-    return dict(sagan_nb=__version__, commit=git('rev-parse', 'HEAD') if own else None,
+    return dict(sagan_nb=__version__, numerics=NUMERICS, commit=git('rev-parse', 'HEAD') if own else None,
                 changed=None if state is None else bool(state),
                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
                 numpy=numpy.__version__, device=str(device), device_name=name, system=platform.system(),

@@ -1,4 +1,5 @@
 "Serves chapter 16: thousands of single pictures out: a folder of PNG files, or an .npz as other evaluators read it."
+import errno
 import io
 import json
 import os
@@ -101,6 +102,17 @@ def holds_array(
     return (found.dtype, found.shape) == (np.uint8, shape)
 
 
+def reserve(
+    path:Path,                # a file that is mapped into memory
+):
+    "Take its space on the disk now, where the system can: a map that finds none later ends the process without a word."
+    if not hasattr(os, 'posix_fallocate'): return
+    with open(path, 'r+b') as f:
+        try: os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise OSError(e.errno, e.strerror, str(path)) from None
+
+
 class ArrayFile:
     "An .npz with arr_0, uint8 (n, res, res, 3), and arr_1, the labels; until it is whole, a folder named .npz.part."
     def __init__(self,
@@ -115,6 +127,7 @@ class ArrayFile:
         again = holds_array(pixels, shape)
         if not again: self.done.unlink(missing_ok=True)
         self.pixels = np.lib.format.open_memmap(pixels, 'r+' if again else 'w+', np.uint8, shape)
+        if not again: reserve(pixels)
         self.labels, self.kept = np.zeros(n, np.int64), self.read_done()
 
     def read_done(self)->int:     # pictures from the first on; 0 where the file does not say it

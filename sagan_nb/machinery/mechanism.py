@@ -1,8 +1,9 @@
 "Serves chapter 12: what a trained generator loses when its attention is replaced, from the file of tools/study/mechanism.py."
 from pathlib import Path
 
-from ..ablation import Plan, paired_difference, shares, verdict
+from ..ablation import Plan, paired_difference, shares
 from .files import read_json
+from .power import ruling
 
 TRAINED = 'as trained'
 LESS = {'silenced (gamma = 0)': 'with it silenced', 'map of another image': 'with the map of another image',
@@ -30,5 +31,7 @@ def mechanism_words(
     among, out = shares(runs, MECHANISM), []
     for a, b, words in MECHANISM.claims:
         d, low, high, n = paired_difference(runs, a, b, 'mi', 1 - .05/among[a, b, 'mi'])
-        if n: out.append(f'{words}: {d:+.1f} bits [{low:+.1f}, {high:+.1f}], {verdict(runs, a, b, "mi", among[a, b, "mi"])}')
+        found = ruling(MECHANISM, runs, a, b, 'mi', among[a, b, 'mi'])
+        ends = '' if found.startswith('not judged') else f'{d:+.1f} bits [{low:+.1f}, {high:+.1f}], '
+        if n: out.append(f'{words}: {ends}{found}')
     return out

@@ -26,7 +26,8 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
              rb_sn_eps='epsilon of SN', rb_sn_rules='rules of SN', rb_bn='batch norm', rb_order='D before G',
              rb_adam="torch's Adam", rb_flip='flipped images')
 TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
-           'no difference': 'without a difference', 'not comparable': 'not comparable', 'not judged yet': 'not judged yet'}
+           'no difference': 'without a difference', 'not comparable': 'not comparable', 'not judged:': 'not judged',
+           'not judged yet': 'not judged yet'}
 WORTH_SEEING = ('Worth seeing is the published difference where there is one (with a plus sign where the paper, too, has '
                 "the row a little worse), else a quarter of the other row's distance or a tenth of the real images' bits. "
                 '"Could have seen" is at the share of the 5 % that an ordering has among so many.')
@@ -345,7 +346,7 @@ def sentences(
         count = '1 ordering' if len(run) == 1 else f'{len(run)} orderings'
         out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
-            ends = early_ends(results, (a, b)) + could_have_seen(plan.of_its_seeds(results), a, b, kind, among[a, b, kind])
+            ends = early_ends(plan.of_its_seeds(results), (a, b)) + could_have_seen(plan.of_its_seeds(results), a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_other_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')

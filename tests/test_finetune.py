@@ -10,7 +10,7 @@ from commands import as_folders, shell
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import cli, finetune
+from sagan_nb.machinery import cli, finetune, runs
 from sagan_nb.machinery.checkpoints import load_checkpoint
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.finetune import FineTune, blocks_held, shape_of, take_over, tuning_of
@@ -86,6 +86,28 @@ def test_torchrun_may_start_it_again(first, tmp_path):
     for folder in (tmp_path, tmp_path/'lost'):
         tuning = tuning_of('there', 'd:1', folder, True, asked=False)
         assert (tuning.init, tuning.held) == ('there', 1)
+
+
+def test_torchrun_does_not_enter_a_run_that_began_otherwise(first, tmp_path):
+    out, _ = first
+    with pytest.raises(Refused, match='began without --init'): tuning_of('there', None, out, True, asked=False)
+    (tmp_path/'init.json').write_text(json.dumps(dict(init='there', held=1)))
+    with pytest.raises(Refused, match='began with other weights'): tuning_of('elsewhere', 'd:1', tmp_path, True, asked=False)
+
+
+def test_what_it_begins_with_is_there_before_its_settings(first, tmp_path, monkeypatch):
+    "A disk that fills up between the two leaves nothing that a resume would take for a run from scratch."
+    out, cfg = first
+    toy, run = Toy(n=40), tmp_path/'second'
+    real = runs.atomic_write
+    def full(path, *args, **how):
+        if Path(path).name == 'config.json': raise OSError(28, 'No space left on device')
+        return real(path, *args, **how)
+    with monkeypatch.context() as m:
+        m.setattr(runs, 'atomic_write', full)
+        with pytest.raises(OSError): train(replace(cfg, steps=2), toy, run, prepare=FineTune(str(out), 2, run))
+    assert [p.name for p in run.iterdir() if p.name != '.lock'] == ['init.json']
+    assert train(replace(cfg, steps=2), toy, run).t == 2 and not (run/'init.json').exists()             # begun anew, from scratch
 
 
 def test_more_blocks_than_there_are_leave_no_folder(tmp_path):

@@ -71,17 +71,21 @@ def test_it_goes_back_and_ends_well(place, tmp_path, capsys):
     assert run(place, out, resume=True, action='back').t == STEPS
 
 
-def test_a_run_that_went_back_and_is_stopped_before_its_next_look_does_not_go_back_again(place, tmp_path):
-    "The last look that is written down saw the collapse; a newer checkpoint than the good one says that it is behind us."
+@pytest.mark.parametrize('action', ['back', 'go'])
+@pytest.mark.parametrize('at', [5, 6])                           # the look that saw the collapse was at 6
+def test_a_run_that_went_back_and_is_stopped_before_its_next_look_does_not_go_back_again(place, tmp_path, at, action):
+    "The looks at what is behind us do not count, and the one that was missed is made."
     out, seen, stops = tmp_path/'run', [], []
     def stop(gan, log):
-        if gan.t == 5 and guard.incidents(out) and not stops:
-            stops.append(5)
+        if gan.t == at and guard.incidents(out) and not stops:
+            stops.append(at)
             raise Stopped
     with pytest.raises(Stopped): run(place, out, [*collapse_once(5), (1, stop)], action='back')
-    assert 'collapse' in read_log(out/'curve.jsonl')[-1] and step_of(checkpoints_of(out)[-1]) == 5
-    gan = run(place, out, [(1, lambda gan, log: seen.append(gan.t))], resume=True, action='back')
-    assert seen[0] == 6 and gan.t == STEPS and len(guard.incidents(out)) == 1
+    assert [o['t'] for o in read_log(out/'curve.jsonl')] == [2, 4] and step_of(checkpoints_of(out)[-1]) == at
+    gan = run(place, out, [(1, lambda gan, log: seen.append(gan.t))], resume=True, action=action)
+    assert seen[0] == at + 1 and gan.t == STEPS and len(guard.incidents(out)) == 1
+    assert [o['t'] for o in read_log(out/'curve.jsonl')] == [*range(2, STEPS + 1, 2)] and not any('collapse' in o for o in read_log(out/'curve.jsonl'))
+    assert read_checkpoint(out/'checkpoints'/'good.pt')['t'] == STEPS
 
 
 def test_a_run_that_another_process_trains_is_not_looked_at(place, tmp_path, monkeypatch):

@@ -890,6 +890,6 @@ def test_a_line_that_a_crash_cut_off_is_left_out_wherever_it_was_cut(tmp_path):
     for i in range(1, len(line)):
         path.write_text(f'{line[:i]}\n{line}\n')
         assert files.read_lines(path) == [json.loads(line)], line[:i]
-    for wrong in ('{"t": 20,}', '{"t": 20}}', '[20]', '{t: 20}'):
+    for wrong in ('[', '[20', ' ', '{"t": 20,}', '{"t": 20}}', '[20]', '{t: 20}'):
         path.write_text(f'{wrong}\n')
         with pytest.raises(Refused, match='line 1 is damaged'): files.read_lines(path)

@@ -51,8 +51,10 @@ def test_a_disk_without_room_is_found_before_anything_is_drawn(model, tmp_path, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, 'posix_fallocate', full)
     monkeypatch.setattr(many, 'draw', lambda *args: pytest.fail('it drew'))
-    with pytest.raises(OSError) as e: write_many(model, [0], 23, tmp_path/'a.npz')
-    assert e.value.errno == errno.ENOSPC and e.value.filename.endswith('images.npy') and asked[0] > 23*32*32*3
+    for _ in range(2):                                           # the second time the file is there, of its full length and empty
+        with pytest.raises(OSError) as e: write_many(model, [0], 23, tmp_path/'a.npz')
+        assert e.value.errno == errno.ENOSPC and e.value.filename.endswith('images.npy')
+    assert len(asked) == 2 and min(asked) > 23*32*32*3
 
 
 @pytest.mark.parametrize('out', ['d', 'a.npz'])

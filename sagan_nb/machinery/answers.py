@@ -77,15 +77,16 @@ def claim_words(
 def sorted_claims(
     name: str,                # a key of TABLES
     results: list,            # runs
-) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims without a pair are left out
+) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished', 'apart' -> texts; claims without a pair are left out
     "Sort the claims of a table by what became of them."
     plan, among = TABLES[name], shares(results, TABLES[name])
-    out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}
+    out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': [], 'apart': []}
     for (a, b, kind), m in among.items():
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
         if words is None or not len(seed_differences(results, a, b, kind)): continue
         found = ruling(plan, results, a, b, kind, m)
         other = 'unfinished' if plan.missing(results, a, b, kind) else 'open'
+        if not plan.seeds and found.startswith('not comparable'): other = 'apart'
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), other)
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)

@@ -40,7 +40,7 @@ def weights_hash(
     plain = lambda v: isinstance(v, (bool, int, float, str, type(None))) or isinstance(v, tuple) and all(map(plain, v))
     for name, m in net.named_modules():
         if type(m).__module__.startswith('torch.'): continue
-        own = {k: v if plain(v) else None for k, v in vars(m).items()           # a tuple with tensors is a copy: as if it were not there
+        own = {k: v if plain(v) else None for k, v in vars(m).items()           # what is kept in a tuple of tensors is not there in a network just loaded
                if (plain(v) or isinstance(v, tuple)) and k != 'training' and not k.startswith('_')}
         h.update(f'{name} {type(m).__name__} {sorted(own.items())}'.encode())
     return h.hexdigest()[:16]

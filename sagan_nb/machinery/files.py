@@ -169,7 +169,7 @@ def read_lines(
         if text[:1] in (b'', b'{') and not text.endswith(b'}'): continue             # cut off, or the end
         try: found.append(parse_json(text))
         except ValueError as e:
-            if isinstance(e, json.JSONDecodeError) and e.pos == len(e.doc): continue         # cut off behind an inner }
+            if text[:1] == b'{' and isinstance(e, json.JSONDecodeError) and e.pos == len(e.doc): continue         # cut off behind an inner }
             raise Refused(f'{path}, line {i} is damaged ({printable(e)[:120]}): delete this line') from None
     return found
 

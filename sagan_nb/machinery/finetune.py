@@ -9,11 +9,12 @@ from torch import nn
 from ..config import Config
 from ..core import Refused
 from .atomic import atomic_write
+from .checkpoints import checkpoints_of
 from ..train import GAN
 from .door import open_run
+from .runs import BEGAN
 
 CLASS_ROWS = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
-BEGAN = 'init.json'                # in a run folder: what it began with
 
 
 def blocks_held(
@@ -83,6 +84,11 @@ class FineTune:
         shape = shape_of(open_run(self.init).G)
         return replace(cfg, **{k: v for k, v in shape.items() if k not in given})
 
+    def note(self):
+        "Write it down, before the run has settings: what fails later is done again by --resume."
+        self.out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.out/BEGAN) as part: part.write_text(json.dumps(dict(init=self.init, held=self.held)), encoding='utf-8')
+
     def check(self, D:nn.Module):
         "Raise Refused for more blocks to hold than there are."
         if self.held > len(D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(D.blocks)} blocks')
@@ -90,9 +96,7 @@ class FineTune:
     def __call__(self, gan:GAN):
         "Take the weights over where nothing was trained yet, and hold what is to be held."
         self.check(gan.D)
-        facts = json.dumps(dict(init=self.init, held=self.held))
-        if gan.ranks.first:                                   # first: what fails below is done again by --resume
-            with atomic_write(self.out/BEGAN) as part: part.write_text(facts)
+        if gan.ranks.first and not (self.out/BEGAN).exists(): self.note()
         if self.init and not gan.t:
             model = open_run(self.init, gan.device)
             for part in 'GD': print(begin_with(getattr(gan, part), model, part))
@@ -114,5 +118,8 @@ def tuning_of(
     if resume and saved.exists():
         try: known = json.loads(saved.read_text(encoding='utf-8'))
         except ValueError: raise Refused(f'{saved} is damaged: it says what the run began with') from None
-        return FineTune(str(known.get('init', '')), int(known.get('held', 0)), Path(out))
+        began = FineTune(str(known.get('init', '')), int(known.get('held', 0)), Path(out))
+        if (init or freeze) and (began.init, began.held) != (init or '', held): raise Refused(f'{out} began with other weights: choose another --out')
+        return began
+    if resume and (init or held) and checkpoints_of(out): raise Refused(f'{out} began without --init: choose another --out')
     return FineTune(init or '', held, Path(out)) if init or held else None

@@ -136,6 +136,8 @@ def step_back(
         with atomic_write(run/'checkpoints'/f'step_{state["t"]:07}.pt') as part: part.write_bytes(sealed(state))
         for path in checkpoints_of(run):
             if step_of(path) > state['t']: path.unlink()
+        looks = read_log(run/'curve.jsonl', state['t'])
+        if looks: append_line(run/'curve.jsonl', looks[-1])          # again: so later looks, of what is behind us, do not count
     return state['t']
 
 
@@ -174,7 +176,7 @@ def train_guarded(
     curve = Curve(out, source, cfg, device, features, every) if first else None
     guard = Guard(curve, best, action)
     if resume:
-        with run_lock(out) if first else nullcontext(): guard.catch_up(Path(out), device)
+        with run_lock(out) if first and checkpoints_of(out) else nullcontext(): guard.catch_up(Path(out), device)
     if resume and action == 'back':
         went_back(out, 'it had collapsed', lambda: 'collapse' in (read_log(curve.path, newest_step(out)) or [{}])[-1])
     while True:

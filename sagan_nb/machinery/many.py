@@ -110,7 +110,7 @@ def reserve(
     with open(path, 'r+b') as f:
         try: os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise OSError(e.errno, e.strerror, str(path)) from None
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise OSError(e.errno, e.strerror, str(path)) from None      # others: no such call there
 
 
 class ArrayFile:
@@ -127,7 +127,7 @@ class ArrayFile:
         again = holds_array(pixels, shape)
         if not again: self.done.unlink(missing_ok=True)
         self.pixels = np.lib.format.open_memmap(pixels, 'r+' if again else 'w+', np.uint8, shape)
-        if not again: reserve(pixels)
+        reserve(pixels)                                   # also of one that is there: it may have holes
         self.labels, self.kept = np.zeros(n, np.int64), self.read_done()
 
     def read_done(self)->int:     # pictures from the first on; 0 where the file does not say it

@@ -31,9 +31,8 @@ def ruling(
     "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
     results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
     ended = {(o['row'], o['seed']) for o in results}
-    if 0 < left < wanted:
-        if {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {left} of {wanted} seeds ended without a number'
-        return f'not judged yet: {wanted - left} of {wanted} seeds'
+    if left and {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {left} of {wanted} seeds ended without a number'
+    if 0 < left < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)
 
 

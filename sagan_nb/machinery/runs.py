@@ -185,10 +185,13 @@ def run_lock(
     finally: lock.release()
 
 
+BEGAN = 'init.json'                # in a run folder: what it began with, see `FineTune`
+
+
 def check_free(out:Path):
     "Raise Refused where a new run would overwrite something. What a killed process was about to write is nothing."
     must_be_utf8(out)
-    there = out.is_dir() and [p for p in out.iterdir() if p.name != '.lock' and p.suffix != '.part']
+    there = out.is_dir() and [p for p in out.iterdir() if p.name not in ('.lock', BEGAN) and p.suffix != '.part']
     if there or (out.exists() and not out.is_dir()):
         raise Refused(f'{out} is there already: choose another --out, or go on with --resume')
 
@@ -278,6 +281,7 @@ def start_run(
     out,                      # run folder
     resume:bool=False,        # go on from the newest checkpoint
     device='cpu',             # where to
+    note=None,                # called before a new run has settings
 ):                            # yields (GAN, Stream), ready for `fit`, while the folder is locked
     "Make a run folder, or open the one that is there. Raises Refused for a folder in use, or a changed configuration."
     out, ranks = Path(out), Ranks()
@@ -291,6 +295,8 @@ def start_run(
         if resume: gan = go_on(cfg, out, stream, device)
         elif ranks.first:
             check_free(out)
+            (out/BEGAN).unlink(missing_ok=True)              # of a start that was killed
+            if note: note()
             with atomic_write(out/'config.json') as part: part.write_text(to_json(cfg), encoding='utf-8')
         if ranks.first: fill_folder(out, source, device)
         yield gan, stream
@@ -316,7 +322,7 @@ def train(
     prepare=None,             # called with the GAN before the first step, such as `FineTune`
 )->GAN:                       # at the last step
     "One run from start, or from where it stopped, to its last step, with log, samples and checkpoints."
-    with start_run(cfg, source, out, resume, device) as (gan, stream):
+    with start_run(cfg, source, out, resume, device, getattr(prepare, 'note', None)) as (gan, stream):
         if prepare: prepare(gan)
         sample = SamplerOfStep()
         keep, log = Keeper(out, stream, sample), Log(Path(out)/'log.jsonl', stream)

@@ -7,7 +7,7 @@ from ..ablation import TABLES, by_seed, paired_difference, seed_differences, sha
 from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
 from .plan import reported_hours
-from .power import SHORT, plain, power_rows, ruling
+from .power import SHORT, UNJUDGED, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
@@ -69,7 +69,7 @@ def claim_words(
     (a, b, words), kind = claim, TABLES[name].kinds[0]
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
-    if found.startswith(('not judged', 'not comparable')): return f'on {PLACES[name]}, {words}: {found}'
+    if found.startswith(UNJUDGED): return f'on {PLACES[name]}, {words}: {found}'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
     return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
 
@@ -77,16 +77,16 @@ def claim_words(
 def sorted_claims(
     name: str,                # a key of TABLES
     results: list,            # runs
-) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished', 'apart' -> texts; claims without a pair are left out
-    "Sort the claims of a table by what became of them."
+) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims without a pair are left out
+    "Sort the claims of a table by what became of them; without seeds of its own, one between different measures is left out, too."
     plan, among = TABLES[name], shares(results, TABLES[name])
-    out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': [], 'apart': []}
+    out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}
     for (a, b, kind), m in among.items():
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
         if words is None or not len(seed_differences(results, a, b, kind)): continue
         found = ruling(plan, results, a, b, kind, m)
+        if not plan.seeds and found.startswith(UNJUDGED): continue
         other = 'unfinished' if plan.missing(results, a, b, kind) else 'open'
-        if not plan.seeds and found.startswith('not comparable'): other = 'apart'
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), other)
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)

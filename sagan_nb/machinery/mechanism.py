@@ -3,7 +3,7 @@ from pathlib import Path
 
 from ..ablation import Plan, paired_difference, shares
 from .files import read_json
-from .power import ruling
+from .power import UNJUDGED, ruling
 
 TRAINED = 'as trained'
 LESS = {'silenced (gamma = 0)': 'with it silenced', 'map of another image': 'with the map of another image',
@@ -32,6 +32,6 @@ def mechanism_words(
     for a, b, words in MECHANISM.claims:
         d, low, high, n = paired_difference(runs, a, b, 'mi', 1 - .05/among[a, b, 'mi'])
         found = ruling(MECHANISM, runs, a, b, 'mi', among[a, b, 'mi'])
-        ends = '' if found.startswith('not judged') else f'{d:+.1f} bits [{low:+.1f}, {high:+.1f}], '
+        ends = '' if found.startswith(UNJUDGED) else f'{d:+.1f} bits [{low:+.1f}, {high:+.1f}], '
         if n: out.append(f'{words}: {ends}{found}')
     return out

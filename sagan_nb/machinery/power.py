@@ -20,6 +20,9 @@ def plain(
     return f'{float(text):,.0f}' if 'e+' in text and x < 1e9 else text
 
 
+UNJUDGED = 'not judged', 'not comparable'              # with these a ruling begins that has no difference to show
+
+
 def ruling(
     plan: Plan,               # which table
     results: list,            # runs

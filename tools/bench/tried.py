@@ -81,13 +81,10 @@ class Together(Step):
         D = self.D
         with self.low(), contextlib.ExitStack() as patches:
             with torch.no_grad(): x = torch.cat([self.x, self.G(self.noise(), self.y)])
-            for conv in (c for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')):
-                patches.enter_context(mock.patch.object(conv, 'forward', partial(conv_of_halves, conv)))
-            for i, block in enumerate(D.blocks):
-                x = block(x)
-                if D.places.get(i) in D.extra: x = torch.cat([D.extra[D.places[i]](half) for half in x.chunk(2)])
-            halves = F.relu(x).sum((2, 3)).chunk(2)
-            return [(D.linear(h)[:, 0] + (D.embed(self.y)*h).sum(1)).float() for h in halves]
+            own = {c: partial(conv_of_halves, c) for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')}
+            own |= {b: lambda x, whole=b.forward: torch.cat([whole(half) for half in x.chunk(2)]) for b in D.extra.values()}
+            for module, forward in own.items(): patches.enter_context(mock.patch.object(module, 'forward', forward))
+            return [(D.linear(h)[:, 0] + (D.embed(self.y)*h).sum(1)).float() for h in D.features(x).chunk(2)]
 
 
 def by_winograd(x:Tensor, w:Tensor)->Tensor:

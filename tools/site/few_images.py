@@ -4,7 +4,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from sagan_nb.ablation import paired_difference, seed_differences, shares
-from sagan_nb.machinery.power import ruling
+from sagan_nb.machinery.answers import capital
+from sagan_nb.machinery.power import UNJUDGED, ruling
 from tools.study.few_images import FEW, collect_few
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,13 +70,10 @@ def judged(results):
         d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among[a, b, 'distance'])
         found = ruling(FEW, results, a, b, 'distance', among[a, b, 'distance'])
         if not n: continue
-        if found.startswith(('not judged', 'not comparable')):
-            yield f'- {words[0].upper()}{words[1:]}: **{found}**.'
-            continue
         within = '' if math.isnan(low) else f' [{low:+.2f}, {high:+.2f}]'
         nearer = (seed_differences(results, a, b, 'distance') < 0).sum()
-        yield (f'- {words[0].upper()}{words[1:]}: {d:+.2f}{within}, nearer in {nearer} of {n} seeds, '
-               f'**{found}**.')
+        numbers = '' if found.startswith(UNJUDGED) else f'{d:+.2f}{within}, nearer in {nearer} of {n} seeds, '
+        yield f'- {capital(words)}: {numbers}**{found}**.'
 
 
 def looks_of(results): return sorted(set.intersection(*({p['t'] for p in o['curve']} for o in results)))

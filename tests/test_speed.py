@@ -512,10 +512,9 @@ def test_what_was_tried_is_timed(tmp_path, monkeypatch):
     tried.main(['--nets', 'small', '--rounds', '1', '--shapes', '3', '--out', str(tmp_path/'out.json')])
     found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))
     given = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-    for rows in found['nets']['small'].values():
-        huge = rows['huge pages']
-        assert rows["D's two passes together"]['ratio_of_cpu'] > 0
-        if given.exists() and '[madvise]' in given.read_text(): assert huge['huge_mib'] > 0 == huge['base_huge_mib']
+    for rows in found['nets']['small'].values(): assert rows["D's two passes together"]['ratio_of_cpu'] > 0
+    huge = found['nets']['small']['all, fp32']['huge pages']                                  # in bfloat16 its largest tensors are 2 MiB, which may fit none
+    if given.exists() and '[madvise]' in given.read_text(): assert huge['huge_mib'] > 0 == huge['base_huge_mib']
     assert len(found['winograd']) == 3 and all(row['apart'] < 1e-5 and row['rounds'] for row in found['winograd'])
     monkeypatch.setattr(tried, 'keep_memory', lambda: False)
     with pytest.raises(Refused, match='glibc alone'): tried.main(['--out', str(tmp_path/'none.json')])

@@ -521,6 +521,24 @@ def test_what_was_tried_is_timed(tmp_path, monkeypatch):
     assert not (tmp_path/'none.json').exists()
 
 
+def test_the_bench_of_a_busy_machine(tmp_path, monkeypatch):
+    "Rows by all threads and by one, beside no program and beside one, which is gone afterwards."
+    from tools.bench import busy
+    monkeypatch.setattr(busy, 'keep_memory', lambda: True)                                    # not for the tests that follow
+    monkeypatch.setattr(busy, 'Step', lambda net, variant: lambda: torch.ones(8, 8)@torch.ones(8, 8))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        busy.main(['--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        with pytest.raises(Refused, match='needs two'): busy.main(['--out', str(tmp_path/'none.json')])
+    finally: torch.set_num_threads(before)
+    found = json.loads((tmp_path/'out.json').read_text(encoding='utf-8'))['rows']['all, fp32']
+    assert {k: set(v) for k, v in found.items()} == {'0': {'1', '2'}, '1': {'1', '2'}}
+    assert all(r['seconds'] > 0 for rows in found.values() for r in rows.values()) and not (tmp_path/'none.json').exists()
+
+
 class Layouts(TorchDispatchMode):
     "Note the maps that a convolution, or its backward, meets in another layout than channels last: it copies them. Weights are its third or second."
     def __init__(self):

@@ -20,7 +20,7 @@ import torch
 import start
 from commands import needs_compiler, shell, spawn
 from sagan_nb.blocks import BLOCKS, FOLDS
-from sagan_nb.config import FIELDS, PRESETS, at_scale, from_json
+from sagan_nb.config import FIELDS, PRESETS, Config, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
 from sagan_nb.self_attention import FORMS
@@ -435,6 +435,24 @@ def test_a_run_that_was_timed_on_a_busy_machine_is_lengthened(tmp_path, monkeypa
     clocked(monkeypatch, 10, 10, 22, 24)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 50, '--within', .4))
     assert code == 1 and 'not ten updates' in err
+
+
+@pytest.mark.parametrize('seconds, left, said', [({4: 8., 2: 1., 1: .9}, 2, '2 of 4 threads are 8.0 times as fast'), ({4: 1., 2: 1.1, 1: .1}, 4, ''),
+                                                 ({4: 8., 2: 4., 1: .5}, 1, '1 of 2 threads are 8.0 times as fast')])
+def test_threads_that_hold_up_each_other_are_left_out(tmp_path, monkeypatch, capsys, seconds, left, said):
+    "On a busy machine, and where nobody said how many there are to be; what an update takes is then by those that stay."
+    before = torch.get_num_threads()
+    monkeypatch.setattr(options, 'time_update', lambda *args: seconds[torch.get_num_threads()])
+    settings = 10., Config(steps=10**4), None, 'cpu'
+    try:
+        for own, n in (('4', 4), (None, left)):
+            if own is None: monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+            else: monkeypatch.setenv('OMP_NUM_THREADS', own)
+            torch.set_num_threads(4)
+            fit = options.steps_within(*settings)
+            assert (torch.get_num_threads(), fit) == (n, int(600/seconds[n])//10*10)
+        assert said in capsys.readouterr().out
+    finally: torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize('spent, done, wanted, n', [(60, 10, 100, 20), (60, 10, 15, 15), (100, 10, 100, 10), (101, 10, 11, 11), (119, 10, 100, 10), (240, 10, 100, 10), (60, 100, 100, 100)])

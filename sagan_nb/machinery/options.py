@@ -9,8 +9,10 @@ import time
 import warnings
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
+
+import torch
 
 from ..ablation import TABLES
 from ..config import Config, at_scale, override, preset
@@ -231,6 +233,26 @@ def time_update(
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 
+WORTH = 1.2               # times as many updates: for less, a run is not lengthened, and its threads stay
+
+
+def fewer_threads(
+    each:float,               # seconds of an update by the threads of this process
+    timed,                    # times it again
+)->float:                     # seconds by the threads that stay
+    """Halve the threads as long as an update gets `WORTH` times as fast. They wait for each other after every operation, so one
+    that shares its core with another program holds up all; and small networks leave many threads idle."""
+    while (n := torch.get_num_threads()) > 1:
+        torch.set_num_threads(n // 2)
+        fewer = timed()
+        if WORTH*fewer > each:
+            torch.set_num_threads(n)
+            break
+        print(f'\n{n // 2} of {n} threads are {each / fewer:.1f} times as fast here; OMP_NUM_THREADS={n} keeps all', flush=True)
+        each = fewer
+    return each
+
+
 def steps_within(
     minutes:float,            # of training, without what is measured after it
     cfg:Config,               # settings; cfg.steps is the most there can be
@@ -240,7 +262,9 @@ def steps_within(
     "How many updates fit, as it says. Raises Refused where not even ten do."
     print('timing an update', flush=True)
     agree_on(cfg)
-    each = time_update(cfg, source, device, 6*minutes)        # a tenth of the time
+    timed = partial(time_update, cfg, source, device, 6*minutes)                 # a tenth of the time
+    each = timed()
+    if torch.device(device).type == 'cpu' and place()[1] == 1 and 'OMP_NUM_THREADS' not in os.environ: each = fewer_threads(each, timed)
     each = float(text_of_first(lambda: repr(each)))
     n = 60*minutes / each
     if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
@@ -248,9 +272,6 @@ def steps_within(
     rest = f'; --resume --steps {cfg.steps} makes the rest'*(n < cfg.steps)
     print(f'\nan update takes {each:.2g} s here: {n} of {cfg.steps} fit into {minutes:g} minutes{rest}')
     return n
-
-
-WORTH = 1.2               # times as many updates: for less, a run is not lengthened
 
 
 def steps_still_within(

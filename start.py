@@ -146,18 +146,20 @@ def typed(words):
 
 
 def excerpt(run):
-    "Train the other rows side by side, half of the cores each, and set them beside the run. Returns an exit code."
+    "Train the other rows side by side, each by half of the run's threads, and set them beside the run. Returns an exit code."
     with open(os.path.join(HERE, run, 'config.json')) as f:
         steps = json.load(f)['steps']
     print('\nAn excerpt of Table 1: the run above beside one without attention and one with the control of equal size.\n'
           'Both are trained at once; the bar is that of the second.', flush=True)
     table = [tool('sagan_table')] + EXCERPT + ['--set', 'steps=%d' % steps, '--out', run + '-table1', '--only']
-    alone = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // 2)))
+    with open(os.path.join(HERE, run, 'env.json')) as f:
+        threads = json.load(f)['threads']                    # fewer than there are, where those would hold each other up
+    alone, all_of_them = [dict(os.environ, OMP_NUM_THREADS=str(max(1, n))) for n in (threads // 2, threads)]
     mute = open(os.devnull, 'w')
     first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=mute, stderr=mute, env=alone)
     code = call(table + BESIDE[1:], alone, mute)             # one bar; the table is printed when it is whole
     whole = table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run]
-    code = first.wait() or code or call(whole)
+    code = first.wait() or code or call(whole, all_of_them)
     if code:
         print('\nThe excerpt is not complete. This goes on with it:\n  ' + typed(whole), flush=True)
     else:

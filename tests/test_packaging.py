@@ -1,4 +1,5 @@
 "What the project ships: the archives hold the package alone, and the wheel works where the checkout is not in reach."
+import json
 import os
 import re
 import shutil
@@ -149,13 +150,15 @@ def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch
     monkeypatch.setattr(start, 'tool', lambda name: str(Path(sys.executable).parent/name))
     monkeypatch.setattr(start, 'EXCERPT', ['table1', '--data', 'toy', '--scale', 'smoke'])
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
-    assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '3', '--out', 'runs/toy']) == 0
+    assert start.call([start.tool('sagan_train'), 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '3', '--out', 'runs/toy'],
+                      dict(os.environ, OMP_NUM_THREADS='2')) == 0
     assert start.excerpt('runs/toy') == 0
     said = capfd.readouterr().out
-    assert said.count('No run shows a sign of collapse') == 1 and '%s' not in said         # one table, and no hole in a sentence
+    assert ' '.join(said.split()).count('No run shows a sign of collapse') == 1 and '%s' not in said         # one table, and no hole in a sentence
     shown = re.search(r'Look first at:\n  (.+)\n  (.+)\n', said).groups()
     assert shown[0] == 'runs/toy/report.html' and (tmp_path/shown[1]).exists()             # smoke scale writes no page
-    assert sorted(p.name.split('-')[0] for p in (tmp_path/'runs'/'toy-table1').glob('*.json')) == ['t1_attn_16', 't1_none', 't1_res_16']
+    rows = {p.name.split('-')[0]: json.loads(p.read_text())['env']['threads'] for p in (tmp_path/'runs'/'toy-table1').glob('*.json')}
+    assert rows == dict(t1_attn_16=2, t1_none=1, t1_res_16=1)
     assert 'one seed: shows the machinery, decides nothing' in said and '] t1_attn_16' not in said
     last = said.strip().splitlines()[-1].strip()
     assert last.endswith(f'sagan_table" {start.FULL}')

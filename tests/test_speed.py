@@ -525,12 +525,14 @@ def test_the_bench_of_a_busy_machine(tmp_path, monkeypatch):
     "Rows by all threads and by one, beside no program and beside one, which is gone afterwards."
     from tools.bench import busy
     monkeypatch.setattr(busy, 'keep_memory', lambda: True)                                    # not for the tests that follow
-    monkeypatch.setattr(busy, 'Step', lambda net, variant: lambda: torch.ones(8, 8)@torch.ones(8, 8))
+    monkeypatch.setattr(busy, 'Step', lambda net, variant: lambda: torch.ones(256, 256)@torch.ones(256, 256))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         busy.main(['--net', 'small', '--rounds', '1', '--out', str(tmp_path/'out.json')])
         assert torch.get_num_threads() == 2
+        with busy.beside(1) as (other,): assert other.poll() is None
+        assert other.poll() is not None
         torch.set_num_threads(1)
         with pytest.raises(Refused, match='needs two'): busy.main(['--out', str(tmp_path/'none.json')])
     finally: torch.set_num_threads(before)

@@ -437,21 +437,25 @@ def test_a_run_that_was_timed_on_a_busy_machine_is_lengthened(tmp_path, monkeypa
     assert code == 1 and 'not ten updates' in err
 
 
-@pytest.mark.parametrize('seconds, left, said', [({4: 8., 2: 1., 1: .9}, 2, '2 of 4 threads are 8.0 times as fast'), ({4: 1., 2: 1.1, 1: .1}, 4, ''),
-                                                 ({4: 8., 2: 4., 1: .5}, 1, '1 of 2 threads are 8.0 times as fast')])
+@pytest.mark.parametrize('seconds, left, said', [({4: 8., 2: 1., 1: 1.1}, 2, 'by 2 of 4 an update is 8.0 times as fast'), ({4: 1., 2: .6, 1: .7}, 4, ''),
+                                                 ({4: 8., 2: 7., 1: .5}, 1, 'by 1 of 4 an update is 16.0 times as fast'), ({1: 2.}, 1, '')])
 def test_threads_that_hold_up_each_other_are_left_out(tmp_path, monkeypatch, capsys, seconds, left, said):
-    "On a busy machine, and where nobody said how many there are to be; what an update takes is then by those that stay."
+    "On a busy machine, on a CPU, by one rank, and where nobody said how many there are to be; what an update takes is then by those that stay."
     before = torch.get_num_threads()
     monkeypatch.setattr(options, 'time_update', lambda *args: seconds[torch.get_num_threads()])
-    settings = 10., Config(steps=10**4), None, 'cpu'
+    monkeypatch.setattr(options, 'agree_on', lambda cfg: None)
+    there = max(seconds)
     try:
-        for own, n in (('4', 4), (None, left)):
+        for own, world, device, n in (('4', 1, 'cpu', there), (None, 2, 'cpu', there), (None, 1, 'cuda', there), (None, 1, 'cpu', left)):
             if own is None: monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
             else: monkeypatch.setenv('OMP_NUM_THREADS', own)
-            torch.set_num_threads(4)
-            fit = options.steps_within(*settings)
+            monkeypatch.setattr(options, 'place', lambda: (0, world))
+            torch.set_num_threads(there)
+            fit = options.steps_within(10., Config(steps=10**4), None, device)
             assert (torch.get_num_threads(), fit) == (n, int(600/seconds[n])//10*10)
-        assert said in capsys.readouterr().out
+            words = capsys.readouterr().out
+            assert ('hold each other up' in words) == (n < there)
+        assert said in words
     finally: torch.set_num_threads(before)
 
 

@@ -233,24 +233,26 @@ def time_update(
     return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 
-WORTH = 1.2               # times as many updates: for less, a run is not lengthened, and its threads stay
+HELD_UP = 2               # times as long by all threads as by fewer: for less, all stay
 
 
 def fewer_threads(
     each:float,               # seconds of an update by the threads of this process
     timed,                    # times it again
 )->float:                     # seconds by the threads that stay
-    """Halve the threads as long as an update gets `WORTH` times as fast. They wait for each other after every operation, so one
-    that shares its core with another program holds up all; and small networks leave many threads idle."""
-    while (n := torch.get_num_threads()) > 1:
-        torch.set_num_threads(n // 2)
-        fewer = timed()
-        if WORTH*fewer > each:
-            torch.set_num_threads(n)
-            break
-        print(f'\n{n // 2} of {n} threads are {each / fewer:.1f} times as fast here; OMP_NUM_THREADS={n} keeps all', flush=True)
-        each = fewer
-    return each
+    """Leave threads out that hold each other up, for this process, from now on. They wait for each other after every operation, so
+    one that shares its core with another program holds up all. Half of them are tried, and one alone."""
+    n, seconds = torch.get_num_threads(), {}
+    for fewer in {n // 2, 1} - {0, n}:
+        torch.set_num_threads(fewer)
+        seconds[fewer] = timed()
+    best = min(seconds, key=seconds.get, default=n)
+    if best == n or each < HELD_UP*seconds[best]: best = n
+    torch.set_num_threads(best)
+    if best == n: return each
+    print(f'\nthreads hold each other up here: by {best} of {n} an update is {each / seconds[best]:.1f} times as fast, so this run has no more;'
+          f'\n  OMP_NUM_THREADS={best} before the command, where it goes on, keeps it so', flush=True)
+    return seconds[best]
 
 
 def steps_within(
@@ -272,6 +274,9 @@ def steps_within(
     rest = f'; --resume --steps {cfg.steps} makes the rest'*(n < cfg.steps)
     print(f'\nan update takes {each:.2g} s here: {n} of {cfg.steps} fit into {minutes:g} minutes{rest}')
     return n
+
+
+WORTH = 1.2               # times as many updates: for less, a run is not lengthened
 
 
 def steps_still_within(

@@ -5,6 +5,7 @@ and by one, beside no other program and beside one that computes without a pause
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @contextmanager
 def beside(others:int):
     "So many programs that count, each in a session of its own, as a browser beside a terminal, for as long as the block lasts."
-    counting = [subprocess.Popen([sys.executable, '-c', 'while True: pass'], start_new_session=True) for _ in range(others)]
-    try: yield
+    while_we_live = f'import os\nwhile os.getppid() == {os.getpid()}: pass'
+    counting = [subprocess.Popen([sys.executable, '-c', while_we_live], start_new_session=True) for _ in range(others)]
+    try: yield counting
     finally:
         for o in counting: o.kill()
         for o in counting: o.wait()

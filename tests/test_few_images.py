@@ -13,7 +13,7 @@ from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.guard import train_guarded
 from sagan_nb.machinery.runs import Stopped, stop_at
 from tools.site.few_images import few_page
-from tools.study import few_images as few, generator
+from tools.study import few_images as few, generator, photographs
 
 
 @pytest.fixture(scope='module')
@@ -125,3 +125,21 @@ def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, 
     told = file.read_bytes() + b''.join(p.read_bytes() for p in out.glob('*.json'))
     assert str(folders).encode() not in told and str(tmp_path).encode() not in told
     assert generator.read_generator(tmp_path) is None
+
+
+def test_a_run_of_photographs_is_measured_by_images_that_it_never_saw(folders, tmp_path, monkeypatch):
+    "By the classifier of the table, kept beside its results; with attention silenced where there is any; no path is told."
+    monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
+    source, out = open_source(folders/'train', 32), tmp_path/'out'
+    for row, parts in (('t1_attn_16', {'silenced', 'usage'}), ('t1_none', {'usage'})):
+        cfg = replace(at_scale(preset(row), 'smoke'), data=str(folders/'train'), data_id=source.fingerprint, n_classes=4, seed=3)
+        train_guarded(cfg, source, tmp_path/row)
+        photographs.main(str(tmp_path/row), str(folders/'train'), str(folders/'test'), str(out), 100)
+        made = json.loads((out/'held_out'/f'{row}-s3.json').read_text())
+        assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'records', 'copies'} | parts
+        found = {o['metric']: o for o in made['records']}
+        assert {'Fréchet classifier distance', 'kernel classifier distance', 'precision', 'recall', 'diversity'} <= found.keys()
+        assert found['precision']['data'] == generator.HELD_OUT and found['precision']['n_fake'] == 100 and 0 <= made['copies']['real'] < .5
+        assert str(folders) not in json.dumps(made) and str(tmp_path) not in json.dumps(made)
+    kept, = (out/'features').glob('*.safetensors')
+    with pytest.raises(Refused, match='is not what'): photographs.main(str(tmp_path/'t1_none'), str(folders/'test'), str(folders/'test'), str(out), 100)

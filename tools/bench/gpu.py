@@ -164,9 +164,10 @@ PACE = 'import sys; from tools.bench import gpu; print(gpu.pace(*sys.argv[1:]))'
 TABLE = 'import sys; from sagan_nb.machinery import cli; sys.argv[0] = "sagan_table"; cli.sagan_table()'
 
 
-def start(code, *words):
-    "A process beside this one."
-    return subprocess.Popen([sys.executable, '-c', code, *words], stdout=subprocess.PIPE if code == PACE else None, text=True)
+def start(code, several, *words):
+    "One of several processes beside this one; threads of all of them together would hold each other up."
+    env = os.environ | dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // several)))
+    return subprocess.Popen([sys.executable, '-c', code, *words], stdout=subprocess.PIPE if code == PACE else None, text=True, env=env)
 
 
 def pace(data, scale, row, device, seconds):
@@ -179,7 +180,7 @@ def groups(o, given, seeds):
     "Seeds for each process: one if the device holds as many at once, else one process for all of them; with seconds of an update."
     words = given['data'], given['scale'], given['only'].split(',')[-1], o.device, '.1' if o.smoke else '5'
     for found in ([[s] for s in seeds], [list(seeds)]):
-        running = [start(PACE, *words) for _ in found]
+        running = [start(PACE, len(found), *words) for _ in found]
         said = [p.communicate()[0] for p in running]
         if not any(p.returncode for p in running): return found, max(float(text.splitlines()[-1]) for text in said)
     raise RuntimeError('not even one process could train')
@@ -230,7 +231,7 @@ def table(page, o):
         page.note(data=o.data or 'toy', images=len(source), classifier=facts, seconds_per_update=each, processes=len(found), steps=steps)
         words = [w for k, v in given.items() for w in (f'--{k}', v)] + ['--minutes', f'{max(.1, .8*page.left()/60):.2f}', '--set', f'steps={steps}']
         if o.smoke: words += ['width=2', 'standing=16', 'batch=4']
-        running = [start(TABLE, 'table1', *words, '--seeds', ','.join(map(str, own))) for own in found]
+        running = [start(TABLE, len(found), 'table1', *words, '--seeds', ','.join(map(str, own))) for own in found]
         keep = partial(keep_table, Path(given['out']), o.out/'table1.zip', page)
         page.note(exit_codes=finish(running, page, 8, keep))
         keep()

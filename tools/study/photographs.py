@@ -1,0 +1,64 @@
+"""Measure a run of the table of photographs against images that no training saw: results/photographs/README.md is the design.
+
+    python -m tools.study.photographs RUN TRAIN.zip TEST.zip
+
+Writes held_out/ROW-sSEED.json beside the table's results: distance, KID, precision and recall, diversity, the same with attention
+silenced where there is any, and how many images copy a training image. Decides nothing.
+"""
+from pathlib import Path
+
+import torch
+from fastcore.script import call_parse
+
+from sagan_nb.attention_maps import silenced
+from sagan_nb.core import Refused, to_uint8
+from sagan_nb.data import open_source
+from sagan_nb.train import draw
+from sagan_nb.machinery.door import open_run
+from sagan_nb.machinery.evaluate import evaluate
+from sagan_nb.machinery.files import write_json
+from sagan_nb.machinery.jobs import features_of as judge_of
+from sagan_nb.machinery.machine import keep_memory
+from sagan_nb.machinery.runs import machines, read_log
+
+from .few_images import copied_share, features_of
+from .generator import HELD_OUT, METRICS, TRAINED_ON, renamed
+
+OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
+
+
+def copies(G, judge, source, held, n):
+    "Share of n generated images that copy a training image, and the same of real ones that no training saw."
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7))
+    x = draw(G, z, torch.arange(n) % G.n_classes)
+    made = torch.cat([judge(to_uint8(part))[0] for part in x.split(200)])
+    own, (some, others) = features_of(judge, source), features_of(judge, held).chunk(2)
+    return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others))
+
+
+@call_parse
+def main(
+    run:str,                  # run folder
+    train:str,                # the images it was trained on
+    test:str,                 # held-out images
+    out:str=str(OUT),         # folder of the table's results, with its classifier
+    n:int=10_000,             # generated images for each score; for the copies a fifth of them
+):
+    "Measure, and write one file."
+    keep_memory()
+    model = open_run(run)
+    source = open_source(train, model.cfg.res)
+    if source.fingerprint != model.cfg.data_id: raise Refused(f'{train} is not what {run} was trained on')
+    held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
+    judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
+    scores = lambda: evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
+    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], records=scores(),
+                 copies=copies(model.G, judge, source, held, n // 5),
+                 usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
+    if model.cfg.block == 'attention' and model.cfg.attn_at:
+        with silenced(model.G): found['silenced'] = scores()
+    folder = Path(out)/'held_out'
+    folder.mkdir(exist_ok=True)
+    write_json(folder/f'{model.cfg.preset}-s{model.cfg.seed}.json', found)
+    for o in found['records']: print(f'{o["metric"]}: {o["value"]:.4g}')
+    print(f'copies: {found["copies"]["generated"]:.1%}, of real images {found["copies"]["real"]:.1%}')

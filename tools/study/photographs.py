@@ -32,7 +32,8 @@ def copies(G, judge, source, held, n):
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7))
     x = draw(G, z, torch.arange(n) % G.n_classes)
     made = torch.cat([judge(to_uint8(part))[0] for part in x.split(200)])
-    own, (some, others) = features_of(judge, source), features_of(judge, held).chunk(2)
+    own, real = features_of(judge, source), features_of(judge, held)
+    some, others = real[::2], real[1::2]                 # every other one: they lie class by class
     return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others))
 
 

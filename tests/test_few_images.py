@@ -136,8 +136,8 @@ def test_a_run_of_photographs_is_measured_by_images_that_it_never_saw(folders, t
         train_guarded(cfg, source, tmp_path/row)
         photographs.main(str(tmp_path/row), str(folders/'train'), str(folders/'test'), str(out), 100)
         made = json.loads((out/'held_out'/f'{row}-s3.json').read_text())
-        assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'records', 'copies'} | parts
-        found = {o['metric']: o for o in made['records']}
+        assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'held_out', 'copies'} | parts
+        found = {o['metric']: o for o in made['held_out']}
         assert {'Fréchet classifier distance', 'kernel classifier distance', 'precision', 'recall', 'diversity'} <= found.keys()
         assert found['precision']['data'] == generator.HELD_OUT and found['precision']['n_fake'] == 100 and 0 <= made['copies']['real'] < .5
         assert str(folders) not in json.dumps(made) and str(tmp_path) not in json.dumps(made)

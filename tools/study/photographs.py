@@ -53,7 +53,7 @@ def main(
     held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
     scores = lambda: evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
-    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], records=scores(),
+    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], held_out=scores(),
                  copies=copies(model.G, judge, source, held, n // 5),
                  usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
     if model.cfg.block == 'attention' and model.cfg.attn_at:
@@ -61,5 +61,5 @@ def main(
     folder = Path(out)/'held_out'
     folder.mkdir(exist_ok=True)
     write_json(folder/f'{model.cfg.preset}-s{model.cfg.seed}.json', found)
-    for o in found['records']: print(f'{o["metric"]}: {o["value"]:.4g}')
+    for o in found['held_out']: print(f'{o["metric"]}: {o["value"]:.4g}')
     print(f'copies: {found["copies"]["generated"]:.1%}, of real images {found["copies"]["real"]:.1%}')

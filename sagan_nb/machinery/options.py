@@ -242,16 +242,16 @@ def fewer_threads(
 )->float:                     # seconds by the threads that stay
     """Leave threads out that hold each other up, for this process, from now on. They wait for each other after every operation, so
     one that shares its core with another program holds up all. Half of them are tried, and one alone."""
-    n, seconds = torch.get_num_threads(), {}
+    n = torch.get_num_threads()
+    seconds = {n: each}
     for fewer in {n // 2, 1} - {0, n}:
         torch.set_num_threads(fewer)
         seconds[fewer] = timed()
-    best = min(seconds, key=seconds.get, default=n)
-    if best == n or each < HELD_UP*seconds[best]: best = n
+    best = min(seconds, key=seconds.get)
+    if each < HELD_UP*seconds[best]: best = n
     torch.set_num_threads(best)
-    if best == n: return each
-    print(f'\nthreads hold each other up here: by {best} of {n} an update is {each / seconds[best]:.1f} times as fast, so this run has no more;'
-          f'\n  OMP_NUM_THREADS={best} before the command, where it goes on, keeps it so', flush=True)
+    if best < n: print(f'\nthreads hold each other up here: by {best} of {n} an update is {each / seconds[best]:.1f} times as fast, so this run has no more;'
+                       f'\n  OMP_NUM_THREADS={best} before the command, where it goes on, keeps it so', flush=True)
     return seconds[best]
 
 

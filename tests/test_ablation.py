@@ -608,6 +608,26 @@ def test_a_table_for_a_page_counts_its_verdicts_and_loses_nothing():
     assert tables.tally(TABLES['twins'], []) == ''
 
 
+def test_runs_on_photographs_beside_held_out_images():
+    record = lambda metric, value, **more: dict(metric=metric, value=value, **more)
+    runs = [dict(row=row, seed=s, copies=dict(generated=.01*s, real=.02), silenced=[record('Fréchet classifier distance', 9. + s)]*(row == 't1_attn_16'),
+                 held_out=[record('Fréchet classifier distance', 2. + s), record('diversity', .25, real=.5)])
+            for row in ('t1_res_16', 't1_none', 't1_attn_16') for s in (0, 1, 2)]
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in tables.held_out_table(runs).replace('\u00a0', ' ').splitlines()]
+    assert [o[0] for o in lines] == ['', '---', '`t1_none` no block', '`t1_attn_16` attention at 16', '`t1_res_16` residual at 16', 'real images']
+    assert len({len(o) for o in lines}) == 1
+    assert lines[2] == ['`t1_none` no block', '3 ± 1', '-', '-', '-', '0.25 ± 0', '1 ± 1', '-'] and lines[3][-1] == '10 ± 1'
+    assert lines[-1] == ['real images', '-', '-', '-', '-', '0.5', '2', '-']
+
+
+def test_a_claim_by_distance_says_which_way_is_better():
+    values = dict(t1_none=[5., 5.1, 5.2], t1_attn_16=[3., 3.2, 3.1], t1_res_16=[5.1, 5., 5.2])
+    runs = [dict(row=row, seed=s, numerics=NUMERICS, collapse=[], records=[dict(metric='Fréchet classifier distance', value=v)])
+            for row, own in values.items() for s, v in enumerate(own)]
+    text = answers.answers(dict(twins=[], photographs=runs))
+    assert 'attention at 16 is better than none: -2.0 distance (less is better) [-2.4, -1.6], holds (3 seeds)' in text, text
+
+
 @pytest.mark.parametrize('name', ['table1', 'table2', 'fig3', 'reduction', 'best', 'twins'])
 def test_tables_fit_a_terminal(name, monkeypatch):
     "Of 100 columns, as a table and not as paragraphs."

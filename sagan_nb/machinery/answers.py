@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from ..ablation import TABLES, by_seed, paired_difference, seed_differences, shares
+from ..ablation import LOWER, TABLES, by_seed, paired_difference, seed_differences, shares
 from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
 from .plan import reported_hours
@@ -65,13 +65,14 @@ def claim_words(
     claim: tuple,             # better, worse, words
     among: int,               # as of `verdict`
 ) -> str:
-    "Say what became of one claim, in bits."
+    "Say what became of one claim, in the unit of its measure."
     (a, b, words), kind = claim, TABLES[name].kinds[0]
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
     if found.startswith(UNJUDGED): return f'on {PLACES[name]}, {words}: {found}'
     ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
-    return f'on {PLACES[name]}, {words}: {d:+.1f} {SHORT[kind]}{ends}, {found}'
+    unit = SHORT[kind] + ' (less is better)'*(kind in LOWER)
+    return f'on {PLACES[name]}, {words}: {d:+.1f} {unit}{ends}, {found}'
 
 
 def sorted_claims(

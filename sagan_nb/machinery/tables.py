@@ -300,7 +300,7 @@ def protocol(
              f'images {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
-             f'{env("device_name")}, processor {env("cpu")}, {env("threads")} threads, torch {env("torch")}']
+             f'{env("device_name")}, processor {env("cpu")}, {env("threads")} thread{"s"*(env("threads") != "1")}, torch {env("torch")}']
     if maps := moved_attention(results):
         here, there = zip(*maps)
         parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
@@ -438,6 +438,33 @@ def folded_table(
                       *folded_lines('Each comparison: its verdict, and what it could have missed', each),
                       *folded_lines('How it was made', made)])
     return text.replace(' (unchecked)', r'\*')
+
+
+HELD_OUT_HEADS = {'Fréchet classifier distance': 'distance', 'kernel classifier distance': 'kernel distance',
+                  'precision': 'precision', 'recall': 'recall', 'diversity': 'diversity'}
+
+
+def held_out_cells(
+    words: str,               # the first cell
+    runs: list,               # as of `held_out_table`
+    key: str = 'value',       # in a record: 'value', or 'real' for the real images
+    copied: str = 'generated',    # whose copies: 'generated' or 'real'
+) -> list:                    # cells of a line
+    "Take means over runs."
+    def of(metric, part): return [r[key] for o in runs for r in o.get(part, []) if r['metric'] == metric and key in r]
+    numbers = [of(metric, 'held_out') for metric in HELD_OUT_HEADS]
+    numbers += [[100*o['copies'][copied] for o in runs], of('Fréchet classifier distance', 'silenced')]
+    return [words, *[mean_spread(dict.fromkeys(v) if key == 'real' else v, 3) for v in numbers]]     # real images have one value
+
+
+def held_out_table(
+    found: list,              # what `tools/study/photographs.py` wrote, a dict for each run
+) -> str:                     # Markdown
+    "Write how runs measure against images that no training saw: a line for each row, and one for the real images."
+    head = ['', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, attention silenced']
+    own = {row: [o for o in found if o['row'] == row] for row in TABLES['photographs'].rows}
+    lines = [held_out_cells(row_name(row), runs) for row, runs in own.items()] + [held_out_cells('real images', found, 'real', 'real')]
+    return '\n'.join(f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in (head, ['---']*len(head), *lines))
 
 
 def table1(

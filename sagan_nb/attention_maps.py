@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import Refused, to_uint8
+from .machinery.calls import check_lengths
 from .networks import Generator
 from .self_attention import SelfAttention, attention_reach, softmax_map, use_of
 from .spectral_norm import unmoved
@@ -137,6 +138,7 @@ def attention_maps(
     "What attention did with each picture. Leaves the network as it was. Raises Refused where there is no attention."
     attention_layers(net)
     device, y = next(net.parameters()).device, torch.zeros(len(x), dtype=torch.long) if y is None else y
+    check_lengths(x, y)
     parts = [watch_batch(net, a.to(device), b.to(device)) for a, b in zip(x.split(batch), y.split(batch))]
     pictures, layers = zip(*parts)
     join = lambda name, field: torch.cat([getattr(o[name], field) for o in layers])

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import Refused, choose
+from .machinery.calls import check_label_count
 from .machinery.narrow import along_rows, box_means
 from .machinery.quick import transformed
 from .self_attention import FORMS, SelfAttention, attention_widths
@@ -49,6 +50,7 @@ def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (
     "Normalise, then scale and shift by class."
     if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
+    else: check_label_count(y, x)
     gain, offset = F.embedding(y, self.gain), F.embedding(y, self.offset)
     if self.training: x = self.normalise(x)
     else:                                              # the same in one pass: they take the statistics in
@@ -61,6 +63,7 @@ def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (
 def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)
     "By the statistics of each chunk; moves the moving statistics."
     B, chunk = len(x), self.ghost or len(x)
+    if not B: raise Refused('batch norm: an empty batch has no statistics to train by')
     if self.ranks and (not self.ghost or self.ghost > B): return self.normalise_shared(x)
     if B % chunk: raise Refused(f'ghost batch norm: a batch of {B} does not split into chunks of {chunk}')
     out, stats = [], []
@@ -111,11 +114,12 @@ def standing_statistics(
     "Replace the moving statistics of every batch norm by their mean over `batches`; the rest runs in evaluation mode."
     norms = [m for m in net.eval().modules() if isinstance(m, ConditionalBatchNorm2d)]
     for m in norms: m.training, m.standing = True, (0., 0., 0)
-    for args in batches: net(*args)
-    for m in norms:
-        mean, var, n = m.standing
-        m.training, m.standing = False, None
-        if n: m.mean.copy_(mean / n), m.var.copy_(var / n)
+    try:
+        for args in batches: net(*args)
+        for mean, var, n, m in [(*m.standing, m) for m in norms]:
+            if n: m.mean.copy_(mean / n), m.var.copy_(var / n)
+    finally:
+        for m in norms: m.training, m.standing = False, None
     return net
 
 # %% ../nbs/03_blocks.ipynb #ae93a48e
@@ -222,6 +226,7 @@ class Conv2d(nn.Conv2d):
     ):
         super().__init__(c_in, c_out, size, padding=size // 2, bias=bias)
         choose(fold, FOLDS, 'fold')
+        if size % 2 == 0: raise Refused(f'a kernel of {size} has no middle: its size must be odd')
         if resample and size > 3: raise Refused(f'only kernels of 1 or 3 are folded, not {size}')
         self.resample, self.fold = resample, fold
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .blocks import ConditionalBatchNorm2d
 from .core import Refused
+from .machinery.calls import check_lengths
 from .machinery.group import answered, join, place
 from .spectral_norm import normalised
 
@@ -129,13 +130,17 @@ def in_parts(
     micro:int,                # rows of a part, at most; 0: all at once
     *args,                    # its input, B rows each
 ):                            # its output, to rounding
-    "Call a network on a batch in parts: u and moving statistics move once, and one part at a time is in memory."
+    """Call a network on a batch in parts: u and moving statistics move once, and one part at a time is in memory.
+    Raises Refused for inputs of different lengths, and for training with a batch norm whose chunks fit in no part."""
+    check_lengths(*args)
     if not micro or len(args[0]) <= micro: return net(*args)
+    stats = {m: [] for m in net.modules() if isinstance(m, ConditionalBatchNorm2d) and m.training}
+    if any(not m.ghost or micro % m.ghost for m in stats):
+        raise Refused(f'parts of {micro} need `ghost`, a divisor of it: batch norm takes a chunk at once')
     weights, learns = {}, {p: p.requires_grad for p in net.parameters()}
     for _, sn, raw in normalised(net):
         if sn.moves(): sn.advance(raw)
         weights[sn] = sn(raw)
-    stats = {m: [] for m in net.modules() if isinstance(m, ConditionalBatchNorm2d) and m.training}
     def again(): return nullcontext(), holding(net, weights, {m: [] for m in stats}, learns)     # for the gradient
     how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=again)
     with holding(net, weights, stats, learns):

@@ -77,7 +77,7 @@ class Stats:
         "Add rows. Raises Refused for rows of another width."
         if check_shape(x)[1] != len(self.mean):
             raise Refused(f'features of width {x.shape[1]}, but those before had {len(self.mean)}')
-        return self.merge(moments(x))
+        return self.merge(moments(x.detach()))
 
     def merge(self, other)->'Stats':                     # Stats or Moments of other rows
         "Add what another process has gathered."
@@ -209,7 +209,7 @@ def intra_fid(
 )->tuple[float,PerClass]:     # mean over classes (None if none is left), and {class: value} with its `left_out`
     "Average the Fréchet distance within each class (Table 2). Raises Refused where sizes do not fit."
     for x, y in ((fake, fake_y), (real, real_y)):
-        if len(x) != len(y): raise Refused(f'{len(x)} rows of features, but {len(y)} labels')
+        if check_shape(x)[0] != len(y): raise Refused(f'{len(x)} rows of features, but {len(y)} labels')
     fake_y, real_y = torch.as_tensor(fake_y), torch.as_tensor(real_y)        # lists and arrays will do
     if fake.shape[1] != real.shape[1]:
         raise Refused(f'features of widths {fake.shape[1]} and {real.shape[1]} cannot be compared')
@@ -232,7 +232,8 @@ def squared_mmd(
     x:Tensor,                 # features, (m, d)
     y:Tensor,                 # features, (n, d)
 )->float:                     # around 0 for equal distributions; may be negative
-    "Estimate the squared maximum mean discrepancy with the cubic kernel, without bias."
+    "Estimate the squared maximum mean discrepancy with the cubic kernel, without bias. Raises Refused for one row."
+    if min(len(x), len(y)) < 2: raise Refused(f'pairs need 2 rows or more; got {len(x)} and {len(y)}')
     within = [polynomial_sum(a, a) - (a.double().square().sum(1) / a.shape[1] + 1).pow(3).sum().item() for a in (x, y)]
     m, n = len(x), len(y)
     return within[0] / (m*(m - 1)) + within[1] / (n*(n - 1)) - 2*polynomial_sum(x, y) / (m*n)

@@ -13,10 +13,10 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .blocks import ConditionalBatchNorm2d
 from .core import Refused, from_uint8, to_uint8
+from .machinery.recipe import mixed_norm
 from .machinery.terminal import progress
 from .metrics import squared_distances
 from .networks import Generator
@@ -53,12 +53,8 @@ def mixed_classes(
     "Mix the class tables of every conditional batch norm. Raises Refused for a generator without classes."
     if not G.n_classes: raise Refused('this generator has no classes to walk between')
     G = copy.deepcopy(G)
-    for bn in (m for m in G.modules() if isinstance(m, ConditionalBatchNorm2d) and m.n_classes):
-        for name in ('gain', 'offset'):
-            table = getattr(bn, name).detach()
-            if parametrize.is_parametrized(bn, name): parametrize.remove_parametrizations(bn, name)
-            setattr(bn, name, nn.Parameter(weights.to(table) @ table))
-        bn.n_classes = len(weights)
+    for m, name, bn in [(m, name, bn) for m in G.modules() for name, bn in m.named_children()]:
+        if isinstance(bn, ConditionalBatchNorm2d) and bn.n_classes: setattr(m, name, mixed_norm(bn, weights))
     G.n_classes = len(weights)
     return G
 

@@ -89,6 +89,10 @@ class Divided(torch.autograd.Function):
             return torch.addr(G, u*(G.reshape(-1) @ out.reshape(-1)), v, alpha=-1) / s, None, None
 
 # %% ../nbs/01_spectral_norm.ipynb #901d89e7
+def _begin_at_u(sn, keys):
+    "Hook after loading: what is not stored follows from u."
+    sn.fresh, sn.u_start = None, None if sn.detach else sn.u.clone()
+
 class SpectralNorm(nn.Module):
     "W -> W / sigma(W), with `u` moved by `advance` alone and never by reading. Raises Refused for an unknown option."
     def __init__(self,
@@ -106,7 +110,9 @@ class SpectralNorm(nn.Module):
         options = (('update', update, ('forward', 'real', 'always')), ('eval_sigma', eval_sigma, ('step', 'stored')),
                    ('eps_rule', eps_rule, ('clamp', 'add')))
         for name, value, allowed in options: choose(value, allowed, f'spectral-norm {name}')
-        self.update, self.eval_sigma, self.detach, self.steps, self.dim = update, eval_sigma, detach, steps, dim
+        if not -weight.ndim <= dim < weight.ndim: raise Refused(f'spectral norm: no axis {dim} in {weight.ndim} axes')
+        self.update, self.eval_sigma, self.detach, self.steps = update, eval_sigma, detach, steps
+        self.dim = dim % weight.ndim
         self.eps, self.real = dict(eps=eps, eps_rule=eps_rule), False
         self.held = None          # the divided weight to compute with, while a batch comes in parts (chapter 08)
         self.fresh = None         # copies of u and v, as `advance` left them: versions, u, v in the order of memory
@@ -115,6 +121,7 @@ class SpectralNorm(nn.Module):
         self.register_buffer('u', u)
         self.register_buffer('v', unit(W.t() @ u))
         self.register_buffer('u_start', None if detach else u.clone(), persistent=False)
+        self.register_load_state_dict_post_hook(_begin_at_u)
 
 # %% ../nbs/01_spectral_norm.ipynb #d728c0b9
 @patch
@@ -195,6 +202,11 @@ def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same 
         out = apply(Divided, W, *self.vectors(W, weight))[0]
     return out.view(by_rows.shape).permute([order.index(i) for i in range(len(order))])
 
+@patch
+def right_inverse(self:SpectralNorm, weight:Tensor)->Tensor:         # the same
+    "A weight that is set becomes the raw one, and is divided from then on, as with torch's own norm."
+    return weight
+
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61
 def computed_again()->bool:
     "Is this forward run by a backward, as `torch.utils.checkpoint` does?"
@@ -220,7 +232,7 @@ def spectral_norm(
     transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     options.setdefault('dim', 1 if transposed else 0)
     parametrize.register_parametrization(module, 'weight', SpectralNorm(weight, **options))
-    module.register_forward_pre_hook(_advance)
+    if _advance not in module._forward_pre_hooks.values(): module.register_forward_pre_hook(_advance)
     return module
 
 def normalised(
@@ -237,11 +249,11 @@ def real_pass(
     net:nn.Module,            # a network whose layers may have `update='real'`
 ):
     "Within it, layers with `update='real'` move u. Others take no notice."
-    layers = [sn for _, sn, _ in normalised(net)]
-    for sn in layers: sn.real = True
+    layers = [(sn, sn.real) for _, sn, _ in normalised(net)]
+    for sn, _ in layers: sn.real = True
     try: yield
     finally:
-        for sn in layers: sn.real = False
+        for sn, was in layers: sn.real = was
 
 # %% ../nbs/01_spectral_norm.ipynb #74f03334
 @torch.no_grad()

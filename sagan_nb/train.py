@@ -22,6 +22,7 @@ from .core import from_uint8
 from .distributed import Ranks, in_parts
 from .losses import class_loss, hinge_d, hinge_g
 from .machinery.augment import as_judged
+from .machinery.calls import check_lengths
 from .machinery.sending import send
 from .machinery.terminal import progress
 from .networks import Discriminator, Generator
@@ -125,9 +126,11 @@ def frozen(
     net:nn.Module,            # a network
 ):
     "Within it, the network's weights get no gradient; gradients still flow through to its input."
+    learns = [(p, p.requires_grad) for p in net.parameters()]
     net.requires_grad_(False)
     try: yield
-    finally: net.requires_grad_(True)
+    finally:
+        for p, learn in learns: p.requires_grad_(learn)
 
 def judge(
     gan:GAN,                  # the networks
@@ -223,7 +226,9 @@ def draw(
     y:Tensor,                 # classes, (B,)
     batch:int=100,            # pictures at a time; does not change the result beyond rounding
 )->Tensor:                    # pictures in [-1, 1], on the CPU, (B, 3, res, res)
-    "Sample in evaluation mode. Weights are divided by their norms once, not per batch, unless drawing moves u."
+    """Sample, in the mode that G is in (`sampler`: evaluation). Weights are divided by their norms once, not per batch,
+    unless drawing moves u. Raises Refused for noise and classes of different lengths."""
+    check_lengths(z, y)
     device, parts = next(G.parameters()).device, zip(z.split(batch), y.split(batch))
     moves = any(sn.moves() for _, sn, _ in normalised(G))
     with nullcontext() if moves else parametrize.cached():

@@ -57,7 +57,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('map of a pooled layer from unpooled keys', '11', 'key = F.max_pool2d(key, 2) if block.pool else key', 'key = F.avg_pool2d(key, 2) if block.pool else key', '11'),
     ('queries for contrast lie side by side', '11', 'gap = max(1, min(o.shape) // (2*math.ceil(math.sqrt(n))))', 'gap = 1', '11'),
     ('looking at a map moves u', '01', 'if not torch.equal(b, was): b.copy_(was)', 'pass', '01 11'),
-    ('a walk between classes keeps the old offsets', '15', "for name in ('gain', 'offset'):", "for name in ('gain',):", '15'),
+    ('a walk between classes keeps the old offsets', '13', "for name in ('gain', 'offset'):", "for name in ('gain',):", '15'),
     ('the line in place of the great circle', '15', '(((1 - t)*w).sin()*a[..., None, :] + (t*w).sin()*b[..., None, :]) / w.sin()', '(1 - t)*a[..., None, :] + t*b[..., None, :]', '15'),
     ('an ordering that is reversed counts as held', '12', "(d < 0) == (kind in LOWER)", "(d < 0) != (kind in LOWER)", '12'),
     ('interval over rows for interval over pairs', '12', 'np.array([a[s] - b[s] for s in seeds])', 'np.array([a[s] - b[t] for s, t in zip(seeds, reversed(seeds))])', '12'),

@@ -1,9 +1,25 @@
-"Serves chapter 04: what a network may be called with."
+"Serves chapter 03: what a block and a network may be called with."
 import torch
 from torch import Tensor
 
 from ..core import Refused
 from .quick import as_usual
+
+
+def check_lengths(
+    *parts,                   # tensors, B rows each
+):
+    "Raise Refused for inputs that are not equally long: taken a piece at a time, rows would be lost."
+    if len({len(t) for t in parts}) > 1: raise Refused(f'inputs of different lengths: {", ".join(str(len(t)) for t in parts)} rows')
+
+
+def check_label_count(
+    y: Tensor,                # labels
+    images: Tensor,           # what they belong to
+):
+    "Raise Refused unless there is one label for each image."
+    if torch.jit.is_tracing() or torch.compiler.is_compiling(): return         # sizes are not there yet
+    if y.shape != (len(images),): raise Refused(f'labels have the shape ({len(images)},), one for each image; got {tuple(y.shape)}')
 
 
 def check_classes(

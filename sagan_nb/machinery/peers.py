@@ -1,5 +1,6 @@
 "Serves chapter 13: other people's names and orders of tensors, and how they become ours."
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -314,7 +315,7 @@ def own_map(arrays:dict, name:str)->dict:
 
 PREFIXES = ('generator_ema.', 'generator.', 'discriminator.')         # in the order of preference
 SPARE = ((r'/Adam(_\d+)?$|(^|/)beta[12]_power$|(^|/)global_step$', 'of the optimiser'),
-         (r'\.sv\d+$', 'sigma, logged only'), (r'num_batches_tracked$', 'a counter'))
+         (r'\.sv\d+$', 'sigma, logged only'), (r'num_batches_tracked$|^n_averaged$', 'a counter'))
 
 
 def spare_reason(name:str)->str:
@@ -366,7 +367,8 @@ def tensors(
     arrays,                       # mapping of names to arrays or tensors
 )->dict:                          # names to tensors on the CPU
     "Turn arrays into tensors. Raises Refused for objects and for numbers that are not finite."
-    out = {}
+    out, several = {}, [str(name) for name, a in arrays.items() if isinstance(a, Mapping)]
+    if several: raise Refused(f'this holds several networks ({", ".join(several)}): give one of them, such as torch.load(FILE)[{several[0]!r}]')
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None

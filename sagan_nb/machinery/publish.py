@@ -57,9 +57,9 @@ def save_pretrained(
     from safetensors.torch import save
     must_be_utf8(path)
     model = None if isinstance(what, nn.Module) else open_run(what)
-    net = model.G if model else what
+    net = model.G if model else getattr(what, '_orig_mod', what)         # as `torch.compile` wraps it
     if classes is None: classes = model.classes if model else []
-    if not about and what is not net and net.report.notes:
+    if not about and model and net.report.notes:
         peer = net.report.source
         made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
         about = f'{made}: {"; ".join(net.report.notes)}.'

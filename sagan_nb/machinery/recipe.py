@@ -22,10 +22,14 @@ class PlusOne(nn.Module):
         "Add one."
         return 1 + t
 
+    def right_inverse(self, t:Tensor)->Tensor:  # the same shape
+        "Take one away: what a gain that is set is stored as."
+        return t - 1
+
 
 def advance_tables(bn:nn.Module, args:tuple):
     "Move the u of normalised tables before a forward that moves u (a hook)."
-    for p in bn.parametrizations.values():
+    for p in getattr(bn, 'parametrizations', {}).values():               # none are left after they were removed
         if p[0].moves(): p[0].advance(p.original)
 
 
@@ -75,6 +79,19 @@ def norm_options(bn:ConditionalBatchNorm2d)->dict:
     return {k: getattr(bn, k) for k in ('eps', 'momentum', 'unbiased', 'ghost', 'ghost_update')}
 
 
+def mixed_norm(
+    bn:ConditionalBatchNorm2d,    # with classes; its tables may be normalised
+    weights:Tensor,               # share of each class in each mixture, (T, K)
+)->ConditionalBatchNorm2d:        # another, with plain tables
+    "Mix the class tables. (To remove a parametrization from a copy of a layer takes it off the layer itself, too: torch.)"
+    mixed = ConditionalBatchNorm2d(len(bn.mean), len(weights), **norm_options(bn))
+    for name in ('gain', 'offset'):
+        table = getattr(bn, name).detach()
+        setattr(mixed, name, nn.Parameter(weights.to(table) @ table))
+    mixed.mean, mixed.var = bn.mean, bn.var
+    return mixed.train(bn.training)
+
+
 def sn_options(sn:SpectralNorm)->dict:
     "Read off the keywords a spectral norm was made with."
     return dict(update=sn.update, eval_sigma=sn.eval_sigma, detach=sn.detach, steps=sn.steps, **sn.eps)
@@ -108,7 +125,19 @@ def control_options(hidden:int, C:int, size:int)->dict:
 def recipe_of(
     net:nn.Module,                # Generator or Discriminator
 )->dict:                          # plain data, fit for JSON; `restore_network` makes the same network from it
-    "Write down everything that makes this network, except its tensors."
+    "Write down everything that makes this network, except its tensors. Raises Refused for one that would come back as another."
+    r = read_off(net)
+    check_recipe(net, r)
+    return r
+
+
+def read_off(
+    net:nn.Module,                # Generator or Discriminator
+)->dict:                          # plain data; what differs from layer to layer is read off one of them
+    "Write down what a network looks like."
+    if type(net) not in (Generator, Discriminator):
+        raise Refused(f'a {type(net).__name__} is no Generator or Discriminator of ours, and a file could not bring its class back; '
+                      'torch.save(net.state_dict(), FILE) keeps its weights')
     r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
              sn=layer_options(net.linear))
     D = isinstance(net, Discriminator)
@@ -125,6 +154,26 @@ def recipe_of(
     table = first.parametrizations.gain[0] if parametrize.is_parametrized(first, 'gain') else None
     return dict(r, z_dim=net.z_dim, bn=norm_options(first), bn_last=norm_options(net.bn),
                 tables=table and dict(sn_options(table), dim=table.dim))
+
+
+def layer_facts(m:nn.Module)->dict:     # what a recipe must bring back, beside the tensors
+    "Read off how a layer computes."
+    if isinstance(m, ConditionalBatchNorm2d): return dict(norm_options(m), classes=m.n_classes)
+    if isinstance(m, SpectralNorm): return dict(sn_options(m), dim=m.dim)
+    return {}
+
+
+def check_recipe(
+    net:nn.Module,                # any network of ours
+    r:dict,                       # its recipe
+):
+    "Check that a recipe makes this network. Raises Refused, naming the first layer that it would make otherwise."
+    with torch.device('meta'), NoDraws(): made = shape_net(r)
+    there = dict(net.named_modules())
+    for name, m in made.named_modules():
+        own = there.pop(name, None)
+        if type(own).__name__ != type(m).__name__ or layer_facts(own) != layer_facts(m): there = {name: own}; break
+    if there: raise Refused(f'{[*there][0]}: layers of one kind differ in their options, which a file could not bring back')
 
 
 def shape_net(
@@ -240,6 +289,4 @@ def restore_network(
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
     if kinds == {torch.float64}: net = net.double()     # float64 stays so, bit for bit; halves are computed with in float32
     net.load_state_dict(state)
-    for m in net.modules():                             # where a gradient through the power step starts from
-        if isinstance(m, SpectralNorm) and not m.detach: m.u_start.copy_(m.u)
     return net.eval()

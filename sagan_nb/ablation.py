@@ -83,9 +83,9 @@ def measured_alike(
     rows,                     # names of rows
     kind:str,                 # metric
 )->bool:
-    "Check that these rows were measured alike: by the same features, on as many images."
+    "Check that these rows were measured alike: by the same features, on as many of the same images."
     found = [o for r in results if r['row'] in rows for o in r['records'] if o['metric'] in RESULT_KINDS[kind]]
-    return len({(o.get('features_hash'), o.get('n_fake'), o.get('n_real')) for o in found}) < 2
+    return len({tuple(map(o.get, ('features_hash', 'n_fake', 'n_real', 'data_id'))) for o in found}) < 2
 
 def verdict(
     results:list,             # runs
@@ -250,7 +250,7 @@ def diversity_losses(
     curve:list,               # lines with t and diversity
     real:float,               # diversity of the real pictures
 ):                            # yields t, words
-    "Find where a run has lost three quarters of its diversity, or has only a quarter of what is real."
+    "Find where a run has less than a quarter of its best diversity so far, and of what is real."
     best = 0.
     for o in curve:
         best = max(best, o['diversity'])

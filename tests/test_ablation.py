@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 from commands import as_folders, spawn
-from sagan_nb.ablation import TABLES, detectable, shares
+from sagan_nb.ablation import TABLES, detectable, shares, verdict
 from sagan_nb.config import NUMERICS, PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, Twins
 from sagan_nb.train import fit, make_gan
-from sagan_nb.machinery import answers, cli, curve, figures, files, jobs, power, runs as runs_room, tables, terminal
+from sagan_nb.machinery import answers, cli, curve, figures, files, jobs, mechanism, power, runs as runs_room, tables, takeoff, terminal
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.machinery.evaluate import run_scores
@@ -608,16 +608,52 @@ def test_a_table_for_a_page_counts_its_verdicts_and_loses_nothing():
     assert tables.tally(TABLES['twins'], []) == ''
 
 
+def test_a_claim_that_lost_all_its_pairs_is_told_and_runs_that_ended_early_are_counted():
+    runs = [dict(o, status='diverged: planted', records=[]) if o['row'] == 't1_none' else o for o in twins_runs(range(44, 56), TABLES['twins_at_8'].rows)]
+    text = answers.answers(dict(twins=[], twins_at_8=runs))
+    assert 'not judged: 12 of 12 seeds ended without a number' in text and 'all 36 runs are there, 0 collapsed, 12 ended early' in text
+    assert 'complete, 0 collapsed, ' not in answers.answers(dict(twins=[], twins_at_8=[*twins_runs(range(44, 56), TABLES['twins_at_8'].rows)]))
+
+
+def test_rows_of_other_images_are_not_compared():
+    runs = [*twins_runs(range(3))]
+    for o in runs:
+        for r in o['records']: r['data_id'] = 'other' if o['row'] == 't1_none' else 'one'
+    assert verdict(runs, 't1_attn_16', 't1_none', 'mi').startswith('not comparable') and not verdict(runs, 't1_attn_16', 't1_res_16', 'mi').startswith('not comp')
+
+
+def test_pages_count_the_claims_that_hold():
+    "Thirteen on twins, of which five hold; nothing that was written down beforehand holds elsewhere."
+    found = {name: collect(ROOT/'results'/name) for name in ('twins', 'twins_at_8', 'twins_again', 'table1', 'fig3', 'table2')}
+    said = [*mechanism.mechanism_words(mechanism.mechanism_runs(ROOT/'results'/'twins'/'mechanism.json')), *takeoff.probe_words(takeoff.probe_runs(ROOT/'results'/'probe'))]
+    sorted_ = {name: answers.sorted_claims(name, TABLES[name].of_its_seeds(runs)) for name, runs in found.items()}
+    twins = [words for name in sorted_ if TABLES[name].seeds for key in ('holds', 'open', 'unfinished', 'is reversed') for words in sorted_[name][key]] + said
+    assert (len(twins), sum(', holds' in o for o in twins)) == (13, 5)
+    assert not any(o[key] for name, o in sorted_.items() if not TABLES[name].seeds for key in ('holds', 'is reversed'))
+    pages = {name: ' '.join((ROOT/name).read_text(encoding='utf-8').split()) for name in ('README.md', 'docs/tour.md')}
+    assert 'thirteen comparisons were written down beforehand. Five hold' in pages['README.md'] and 'Eight are not resolved, among them three of' in pages['README.md']
+    assert 'five of thirteen comparisons that were written down beforehand' in pages['docs/tour.md']
+
+
+def test_the_map_of_the_paper_shows_the_numbers_of_the_tables():
+    "And not those of the same rows with other rates, or run again."
+    from tools.site import pages
+    for row in TABLES['fig3'].rows:
+        values = [r['value'] for o in collect(ROOT/'results'/'fig3') if o['row'] == row for r in o['records'] if r['metric'] == 'Fréchet classifier distance']
+        state, numbers = pages.ours(row)
+        assert ', 3 seeds' in state and numbers.startswith(f'Fréchet classifier distance {np.mean(values):.2f};')
+
+
 def test_runs_on_photographs_beside_held_out_images():
     record = lambda metric, value, **more: dict(metric=metric, value=value, **more)
-    runs = [dict(row=row, seed=s, copies=dict(generated=.01*s, real=.02), silenced=[record('Fréchet classifier distance', 9. + s)]*(row == 't1_attn_16'),
+    runs = [dict(row=row, seed=s, copies=dict(generated=.01*s, real=.02), usage={'16': dict(ratio=.1*s)} if row == 't1_attn_16' else {}, silenced=[record('Fréchet classifier distance', 9. + s)]*(row == 't1_attn_16'),
                  held_out=[record('Fréchet classifier distance', 2. + s), record('diversity', .25, real=.5)])
-            for row in ('t1_res_16', 't1_none', 't1_attn_16') for s in (0, 1, 2)]
+            for row in ('t1_res_16', 't1_none', 't1_attn_16') for s in (0, 1, 2, 7)]
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in tables.held_out_table(runs).replace('\u00a0', ' ').splitlines()]
     assert [o[0] for o in lines] == ['', '---', '`t1_none` no block', '`t1_attn_16` attention at 16', '`t1_res_16` residual at 16', 'real images']
     assert len({len(o) for o in lines}) == 1
-    assert lines[2] == ['`t1_none` no block', '3 ± 1', '-', '-', '-', '0.25 ± 0', '1 ± 1', '-'] and lines[3][-1] == '10 ± 1'
-    assert lines[-1] == ['real images', '-', '-', '-', '-', '0.5', '2', '-']
+    assert lines[2] == ['`t1_none` no block', '3', '3 ± 1', '-', '-', '-', '0.25 ± 0', '1 ± 1', '-', '-'] and lines[3][-2:] == ['10 ± 1', '10 ± 10']
+    assert lines[-1] == ['real images', '9', '-', '-', '-', '-', '0.5', '2', '-', '-']
 
 
 def test_a_claim_by_distance_says_which_way_is_better():

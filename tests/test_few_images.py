@@ -128,15 +128,16 @@ def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, 
 
 
 def test_a_run_of_photographs_is_measured_by_images_that_it_never_saw(folders, tmp_path, monkeypatch):
-    "By the classifier of the table, kept beside its results; with attention silenced where there is any; no path is told."
+    "By the classifier of the table, kept beside its results; with the block silenced where there is one; no path is told."
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
     source, out = open_source(folders/'train', 32), tmp_path/'out'
-    for row, parts in (('t1_attn_16', {'silenced', 'usage'}), ('t1_none', {'usage'})):
+    for row, parts in (('t1_attn_16', {'silenced', 'usage'}), ('t1_res_16', {'silenced', 'usage'}), ('t1_none', {'usage'})):
         cfg = replace(at_scale(preset(row), 'smoke'), data=str(folders/'train'), data_id=source.fingerprint, n_classes=4, seed=3)
         train_guarded(cfg, source, tmp_path/row)
         photographs.main(str(tmp_path/row), str(folders/'train'), str(folders/'test'), str(out), 100)
         made = json.loads((out/'held_out'/f'{row}-s3.json').read_text())
         assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'held_out', 'copies'} | parts
+        with Image.open(out/'held_out'/f'{row}-s3.png') as strip: assert strip.width >= 4*32 and strip.height >= 2*32
         found = {o['metric']: o for o in made['held_out']}
         assert {'Fréchet classifier distance', 'kernel classifier distance', 'precision', 'recall', 'diversity'} <= found.keys()
         assert found['precision']['data'] == generator.HELD_OUT and found['precision']['n_fake'] == 100 and 0 <= made['copies']['real'] < .5

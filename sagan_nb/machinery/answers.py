@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from ..ablation import LOWER, TABLES, by_seed, paired_difference, seed_differences, shares
+from ..ablation import LOWER, TABLES, by_seed, paired_difference, shares
 from ..config import NUMERICS, preset
 from .mechanism import mechanism_words
 from .plan import reported_hours
@@ -48,15 +48,16 @@ def progress_words(
     name: str,                # a key of TABLES, with seeds
     results: list,            # its runs
 ) -> str:
-    "Say how many runs are complete, and how many of them collapsed."
+    "Say how many runs are complete, how many collapsed, and how many ended early."
     plan = TABLES[name]
-    own = [has_collapsed(o) for o in results if o['row'] in plan.rows]
-    n, fell = len(own), sum(own)
-    if n == planned(name): return f'all {n} runs are complete, {fell} collapsed'
+    own = [o for o in results if o['row'] in plan.rows]
+    n, fell = len(own), f'{sum(map(has_collapsed, own))} collapsed'
+    if lost := sum(o.get('status', 'finished') != 'finished' for o in own): fell += f', {lost} ended early'
+    if n == planned(name): return f'all {n} runs are {"there" if lost else "complete"}, {fell}'
     state = f'the runs are not complete: {n} of {planned(name)}'
     if n and not any(plan.missing(results, a, b, kind) for a, b, _ in plan.claims for kind in plan.kinds):
         state += ', all that its claims need among them'
-    return f'{state}, {fell} collapsed' if n else state
+    return f'{state}, {fell}' if n else state
 
 
 def claim_words(
@@ -84,9 +85,9 @@ def sorted_claims(
     out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}
     for (a, b, kind), m in among.items():
         words = next((text for x, y, text in plan.claims if (x, y) == (a, b)), None)
-        if words is None or not len(seed_differences(results, a, b, kind)): continue
+        if words is None: continue
         found = ruling(plan, results, a, b, kind, m)
-        if not plan.seeds and found.startswith(UNJUDGED): continue
+        if not plan.seeds and found.startswith(UNJUDGED) or found == 'not run': continue
         other = 'unfinished' if plan.missing(results, a, b, kind) else 'open'
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), other)
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
@@ -113,7 +114,7 @@ def reached_words(
     "Say how far the rows are from the real images."
     real = [o['real'] for r in results for o in r['records'] if o['metric'] == 'long_range_mi' and 'real' in o]
     means = [np.mean(list(found.values())) for row in TABLES['twins'].rows if (found := by_seed(results, row, 'mi'))]
-    return [f'the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
+    return [f'on `twins`, the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
 
 
 def inside_and_alone(
@@ -173,7 +174,8 @@ def answers(
     progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
     also = inside_and_alone(inside, alone, True)
-    shared = ['the intervals of each table share 5 % among its claims'] if unsure else []
+    shared = ["each interval is at the share of the 5 % that Holm's rule gives its claim among those of its table, those of D alone at their "
+              'own 95 %'] if unsure else []
     return '\n\n'.join([
         f'**Holds.** {first}.', *[bullets(also)]*bool(also),
         f'**Does not hold, or is not resolved.** {second}.',

@@ -453,15 +453,18 @@ def held_out_cells(
     "Take means over runs."
     def of(metric, part): return [r[key] for o in runs for r in o.get(part, []) if r['metric'] == metric and key in r]
     numbers = [of(metric, 'held_out') for metric in HELD_OUT_HEADS]
-    numbers += [[100*o['copies'][copied] for o in runs], of('Fréchet classifier distance', 'silenced')]
-    return [words, *[mean_spread(dict.fromkeys(v) if key == 'real' else v, 3) for v in numbers]]     # real images have one value
+    numbers += [[round(100*o['copies'][copied], 6) for o in runs], of('Fréchet classifier distance', 'silenced'),
+                [100*use['ratio'] for o in runs for use in o['usage'].values() if key == 'value']]
+    numbers = [dict.fromkeys(v) if key == 'real' else v for v in numbers]                           # real images have one value
+    return [words, str(len(runs)), *[mean_spread(v, 3) for v in numbers]]
 
 
 def held_out_table(
     found: list,              # what `tools/study/photographs.py` wrote, a dict for each run
 ) -> str:                     # Markdown
-    "Write how runs measure against images that no training saw: a line for each row, and one for the real images."
-    head = ['', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, attention silenced']
+    "Write how runs of the design measure against images that no training saw: a line for each row, and one for the real images."
+    found = TABLES['photographs'].of_its_seeds(found)
+    head = ['', 'runs', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, block silenced', 'what the block adds, % of the map']
     own = {row: [o for o in found if o['row'] == row] for row in TABLES['photographs'].rows}
     lines = [held_out_cells(row_name(row), runs) for row, runs in own.items()] + [held_out_cells('real images', found, 'real', 'real')]
     return '\n'.join(f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in (head, ['---']*len(head), *lines))

@@ -50,7 +50,7 @@ def probe_missed(
     "Say how large a difference of mean updates the claims that are not resolved could have missed."
     judged = judge_claims(found, list(CLAIMS))['claims']
     sizes = sorted(detectable(o['spread'], o['pairs'], len(CLAIMS)) for o in judged if o['verdict'] == 'not resolved' and 'spread' in o)
-    return f'D alone: {sizes[0]:,.0f} to {sizes[-1]:,.0f} updates' if sizes else ''
+    return f'D alone: {sizes[0]:,.0f} to {sizes[-1]:,.0f} updates, by a paired t test' if sizes else ''
 
 
 def reached_at(

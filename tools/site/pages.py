@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from sagan_nb.ablation import TABLES
 from tools.site.api import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,28 +84,30 @@ def code(name, names):
 
 @functools.cache
 def records():
-    "What runs ended with: of the tables' result files, and of single runs (metrics.json). Dicts with preset, scale, metric, value, data, seed."
+    """What runs ended with: of the tables' result files, in the folder of their table, and of single runs (metrics.json). Dicts with preset,
+    scale, folder, metric, value, data, seed. Tables made again, or with other rates, lie in folders of other names, and are left out."""
     found = []
     for path in sorted((ROOT/'results').rglob('*.json')):
         o = json.loads(path.read_text(encoding='utf-8'))
+        folder = path.parent.name
         if isinstance(o, dict) and {'row', 'records'} <= o.keys():
-            found += [r | dict(preset=o['row'], scale=o['scale'], run=path.name) for r in o['records']]
+            if folder in TABLES: found += [r | dict(preset=o['row'], scale=o['scale'], folder=folder, run=path.name) for r in o['records']]
         elif path.name == 'metrics.json':
             scale = json.loads(path.with_name('config.json').read_text(encoding='utf-8'))['scale']
-            found += [r | dict(scale=scale, run=path.parent.name) for r in o]
+            found += [r | dict(scale=scale, folder=folder, run=folder) for r in o]
     return found
 
 
 def ours(row):
-    "(state, numbers) of a preset: at the largest scale at which it was run, on the data with most runs."
+    "(state, numbers) of a preset: at the largest scale at which it was run, of the table with most runs."
     mine = [o for o in records() if o['preset'] == row and isinstance(o['value'], (int, float)) and o.get('splits', 1) == 1]
     scale = next((s for s in SCALES if any(o['scale'] == s for o in mine)), None)
     if scale is None: return 'not run', '-'
     here = [o for o in mine if o['scale'] == scale]
-    runs = lambda data: {o['run'] for o in here if o['data_id'] == data}
-    data = max(sorted({o['data_id'] for o in here}), key=lambda d: len(runs(d)))
-    here = [o for o in here if o['data_id'] == data]
-    seeds, shown = runs(data), []
+    runs = lambda folder: {o['run'] for o in here if o['folder'] == folder}
+    folder = max(sorted({o['folder'] for o in here}), key=lambda name: len(runs(name)))
+    here = [o for o in here if o['folder'] == folder]
+    seeds, shown = runs(folder), []
     for metric in [m for m in METRICS if any(o['metric'] == m for o in here)][:2]:
         values = [o['value'] for o in here if o['metric'] == metric]
         real = next((o['real'] for o in here if o['metric'] == metric and o.get('real') is not None), None)

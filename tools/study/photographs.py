@@ -2,18 +2,20 @@
 
     python -m tools.study.photographs RUN TRAIN.zip TEST.zip
 
-Writes held_out/ROW-sSEED.json beside the table's results: distance, KID, precision and recall, diversity, the same with attention
-silenced where there is any, and how many images copy a training image. Decides nothing.
+Writes held_out/ROW-sSEED.json beside the table's results: distance, KID, precision and recall, diversity, the same with the block silenced
+where there is one, attention or its control, and how many images copy a training image; and a picture of the first image of each class over
+its nearest training image. Decides nothing.
 """
 from pathlib import Path
 
 import torch
+from PIL import Image
 from fastcore.script import call_parse
 
-from sagan_nb.attention_maps import silenced
-from sagan_nb.core import Refused, to_uint8
+from sagan_nb.core import Refused, from_uint8, grid_image, to_uint8
 from sagan_nb.data import open_source
 from sagan_nb.train import draw
+from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.files import write_json
@@ -21,20 +23,23 @@ from sagan_nb.machinery.jobs import features_of as judge_of
 from sagan_nb.machinery.machine import keep_memory
 from sagan_nb.machinery.runs import machines, read_log
 
-from .few_images import copied_share, features_of
+from .few_images import copied_share, features_of, nearest
 from .generator import HELD_OUT, METRICS, TRAINED_ON, renamed
+from .mechanism import silenced
 
 OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
 
 
 def copies(G, judge, source, held, n):
-    "Share of n generated images that copy a training image, and the same of real ones that no training saw."
+    "Share of n generated images that copy a training image, and the same of real ones that no training saw; the first of each class as a picture."
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7))
     x = draw(G, z, torch.arange(n) % G.n_classes)
     made = torch.cat([judge(to_uint8(part))[0] for part in x.split(200)])
     own, real = features_of(judge, source), features_of(judge, held)
     some, others = real[::2], real[1::2]                 # every other one: they lie class by class
-    return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others))
+    beside = from_uint8(source.batch(nearest(made[:G.n_classes], own)[1])[0])
+    grid = grid_image(torch.cat([x[:G.n_classes], beside]), G.n_classes).permute(1, 2, 0).numpy()
+    return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others)), Image.fromarray(grid)
 
 
 @call_parse
@@ -53,13 +58,16 @@ def main(
     held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
     scores = lambda: evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
+    copied, picture = copies(model.G, judge, source, held, n // 5)
     found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], held_out=scores(),
-                 copies=copies(model.G, judge, source, held, n // 5),
+                 copies=copied,
                  usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
-    if model.cfg.block == 'attention' and model.cfg.attn_at:
+    if model.G.extra:
         with silenced(model.G): found['silenced'] = scores()
     folder = Path(out)/'held_out'
     folder.mkdir(exist_ok=True)
-    write_json(folder/f'{model.cfg.preset}-s{model.cfg.seed}.json', found)
+    name = f'{model.cfg.preset}-s{model.cfg.seed}'
+    with atomic_write(folder/f'{name}.png') as part: picture.save(part, format='PNG', optimize=True)
+    write_json(folder/f'{name}.json', found)
     for o in found['held_out']: print(f'{o["metric"]}: {o["value"]:.4g}')
     print(f'copies: {found["copies"]["generated"]:.1%}, of real images {found["copies"]["real"]:.1%}')

@@ -466,6 +466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'sagan_nb.train.layout': ('train.html#layout', 'sagan_nb/train.py'),
                                 'sagan_nb.train.make_gan': ('train.html#make_gan', 'sagan_nb/train.py'),
                                 'sagan_nb.train.networks': ('train.html#networks', 'sagan_nb/train.py'),
+                                'sagan_nb.train.paired_weights': ('train.html#paired_weights', 'sagan_nb/train.py'),
                                 'sagan_nb.train.sampler': ('train.html#sampler', 'sagan_nb/train.py'),
                                 'sagan_nb.train.show_curves': ('train.html#show_curves', 'sagan_nb/train.py'),
                                 'sagan_nb.train.true_norms': ('train.html#true_norms', 'sagan_nb/train.py')}}}

@@ -139,7 +139,7 @@ class Discriminator(nn.Module):
         self.attn_at = check_places(attn_at, maps, res)
         shapes = enumerate(zip((3, *widths), widths, down))
         self.blocks = nn.ModuleList(DownBlock(a, b, d, i == 0, sn, fold) for i, (a, b, d) in shapes)
-        self.places = {sizes.index(m): str(m) for m in self.attn_at}     # number of the block -> map size after it
+        self.places = {sizes.index(m): str(m) for m in maps}             # number of the block -> map size after it
         put = () if block == 'none' else self.attn_at
         self.extra = nn.ModuleDict({str(m): map_block(block, maps[m], form, reduction, sn) for m in put})
         self.linear = make_layer(nn.Linear(widths[-1], 1), sn)

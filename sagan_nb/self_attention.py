@@ -223,14 +223,17 @@ def added_share(
 
 @torch.no_grad()
 def attention_use(
-    block:nn.Module,          # `SelfAttention`, or another block with a gamma
+    block:nn.Module,          # `SelfAttention`, or another block
     x:Tensor,                 # its input, (B, C, H, W)
     res:int,                  # pixels per side of the picture, the unit of distance
     most:int=None,            # look from at most so many locations; None: all
-)->dict:                      # gamma, ratio, entropy (bits), distance (pixels); of another block the first two
+)->dict:                      # gamma, ratio, entropy (bits), distance (pixels); of another block the first two, if any
     "Is this block used, and how does it look? Changes nothing."
     ratio = added_share(block, x)
-    if not isinstance(block, SelfAttention): return dict(gamma=block.gamma.item(), ratio=ratio.mean().item())
+    if not isinstance(block, SelfAttention):
+        gamma = getattr(block, 'gamma', None)
+        own = dict(gamma=gamma.item()) if isinstance(gamma, Tensor) and gamma.numel() == 1 else {}
+        return own | dict(ratio=ratio.mean().item())
     with unmoved(block): q, k, _ = block.heads(x)
     return use_of(block.gamma, ratio, q, k, x.shape[2:], 1 + block.pool, res, most)
 

@@ -185,5 +185,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (tmp_path/'loss.py').write_text('def g_loss(fake): return fake.mean()\n')
     code, out, err = shell(monkeypatch, capsys, 'sagan_check', f'{tmp_path}/loss.py:g_loss', '--strict')
     assert code == 1 and 'DEVIATES' in out and '1 of 1 properties deviate' in err
+    (tmp_path/'block.py').write_text('from torch import nn\nclass Attention(nn.Conv2d):\n    def __init__(self, c): super().__init__(c, c, 3, padding=1)\n')
+    for strict in ([], ['--strict']):
+        code, out, err = shell(monkeypatch, capsys, 'sagan_check', f'{tmp_path}/block.py:Attention', *strict)
+        assert 'nothing deviates' not in out and code == bool(strict)
     found = certify(hinge_d, 'loss')
     assert deviations(found) == 0 and certificate('x', 'loss', found).count('\n') == 1

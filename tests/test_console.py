@@ -257,3 +257,22 @@ def test_the_installation_says_a_line_a_package():
             'Downloading torch-2.9.1-cp312-cp312-manylinux_2_28_x86_64.whl (899.7 MB)', '  Using cached numpy-2.3.5-cp312-cp312-manylinux_2_27_x86_64.whl (16.6 MB)',
             'Downloading https://files.example/simple/rich-15.0.0-py3-none-any.whl (240 kB)', 'Successfully installed torch-2.9.1']
     assert [o for o in map(start.package_of, said) if o] == ['torch 2.9.1 (899.7 MB)', 'numpy 2.3.5 (16.6 MB)', 'rich 15.0.0 (240 kB)']
+
+
+def test_what_is_suggested_fits_the_run(tmp_path, monkeypatch, capsys):
+    "No maps of a network without attention, no walk between no classes, no score of too few images, no folder that is there."
+    as_folders(Toy(32, 2, n=5), tmp_path/'few')
+    (tmp_path/'runs'/'mine').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    def tips(*args):
+        code, out, err = shell(monkeypatch, capsys, *args)
+        assert code == 0, err
+        return [shlex.split(o) for o in out.split('\nTry next:\n')[1].splitlines()]
+    told = tips('sagan_train', 't1_none', '--data', 'few', '--unlabelled', '--scale', 'smoke', '--out', 'run')
+    assert [o[0] for o in told] == ['sagan_sample', 'sagan_train', 'sagan_train'] and told[-1][-1] == 'runs/mine-2' and told[-1][1] == 't1_none'
+    assert [o[0] for o in tips('sagan_sample', 'run', '--n', 4)] == ['sagan_report'] and [o[0] for o in tips('sagan_report', 'run')] == ['open']
+    as_folders(Toy(32, 2, n=30), tmp_path/'some')
+    told = tips('sagan_train', 't1_attn_32', '--data', 'some', '--scale', 'smoke', '--set', 'attn_at=16', '--out', 'maps')
+    assert ['sagan_eval', 'maps', '--metrics', 'kid,prdc'] in told and told[-1][1] == 't1_attn_16'
+    assert [o[0] for o in tips('sagan_sample', 'maps', '--n', 4)] == ['sagan_attention', 'sagan_sample', 'sagan_report']
+    assert [o[0] for o in tips('sagan_attention', 'maps', '--n', 1, '--out', 'maps.html')] == ['sagan_report']

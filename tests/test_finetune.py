@@ -147,3 +147,15 @@ def test_the_command(first, tmp_path, monkeypatch, capsys):
     assert code == 0 and 'made anew for other classes' in said, err
     code, _, err = run('--init', tmp_path/'none', '--out', tmp_path/'no')
     assert code == 1 and 'there is no such run' in err and not Path(tmp_path/'no').exists()
+
+
+def test_a_row_with_other_parts_than_the_weights_is_told(first, tmp_path, capsys):
+    out, cfg = first
+    none = replace(cfg, preset='t1_none', block='none', attn_at=())
+    train(none, Toy(n=40), tmp_path/'none')
+    tuning = FineTune(str(tmp_path/'none'), 0, tmp_path/'new')
+    made = tuning.settings(cfg, set())
+    assert (made.block, made.attn_at) == ('none', ()) and 't1_attn_16 has block=none, attn_at=none here' in capsys.readouterr().out
+    with pytest.raises(Refused, match='no block on a map'): tuning.settings(replace(cfg, attn_at=(8,)), {'attn_at'})
+    FineTune(str(out), 0, tmp_path/'new').settings(cfg, set())
+    assert capsys.readouterr().out == ''

@@ -17,7 +17,7 @@ from sagan_nb.metrics import Stats, intra_fid, squared_mmd
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.report import draw_z, walk_classes
 from sagan_nb.spectral_norm import normalised, power_step, real_pass, sigma, spectral_norm
-from sagan_nb.train import d_step, draw, frozen, g_step, make_gan
+from sagan_nb.train import attention_usage, d_step, draw, frozen, g_step, make_gan
 from sagan_nb.machinery.publish import save_pretrained
 
 import released
@@ -187,3 +187,26 @@ def test_metrics_of_too_little():
 
 def test_a_kernel_without_a_middle():
     with pytest.raises(Refused, match='odd'): Conv2d(3, 4, 2, resample='up')
+
+
+class Excite(nn.Module):
+    "A block of somebody's, without a gamma."
+    def forward(self, x): return x*1.5
+
+
+def test_a_block_of_ones_own_is_seen_on_every_map_that_is_there():
+    D = Discriminator(res=32, width=2, n_classes=4, attn_at=()).eval()
+    x, y = torch.randn(2, 3, 32, 32), torch.arange(2)
+    for size in ('16', '8', '4'):
+        before = D(x, y)
+        D.extra[size] = Excite()
+        assert not torch.equal(D(x, y), before), size
+    assert {name: set(o) for name, o in attention_usage(D, x, y).items()} == {size: {'ratio'} for size in ('16', '8', '4')}
+
+
+@pytest.mark.parametrize('part', ['G', 'D'])
+def test_a_block_of_ones_own_is_not_published(part, tmp_path):
+    net = dict(G=Generator, D=Discriminator)[part](res=32, width=2, n_classes=4, attn_at=())
+    net.extra['16'] = Excite()
+    with pytest.raises(Refused, match='Excite is no block of ours'): save_pretrained(net, tmp_path/'net.safetensors')
+    assert not list(tmp_path.iterdir())

@@ -122,6 +122,21 @@ def deviations(
     return sum(f.verdict == DEVIATES for f in found)
 
 
+def strangers(
+    found:list,               # Findings
+)->list:                      # what they are about
+    "Name what is unlike everything that is known, so that nothing more could be asked: a formula, a loss."
+    return [f.what for f in found if f.verdict == UNSURE and f.what in ('formula', 'loss')]
+
+
+def insist(
+    found:list,               # Findings
+):
+    "Raise Refused where something deviates, or the formula could not be told."
+    if n := deviations(found): raise Refused(f'{n} of {len(found)} properties deviate')
+    if unknown := strangers(found): raise Refused(f'its {unknown[0]} could not be told, so nothing is certified')
+
+
 def certificate(
     spec:str,                 # as in sagan_check
     kind:str,                 # one of KINDS
@@ -131,5 +146,6 @@ def certificate(
     order = {DEVIATES: 0, UNSURE: 1}
     lines = [f'  {f.verdict:12} {f.what}: {f.words}' for f in sorted(found, key=lambda f: order.get(f.verdict, 2))]
     n = deviations(found)
-    said = f'{n} of {len(found)} properties deviate' if n else 'nothing deviates from the paper and its code'
+    clean = f'not certified: its {unknown[0]} could not be told' if (unknown := strangers(found)) else 'nothing deviates from the paper and its code'
+    said = f'{n} of {len(found)} properties deviate' if n else clean
     return '\n'.join([f'{spec} as {kind}: {said}', *lines])

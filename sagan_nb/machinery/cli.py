@@ -17,7 +17,7 @@ from ..networks import RESOLUTIONS
 from ..train import networks
 from .atomic import atomic_write
 from .board import Board
-from .certificate import certificate, certify, deviations, find_object, guess_kind
+from .certificate import certificate, certify, find_object, guess_kind, insist
 from .checkpoints import disk_price
 from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
@@ -33,7 +33,7 @@ from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
-from .options import (FIGURE_SUFFIXES, asked_rows, begun, check_eval_options, check_sample_options, command,
+from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
                       command_path, folder_of, free_path, pick_classes, read_queries, replaces, resumable,
                       rows_of, run_settings, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
@@ -160,7 +160,8 @@ def sagan_sample(
     count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
     print(f'{count} in {path}{was}' + (f'\n{wrap(words)}' if words else ''))
     if kind == 'timelapse': print(wrap(f'steps from left to right: {" ".join(map(str, at))}'))
-    say_next(('sagan_attention', run), ('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif'))
+    walk = ('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif')
+    say_next(*attention_tip(model.G, run), *[walk]*(len(model.classes) > 1), ('sagan_report', run))
 
 
 def write_gif(
@@ -224,7 +225,7 @@ def sagan_eval(
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
     if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
-    else: say_next(('sagan_attention', run), ('sagan_report', run))
+    else: say_next(*attention_tip(made, run), ('sagan_report', run))
     return records
 
 
@@ -406,7 +407,7 @@ def sagan_attention(
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(n)]
     write_attention(maps, names, points, chosen, largest, Path(out))
-    say_next(('sagan_attention', run, '--out', 'maps.html'), ('sagan_report', run))
+    say_next(*[('sagan_attention', run, '--out', 'maps.html')]*(Path(out).suffix.lower() != '.html'), ('sagan_report', run))
 
 
 def write_attention(
@@ -444,7 +445,7 @@ def sagan_report(
     source = pictures_of(open_run(run).cfg, data) if data else None
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
-    say_next('open it in a browser: it needs no network', ('sagan_attention', run, '--out', 'maps.html'))
+    say_next('open it in a browser: it needs no network', *attention_tip(open_run(run).G, run))
 
 
 @command
@@ -456,7 +457,7 @@ def sagan_check(
     z_dim:int=128,            # numbers in z, for a generator
     n_classes:int=10,         # classes, for a generator or discriminator
     res:int=32,               # pixels per side, for a discriminator
-    strict:bool=False,        # end with exit code 1 where something deviates
+    strict:bool=False,        # end with exit code 1 where something deviates, or its formula could not be told
 ):
     "Certify a port: what in somebody's block, norm, loss or network deviates from the paper and its code?"
     thing = find_object(spec)
@@ -464,7 +465,7 @@ def sagan_check(
     found = certify(thing, kind, args, dict(channels=channels, z_dim=z_dim, n_classes=n_classes, res=res))
     print(wrap(certificate(spec, kind, found)))
     if not strict: say_next(('sagan_check', spec, '--strict'))
-    if strict and (n := deviations(found)): raise Refused(f'{n} of {len(found)} properties deviate')
+    else: insist(found)
 
 
 @command

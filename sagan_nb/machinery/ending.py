@@ -1,6 +1,7 @@
 "Serves chapter 16: what a run ends with: its pictures, curves, scores and page; what fails of it costs nothing else."
 from pathlib import Path
 
+from ..config import PRESETS
 from ..core import Refused, save_fig, show_grid
 from ..train import GAN, draw, fixed_noise, show_curves
 from .door import open_run
@@ -8,7 +9,7 @@ from .evaluate import as_table, save_records
 from .features import TooFew
 from .guard import incidents
 from .jobs import measure
-from .options import command_path, fault_line, say_next
+from .options import command_path, fault_line, free_path, say_next
 from .report import report
 from .runs import read_log, with_numbers
 from .terminal import wrap
@@ -92,6 +93,8 @@ def summarise(
     if failed:
         words = '; '.join(f'{name} ({why})' for name, why in failed.items())
         raise Refused(f'the run is trained and saved, but not made are: {words}. To make up for it: {command_path(*again)}')
-    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), ('sagan_eval', out, '--metrics', 'kid,prdc'),
-             (*again, '--steps', 2*gan.cfg.steps),
-             ('sagan_train', gan.cfg.preset, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', 'runs/mine'))
+    measured = [('sagan_eval', out, '--metrics', 'kid,prdc')]*((out/'metrics.json').exists())
+    fits = gan.cfg.preset in PRESETS and max(PRESETS[gan.cfg.preset].attn_at, default=0) <= 16       # maps that 32 pixels have
+    row = gan.cfg.preset if fits else 't1_attn_16'
+    say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), *measured, (*again, '--steps', 2*gan.cfg.steps),
+             ('sagan_train', row, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', free_path('runs/mine')))

@@ -12,6 +12,7 @@ from .atomic import atomic_write
 from .checkpoints import checkpoints_of
 from ..train import GAN
 from .door import open_run
+from .lists import typed_text
 from .runs import BEGAN
 
 CLASS_ROWS = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
@@ -82,7 +83,12 @@ class FineTune:
         "Take the shape of the weights for all that nobody set."
         if not self.init: return cfg
         shape = shape_of(open_run(self.init).G)
-        return replace(cfg, **{k: v for k, v in shape.items() if k not in given})
+        if shape['block'] == 'none' and 'attn_at' in given and cfg.attn_at:
+            raise Refused(f'{self.init} has no block on a map: leave attn_at away, or train from scratch')
+        made = replace(cfg, **{k: v for k, v in shape.items() if k not in given})
+        other = [f'{k}={typed_text(getattr(made, k))}' for k in ('block', 'attn_at') if getattr(made, k) != getattr(cfg, k)]
+        if other: print(f'{cfg.preset} has {", ".join(other)} here: a network has the parts of the weights it begins with')
+        return made
 
     def note(self):
         "Write it down, before the run has settings: what fails later is done again by --resume."

@@ -17,7 +17,7 @@ def source_of(name:str)->str:
     places = dict(t1='paper, Table 1', t2='paper, Table 2', f3='paper, Figure 3', k1='paper, section 3',
                   k2='paper, section 3', k4='paper, section 3', k8='paper, section 3', rb='ours: released, one change',
                   paper='paper', released='released code', best='best public reproduction')
-    return places[name.partition('_')[0]]
+    return places.get(name.partition('_')[0], 'ours')
 
 
 def presets()->str:

@@ -161,6 +161,16 @@ def say_next(
     for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}', file=file)
 
 
+def attention_tip(
+    G,                        # a generator
+    run,                      # what it was opened from
+)->list:                      # for `say_next`; empty where there is nothing to look at
+    "The command that shows where a generator looks."
+    from ..self_attention import SelfAttention
+    looks = any(isinstance(block, SelfAttention) for block in getattr(G, 'extra', {}).values())
+    return [('sagan_attention', run)]*looks
+
+
 def folder_of(
     run,                      # run folder, a checkpoint, or a file of weights
 )->Path:                      # the run folder, or the file's folder

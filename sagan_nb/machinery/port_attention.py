@@ -188,7 +188,7 @@ def check_attention(
             for n, p in gains.items(): p.fill_(starts[n])
     if not found:
         layers = len(seen.first) + len(seen.last)
-        words = f'none that I know gives its output from its {layers} layers; I know three or four 1x1 layers'
+        words = f'none that I know gives its output from its {layers} layers' + '; I know three or four 1x1 layers'*(layers not in (3, 4))
         return [Finding('formula', UNSURE, words), *out]
     f, how, names = found
     told = Finding('softmax', *SOFTMAX[f.axis]), Finding('scale', *SCALE[f.scale]), Finding('pooling', *POOLING[f.pool])

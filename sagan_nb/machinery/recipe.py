@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..blocks import ConditionalBatchNorm2d, control_width, conv, map_block
+from ..blocks import ConditionalBatchNorm2d, ResidualControl, control_width, conv, map_block
 from ..core import Refused
 from ..networks import Discriminator, Generator
 from ..self_attention import FORMS, SelfAttention
@@ -108,6 +108,8 @@ def map_options(
     "Say how to make another block like this one."
     if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
     if isinstance(block, LocalAttention): return dict(block='local')
+    if not isinstance(block, ResidualControl):
+        raise Refused(f'a {type(block).__name__} is no block of ours: a file could not bring it back; torch.save(net.state_dict(), FILE) keeps its weights')
     return control_options(*block.conv1.weight.shape[:3])
 
 
@@ -206,7 +208,7 @@ def add_map_blocks(
         C = len(block.conv2.bias)
         if o['block'] == 'local': net.extra[key] = LocalAttention(C, r['sn'])
         else: net.extra[key] = map_block(o['block'], C, o['form'], o['reduction'], r['sn'])
-        if r['kind'] == 'Discriminator': net.places[int(o['at'])] = key
+        if r['kind'] == 'Discriminator': net.places = {i: k for i, k in net.places.items() if k != key} | {int(o['at']): key}
     net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
 
 

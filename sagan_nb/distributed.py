@@ -131,9 +131,9 @@ def in_parts(
     *args,                    # its input, B rows each
 ):                            # its output, to rounding
     """Call a network on a batch in parts: u and moving statistics move once, and one part at a time is in memory.
-    Raises Refused for inputs of different lengths, and for training with a batch norm whose chunks fit in no part."""
-    check_lengths(*args)
+    Raises Refused for unequal lengths, and in training for a batch norm whose chunks do not divide a part."""
     if not micro or len(args[0]) <= micro: return net(*args)
+    check_lengths(*args)
     stats = {m: [] for m in net.modules() if isinstance(m, ConditionalBatchNorm2d) and m.training}
     if any(not m.ghost or micro % m.ghost for m in stats):
         raise Refused(f'parts of {micro} need `ghost`, a divisor of it: batch norm takes a chunk at once')

@@ -204,7 +204,9 @@ def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same 
 
 @patch
 def right_inverse(self:SpectralNorm, weight:Tensor)->Tensor:         # the same
-    "A weight that is set becomes the raw one, and is divided from then on, as with torch's own norm."
+    "A weight that is set becomes the raw one, and is divided from then on: v is made to fit it, u stays."
+    with torch.no_grad(): W = self.matrix(weight.detach())
+    self.v, self.fresh = unit(W.t() @ self.u, **self.eps), None
     return weight
 
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61

@@ -201,8 +201,8 @@ def paired_weights(
     gan:GAN,                  # with averaged weights
 )->list:                      # (average, weight) of each
     "Pair weights with their averages. Raises Refused where a part was put on G later."
-    averages, own = [*gan.ema.parameters()], [*gan.G.parameters()]
-    if len(averages) == len(own): return [*zip(averages, own)]
+    parts = [[(name, type(m).__name__) for name, m in net.named_modules()] for net in (gan.ema, gan.G)]
+    if parts[0] == parts[1]: return [*zip(gan.ema.parameters(), gan.G.parameters())]
     raise Refused('G has other parts than its average: gan.ema = copy.deepcopy(gan.G) gives it the same')
 
 @torch.no_grad()
@@ -268,7 +268,7 @@ def attention_usage(
         with unmoved(net): net(*args)
     finally:
         for h in handles: h.remove()
-    return {size: attention_use(block, inputs[size], net.res, most=256) for size, block in net.extra.items()}
+    return {size: attention_use(net.extra[size], x, net.res, most=256) for size, x in inputs.items()}
 
 @torch.no_grad()
 def true_norms(

@@ -188,6 +188,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (tmp_path/'block.py').write_text('from torch import nn\nclass Attention(nn.Conv2d):\n    def __init__(self, c): super().__init__(c, c, 3, padding=1)\n')
     for strict in ([], ['--strict']):
         code, out, err = shell(monkeypatch, capsys, 'sagan_check', f'{tmp_path}/block.py:Attention', *strict)
-        assert 'nothing deviates' not in out and code == bool(strict)
+        assert 'not certified: its formula' in ' '.join(out.split()) and code == bool(strict)
+    assert 'not certified: its loss' in certificate('x', 'loss', certify(lambda fake: (fake**2).mean(), 'loss'))
     found = certify(hinge_d, 'loss')
     assert deviations(found) == 0 and certificate('x', 'loss', found).count('\n') == 1

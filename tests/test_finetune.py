@@ -159,3 +159,8 @@ def test_a_row_with_other_parts_than_the_weights_is_told(first, tmp_path, capsys
     with pytest.raises(Refused, match='no block on a map'): tuning.settings(replace(cfg, attn_at=(8,)), {'attn_at'})
     FineTune(str(out), 0, tmp_path/'new').settings(cfg, set())
     assert capsys.readouterr().out == ''
+    for row, block in (('t1_res_16', 'residual'), ('t1_res3x3_16', 'residual3x3')):
+        control = replace(cfg, preset=row, block=block)
+        train(control, Toy(n=40), tmp_path/row)
+        assert FineTune(str(tmp_path/row), 0, tmp_path/'new').settings(cfg, set()).block == block
+        assert f'block={block}' in capsys.readouterr().out

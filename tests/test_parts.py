@@ -16,6 +16,7 @@ from sagan_nb.interop import load_weights
 from sagan_nb.metrics import Stats, intra_fid, squared_mmd
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.report import draw_z, walk_classes
+from sagan_nb.self_attention import SelfAttention
 from sagan_nb.spectral_norm import normalised, power_step, real_pass, sigma, spectral_norm
 from sagan_nb.train import attention_usage, d_step, draw, frozen, g_step, make_gan
 from sagan_nb.machinery.publish import save_pretrained
@@ -110,7 +111,11 @@ def test_a_weight_that_is_set_is_divided():
     W = torch.randn(5, 6)
     layer, theirs = spectral_norm(nn.Linear(6, 5), steps=50), nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5), n_power_iterations=50)
     layer.weight = theirs.weight = W
-    x = torch.randn(1, 6)
+    x, W = torch.randn(1, 6), W.clone()
+    for _ in range(50):                                               # read before any forward: |W^T u|, no product with the v of another weight
+        layer.weight = torch.randn(5, 6)
+        torch.testing.assert_close(sigma(layer), (layer.parametrizations.weight.original.T @ layer.parametrizations.weight[0].u).norm())
+    layer.weight = W
     layer(x), theirs(x)
     assert torch.equal(layer.parametrizations.weight.original, W)
     torch.testing.assert_close(layer.weight, theirs.weight)
@@ -121,7 +126,7 @@ def test_a_weight_that_is_set_is_divided():
 
 
 @pytest.mark.parametrize('assign', [False, True])
-def test_what_is_read_after_loading_is_what_was_stored(assign):
+def test_what_is_read_after_loading_follows_from_the_u_that_was_stored(assign):
     a, b = (spectral_norm(nn.Linear(60, 50), detach=False) for _ in range(2))
     for _ in range(300): a(torch.randn(1, 60))
     b(torch.randn(1, 60))
@@ -150,6 +155,13 @@ def with_other_epsilon():
     return G
 
 
+def with_a_subclass():
+    class Mine(SelfAttention): pass
+    G = small()
+    G.extra['16'].__class__ = Mine
+    return G
+
+
 def without_one_norm():
     G = small()
     parametrize.remove_parametrizations(G.conv, 'weight')
@@ -157,7 +169,7 @@ def without_one_norm():
 
 
 @pytest.mark.parametrize('made, words', [(lambda: Mine(res=32, width=2, attn_at=()), 'Mine is no Generator'),
-                                         (with_other_epsilon, r'blocks\.16\.bn2'), (without_one_norm, 'conv')])
+                                         (with_other_epsilon, r'^blocks\.16\.bn2: its options'), (without_one_norm, '^conv'), (with_a_subclass, r'^extra\.16: .* and this is Mine')])
 def test_what_a_file_could_not_bring_back_is_not_published(made, words, tmp_path):
     with pytest.raises(Refused, match=words): save_pretrained(made(), tmp_path/'G.safetensors')
     assert not list(tmp_path.iterdir())
@@ -175,7 +187,7 @@ def test_averages_and_nested_state_dicts(tmp_path):
     again, (z, y) = load_weights(AveragedModel(G).state_dict()), rows(2)
     torch.testing.assert_close(again(z, y), G.eval()(z, y))
     torch.save(dict(netG=G.state_dict(), netD=D.state_dict()), tmp_path/'both.pt')
-    with pytest.raises(Refused, match=r'several networks \(netG, netD\).*netG'): load_weights(tmp_path/'both.pt', part='G')
+    with pytest.raises(Refused, match=r'netG, netD has names of its own.*netG'): load_weights(tmp_path/'both.pt', part='G')
 
 
 def test_metrics_of_too_little():
@@ -207,6 +219,9 @@ def test_a_block_of_ones_own_is_seen_on_every_map_that_is_there():
 @pytest.mark.parametrize('part', ['G', 'D'])
 def test_a_block_of_ones_own_is_not_published(part, tmp_path):
     net = dict(G=Generator, D=Discriminator)[part](res=32, width=2, n_classes=4, attn_at=())
+    net.extra['5'] = Excite()
+    with pytest.raises(Refused, match='no map 5'): save_pretrained(net, tmp_path/'net.safetensors')
+    del net.extra['5']
     net.extra['16'] = Excite()
     with pytest.raises(Refused, match='Excite is no block of ours'): save_pretrained(net, tmp_path/'net.safetensors')
     assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ def claim_words(
 def sorted_claims(
     name: str,                # a key of TABLES
     results: list,            # runs
-) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims without a pair are left out
+) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims that were not run are left out
     "Sort the claims of a table by what became of them; without seeds of its own, one between different measures is left out, too."
     plan, among = TABLES[name], shares(results, TABLES[name])
     out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}

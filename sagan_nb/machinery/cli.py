@@ -457,7 +457,7 @@ def sagan_check(
     z_dim:int=128,            # numbers in z, for a generator
     n_classes:int=10,         # classes, for a generator or discriminator
     res:int=32,               # pixels per side, for a discriminator
-    strict:bool=False,        # end with exit code 1 where something deviates, or its formula could not be told
+    strict:bool=False,        # end with exit code 1 where something deviates, or its formula or loss could not be told
 ):
     "Certify a port: what in somebody's block, norm, loss or network deviates from the paper and its code?"
     thing = find_object(spec)

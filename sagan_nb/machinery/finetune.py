@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config import Config
+from ..config import FIELDS, Config
 from ..core import Refused
 from .atomic import atomic_write
 from .checkpoints import checkpoints_of
 from ..train import GAN
 from .door import open_run
 from .lists import typed_text
+from .recipe import map_options
 from .runs import BEGAN
 
 CLASS_ROWS = '.gain', '.offset'       # of class-conditional batch norm: a row for each class
@@ -34,8 +35,8 @@ def shape_of(
     block = next(iter(net.extra.values()), None)
     known = dict(res=net.res, attn_at=tuple(net.attn_at), width=max(net.widths) // 16)
     if hasattr(net, 'z_dim'): known['z_dim'] = net.z_dim
-    if hasattr(block, 'form'): known |= dict(block='attention', form=block.form, reduction=block.reduction)
-    return known if block is not None else dict(known, block='none', attn_at=())
+    if block is None: return dict(known, block='none', attn_at=())
+    return known | {k: v for k, v in map_options(block).items() if k in FIELDS}
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ class FineTune:
         "Take the shape of the weights for all that nobody set."
         if not self.init: return cfg
         shape = shape_of(open_run(self.init).G)
-        if shape['block'] == 'none' and 'attn_at' in given and cfg.attn_at:
+        if shape['block'] == 'none' != cfg.block and 'attn_at' in given and cfg.attn_at:
             raise Refused(f'{self.init} has no block on a map: leave attn_at away, or train from scratch')
         made = replace(cfg, **{k: v for k, v in shape.items() if k not in given})
         other = [f'{k}={typed_text(getattr(made, k))}' for k in ('block', 'attn_at') if getattr(made, k) != getattr(cfg, k)]

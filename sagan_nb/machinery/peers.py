@@ -368,7 +368,7 @@ def tensors(
 )->dict:                          # names to tensors on the CPU
     "Turn arrays into tensors. Raises Refused for objects and for numbers that are not finite."
     out, several = {}, [str(name) for name, a in arrays.items() if isinstance(a, Mapping)]
-    if several: raise Refused(f'this holds several networks ({", ".join(several)}): give one of them, such as torch.load(FILE)[{several[0]!r}]')
+    if several: raise Refused(f'what lies in {", ".join(several)} has names of its own: give the one of the network, such as torch.load(FILE)[{several[0]!r}]')
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None

@@ -109,7 +109,7 @@ def map_options(
     if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
     if isinstance(block, LocalAttention): return dict(block='local')
     if not isinstance(block, ResidualControl):
-        raise Refused(f'a {type(block).__name__} is no block of ours: a file could not bring it back; torch.save(net.state_dict(), FILE) keeps its weights')
+        raise Refused(f'{type(block).__name__} is no block of ours: a file could not bring it back; torch.save(net.state_dict(), FILE) keeps its weights')
     return control_options(*block.conv1.weight.shape[:3])
 
 
@@ -138,13 +138,14 @@ def read_off(
 )->dict:                          # plain data; what differs from layer to layer is read off one of them
     "Write down what a network looks like."
     if type(net) not in (Generator, Discriminator):
-        raise Refused(f'a {type(net).__name__} is no Generator or Discriminator of ours, and a file could not bring its class back; '
+        raise Refused(f'{type(net).__name__} is no Generator or Discriminator of ours, and a file could not bring its class back; '
                       'torch.save(net.state_dict(), FILE) keeps its weights')
     r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
              sn=layer_options(net.linear))
     D = isinstance(net, Discriminator)
     place = {key: i for i, key in net.places.items()} if D else {key: key for key in net.extra}
     r['late_u'] = bool(r['sn']) and isinstance(net.linear.parametrizations.weight[0], LateU)
+    if strange := {*net.extra} - {*(place if D else net.blocks)}: raise Refused(f'there is no map {[*strange][0]}: the block on it is never called')
     r['extra'] = {key: dict(map_options(block), at=place[key]) for key, block in net.extra.items()}
     if D:
         hooks = [list(b._forward_pre_hooks.values()) for b in net.blocks]
@@ -165,6 +166,11 @@ def layer_facts(m:nn.Module)->dict:     # what a recipe must bring back, beside 
     return {}
 
 
+def made_of(m:nn.Module)->type:         # its class, as it was before a weight was normalised
+    "Tell the class of a layer."
+    return type(m).__bases__[0] if parametrize.is_parametrized(m) and not m.__class__.__dict__.get('forward') else type(m)
+
+
 def check_recipe(
     net:nn.Module,                # any network of ours
     r:dict,                       # its recipe
@@ -174,8 +180,9 @@ def check_recipe(
     there = dict(net.named_modules())
     for name, m in made.named_modules():
         own = there.pop(name, None)
-        if type(own).__name__ != type(m).__name__ or layer_facts(own) != layer_facts(m): there = {name: own}; break
-    if there: raise Refused(f'{[*there][0]}: layers of one kind differ in their options, which a file could not bring back')
+        if made_of(own) != made_of(m): raise Refused(f'{name}: a file would bring back {made_of(m).__name__}, and this is {made_of(own).__name__}')
+        if layer_facts(own) != layer_facts(m): raise Refused(f'{name}: its options differ from those of other layers of its kind, and would be lost')
+    if there: raise Refused(f'{[*there][0]}: a file would not bring it back')
 
 
 def shape_net(

@@ -570,7 +570,7 @@ def test_a_claim_between_other_measures_frees_no_part_of_the_five_percent_and_sh
         if o['row'] == 't1_none': o['records'][2] |= dict(value=o['records'][2]['value'] - 45, n_fake=7)
     assert shares(runs, plan)['t1_attn_8', 't1_res_8', 'joint'] == 2
     text = answers.answers(dict(twins=[], twins_at_8=runs))
-    assert 'attention at 8 is better than none: not comparable: measured by' in text and '+4' not in text
+    assert 'attention at 8 is better than none: not comparable: by other' in text and '+4' not in text
 
 
 def test_a_run_that_ended_without_a_number_is_not_waited_for():

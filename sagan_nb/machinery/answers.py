@@ -181,4 +181,4 @@ def answers(
         f'**Does not hold, or is not resolved.** {second}.',
         bullets([*inside_and_alone(inside, alone, False), *unsure, *shared,
                  *reached_words(results['twins']), *open_orderings(found)]),
-        *['**Runs.**\n\n' + bullets([*progress, *begun])]*bool(own), unseen_words(results, alone or {})])
+        *[f'**Runs.** {capital("; ".join([*progress, *begun]))}.']*bool(own), unseen_words(results, alone or {})])

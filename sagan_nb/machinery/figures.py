@@ -160,7 +160,7 @@ def panels_of(
     import matplotlib.pyplot as plt
     left = -n % 4 if n > 4 else 0                            # places in the last line
     high = math.ceil(n / 4) + (cost and left < 2)
-    fig = plt.figure(figsize=(9.4, .4 + 1.7*high), layout='constrained')
+    fig = plt.figure(figsize=(9.4, .4 + 1.5*high), layout='constrained')
     grid = fig.add_gridspec(high, min(n, 4))
     axes = []
     for i in range(n): axes.append(fig.add_subplot(grid[i // 4, i % 4], sharey=axes[0] if axes else None))

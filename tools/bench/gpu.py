@@ -211,7 +211,8 @@ def keep_table(folder, path, page):
     text = folder/'table1.md'
     found = dict(runs=[short(r) for r in collect(folder)], table=text.read_text(encoding='utf-8') if text.exists() else '')
     if found.items() <= page.notes.items() or not found['runs']: return
-    files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.relative_to(folder).parts[0] != 'runs' and not p.name.startswith('.')]
+    files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.relative_to(folder).parts[0] != 'runs'
+             and not p.name.startswith('.') and p.suffix != '.part']            # others are writing there
     with atomic_write(path) as part, zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as z:
         for p in files: z.write(p, p.relative_to(folder))
     page.note(**found)

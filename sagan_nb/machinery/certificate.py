@@ -122,11 +122,11 @@ def deviations(
     return sum(f.verdict == DEVIATES for f in found)
 
 
-def strangers(
+def unknown(
     found:list,               # Findings
-)->list:                      # what they are about
-    "Name what is unlike everything that is known, so that nothing more could be asked: a formula, a loss."
-    return [f.what for f in found if f.verdict == UNSURE and f.what in ('formula', 'loss')]
+)->str:                       # 'formula', 'loss', or None
+    "Name what is unlike everything that is known, so that nothing more could be asked."
+    return next((f.what for f in found if f.verdict == UNSURE and f.what in ('formula', 'loss')), None)
 
 
 def insist(
@@ -134,7 +134,7 @@ def insist(
 ):
     "Raise Refused where something deviates, or the formula could not be told."
     if n := deviations(found): raise Refused(f'{n} of {len(found)} properties deviate')
-    if unknown := strangers(found): raise Refused(f'its {unknown[0]} could not be told, so nothing is certified')
+    if what := unknown(found): raise Refused(f'its {what} could not be told, so nothing is certified')
 
 
 def certificate(
@@ -146,6 +146,6 @@ def certificate(
     order = {DEVIATES: 0, UNSURE: 1}
     lines = [f'  {f.verdict:12} {f.what}: {f.words}' for f in sorted(found, key=lambda f: order.get(f.verdict, 2))]
     n = deviations(found)
-    clean = f'not certified: its {unknown[0]} could not be told' if (unknown := strangers(found)) else 'nothing deviates from the paper and its code'
+    clean = f'not certified: its {what} could not be told' if (what := unknown(found)) else 'nothing deviates from the paper and its code'
     said = f'{n} of {len(found)} properties deviate' if n else clean
     return '\n'.join([f'{spec} as {kind}: {said}', *lines])

@@ -445,7 +445,8 @@ def sagan_report(
     source = pictures_of(open_run(run).cfg, data) if data else None
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
-    say_next('open it in a browser: it needs no network', *attention_tip(open_run(run).G, run))
+    cfg = open_run(run).cfg                                   # and not its G, whose batch statistics may take long
+    say_next('open it in a browser: it needs no network', *[('sagan_attention', run)]*bool(cfg.block == 'attention' and cfg.attn_at))
 
 
 @command

@@ -21,10 +21,11 @@ from .recipe import recipe_of, restore_network
 
 def model_card(
     net:nn.Module,                # what is published
+    r:dict,                       # its recipe
     about:str='',                 # how it was trained, on what, by whom, under which licence
 )->str:                           # markdown
     "Write what a stranger needs to know about the file."
-    r, n = recipe_of(net), sum(p.numel() for p in net.parameters())
+    n = sum(p.numel() for p in net.parameters())
     maps = ', '.join(f'{o["block"]} ({o["form"]} form) on the {k} map' for k, o in r['extra'].items()) or 'no attention'
     use = 'G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)'
     size = f'{r["res"]}x{r["res"]} pixels, {r["n_classes"] or "no"} classes, channels {tuple(r["channels"])}'
@@ -63,12 +64,13 @@ def save_pretrained(
         peer = net.report.source
         made = 'Trained with sagan_nb' if peer == 'sagan_nb' else f'Converted from {peer} weights'
         about = f'{made}: {"; ".join(net.report.notes)}.'
-    path, card = Path(path), model_card(net, about)
+    path, recipe = Path(path), recipe_of(net)
+    card = model_card(net, recipe, about)
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     if half: tensors = {k: in_half(k, t) for k, t in tensors.items()}
-    ours = dict(recipe=recipe_of(net), version=__version__, classes=classes)
+    ours = dict(recipe=recipe, version=__version__, classes=classes)
     meta = dict(format='pt', sagan_nb=json.dumps(ours), model_card=card)
     content = safetensors_bytes(tensors, dict(meta, sagan_nb_sha256=body_sha256(save(tensors))))
     sweep(file.parent, file.name + '.*')

@@ -168,7 +168,7 @@ def layer_facts(m:nn.Module)->dict:     # what a recipe must bring back, beside 
 
 def made_of(m:nn.Module)->type:         # its class, as it was before a weight was normalised
     "Tell the class of a layer."
-    return type(m).__bases__[0] if parametrize.is_parametrized(m) and not m.__class__.__dict__.get('forward') else type(m)
+    return type(m).__bases__[0] if parametrize.is_parametrized(m) else type(m)
 
 
 def check_recipe(

@@ -448,12 +448,11 @@ def held_out_cells(
     words: str,               # the first cell
     runs: list,               # as of `held_out_table`
     key: str = 'value',       # in a record: 'value', or 'real' for the real images
-    copied: str = 'generated',    # whose copies: 'generated' or 'real'
 ) -> list:                    # cells of a line
     "Take means over runs."
     def of(metric, part): return [r[key] for o in runs for r in o.get(part, []) if r['metric'] == metric and key in r]
     numbers = [of(metric, 'held_out') for metric in HELD_OUT_HEADS]
-    numbers += [[round(100*o['copies'][copied], 6) for o in runs], of('Fréchet classifier distance', 'silenced'),
+    numbers += [[round(100*o['copies'][dict(value='generated', real='real')[key]], 6) for o in runs], of('Fréchet classifier distance', 'silenced'),
                 [100*use['ratio'] for o in runs for use in o['usage'].values() if key == 'value']]
     numbers = [dict.fromkeys(v) if key == 'real' else v for v in numbers]                           # real images have one value
     return [words, str(len(runs)), *[mean_spread(v, 3) for v in numbers]]
@@ -466,7 +465,7 @@ def held_out_table(
     found = TABLES['photographs'].of_its_seeds(found)
     head = ['', 'runs', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, block silenced', 'what the block adds, % of the map']
     own = {row: [o for o in found if o['row'] == row] for row in TABLES['photographs'].rows}
-    lines = [held_out_cells(row_name(row), runs) for row, runs in own.items()] + [held_out_cells('real images', found, 'real', 'real')]
+    lines = [held_out_cells(row_name(row), runs) for row, runs in own.items()] + [held_out_cells('real images', found, 'real')]
     return '\n'.join(f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in (head, ['---']*len(head), *lines))
 
 

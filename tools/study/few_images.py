@@ -70,6 +70,16 @@ def copied_share(x, own, held):
     return (nearest(x, own)[0] < nearest(held, own)[0].quantile(.01)).double().mean().item()
 
 
+def looked_up(G, judge, source, n):
+    "Features of n generated images and of all training images; and the first of each class over the training image nearest to it, as a picture."
+    from PIL import Image
+    x = draw(G, torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7)), torch.arange(n) % G.n_classes)
+    own, made = features_of(judge, source), torch.cat([judge(to_uint8(part))[0] for part in x.split(200)])
+    beside = from_uint8(source.batch(nearest(made[:G.n_classes], own)[1])[0])
+    grid = grid_image(torch.cat([x[:G.n_classes], beside]), G.n_classes).permute(1, 2, 0).numpy()
+    return made, own, Image.fromarray(grid)
+
+
 def settings(source, images, augment, seed, scale, steps):
     "The settings of a run: the row of the main job at its scale, in float32, which every machine computes alike."
     cfg = at_scale(preset('t1_attn_16'), scale)
@@ -123,15 +133,9 @@ class Study:
     def copies(self, G, source):
         "How many images copy a training image, of generated and of other real ones; and the first of each class, as a picture."
         n = min(QUERIES, SIZES[self.scale][0])
-        y = torch.arange(n) % G.n_classes
-        x = draw(G, torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7)), y)
-        own = features_of(self.judge, source)
-        made = torch.cat([self.judge(to_uint8(part))[0] for part in x.split(200)])
+        made, own, picture = looked_up(G, self.judge, source, n)
         others = features_of(self.judge, self.rest, n)
-        beside = from_uint8(source.batch(nearest(made[:G.n_classes], own)[1])[0])
-        grid = grid_image(torch.cat([x[:G.n_classes], beside]), G.n_classes).permute(1, 2, 0).numpy()
-        from PIL import Image
-        return dict(generated=copied_share(made, own, self.held_features), real=copied_share(others, own, self.held_features)), Image.fromarray(grid)
+        return dict(generated=copied_share(made, own, self.held_features), real=copied_share(others, own, self.held_features)), picture
 
     def known(self, D, source):
         "Share of pairs in which D scores a training image above a held-out one: one half where it has learnt none by heart."

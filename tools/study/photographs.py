@@ -8,13 +8,10 @@ its nearest training image. Decides nothing.
 """
 from pathlib import Path
 
-import torch
-from PIL import Image
 from fastcore.script import call_parse
 
-from sagan_nb.core import Refused, from_uint8, grid_image, to_uint8
+from sagan_nb.core import Refused
 from sagan_nb.data import open_source
-from sagan_nb.train import draw
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
@@ -23,7 +20,7 @@ from sagan_nb.machinery.jobs import features_of as judge_of
 from sagan_nb.machinery.machine import keep_memory
 from sagan_nb.machinery.runs import machines, read_log
 
-from .few_images import copied_share, features_of, nearest
+from .few_images import copied_share, features_of, looked_up
 from .generator import HELD_OUT, METRICS, TRAINED_ON, renamed
 from .mechanism import silenced
 
@@ -32,14 +29,10 @@ OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
 
 def copies(G, judge, source, held, n):
     "Share of n generated images that copy a training image, and the same of real ones that no training saw; the first of each class as a picture."
-    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(7))
-    x = draw(G, z, torch.arange(n) % G.n_classes)
-    made = torch.cat([judge(to_uint8(part))[0] for part in x.split(200)])
-    own, real = features_of(judge, source), features_of(judge, held)
+    made, own, picture = looked_up(G, judge, source, n)
+    real = features_of(judge, held)
     some, others = real[::2], real[1::2]                 # every other one: they lie class by class
-    beside = from_uint8(source.batch(nearest(made[:G.n_classes], own)[1])[0])
-    grid = grid_image(torch.cat([x[:G.n_classes], beside]), G.n_classes).permute(1, 2, 0).numpy()
-    return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others)), Image.fromarray(grid)
+    return dict(n=n, generated=copied_share(made, own, others), real=copied_share(some, own, others)), picture
 
 
 @call_parse

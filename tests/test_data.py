@@ -634,6 +634,7 @@ def labels(stream, n): return [next(stream)[1].tolist() for _ in range(n)]
 
 class Indices:
     "Picture i has label i and its value in every pixel; drawing can be slow or fail."
+    res, spec = 2, 'indices'
     def __init__(self, n, pause=0., fail_at=None): self.n, self.pause, self.fail_at, self.calls = n, pause, fail_at, 0
     def __len__(self): return self.n
     def batch(self, i):

@@ -115,6 +115,13 @@ def test_more_blocks_than_there_are_leave_no_folder(tmp_path):
     assert not (tmp_path/'run').exists()
 
 
+def test_weights_of_another_shape_leave_no_folder(first, tmp_path):
+    "They were refused once the run had settings, and its folder was in the way of the next try."
+    with pytest.raises(Refused, match=r'has shape .* here and .* in the weights: they fit .*width='):
+        cli.sagan_train('t1_attn_16', data='toy', scale='smoke', init=str(first[0]), set=['width=2'], out=str(tmp_path/'run'), device='cpu')
+    assert not (tmp_path/'run').exists()
+
+
 def test_a_generator_alone(tmp_path, capsys):
     G = Generator(res=32, width=4, n_classes=4, attn_at=(16,))
     save_pretrained(G, tmp_path/'g.safetensors')

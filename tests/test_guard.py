@@ -203,17 +203,16 @@ def guarded(place, out, action):
 
 
 class Spoilt:
-    "A source whose pictures hold NaN from some batch on."
-    def __init__(self, source, good): self.source, self.good, self.n = source, good, 0
+    "A source that gives something else than images of bytes, and labels, from some batch on."
+    def __init__(self, source, good, spoil): self.source, self.good, self.spoil, self.n = source, good, spoil, 0
 
     def __getattr__(self, name): return getattr(self.source, name)
 
     def __len__(self): return len(self.source)
 
     def batch(self, indices):
-        x, y = self.source.batch(indices)
         self.n += 1
-        return (x.float() if self.n <= self.good else x.float() + float('nan')), y
+        return self.source.batch(indices) if self.n <= self.good else self.spoil(*self.source.batch(indices))
 
 
 def test_ranks_that_differ_are_named_before_numbers_that_are_not_finite(monkeypatch):
@@ -227,8 +226,21 @@ def test_ranks_that_differ_are_named_before_numbers_that_are_not_finite(monkeypa
     with pytest.raises(Diverged, match='D.linear.bias is not finite'): checkpoints.check_alike(gan)
 
 
-def test_a_picture_that_is_not_finite_is_named_by_its_step(place, tmp_path):
-    with pytest.raises(Diverged, match=r'at step 4 a picture holds a number that is not finite; the last good checkpoint is .*step_0000002'): train(cfg_of(place), Spoilt(place.source, 3), tmp_path/'run')
+@pytest.mark.parametrize('spoil, words', [(lambda x, y: (x/127.5 - 1, y), r'images are torch.float32 \(\d+, 3, 32, 32\); a Source gives torch.uint8 \(\d+, 3, 32, 32\)'),
+    (lambda x, y: (x[:, :1], y), r'images are torch.uint8 \(\d+, 1, 32, 32\)'), (lambda x, y: (x[1:], y), r'a Source gives'),
+    (lambda x, y: (x, y.int()), r'labels are torch.int32 .*gives torch.int64'), (lambda x, y: (x, y[:, None]), r'labels are torch.int64 \(\d+, 1\)')])
+def test_a_source_that_gives_something_else_is_refused(place, tmp_path, spoil, words):
+    "In [-1, 1], say, which as bytes would be black: at the first batch that is so, and the run can be gone on with."
+    run = tmp_path/'run'
+    with pytest.raises(Refused, match=words): train(cfg_of(place), Spoilt(place.source, 3, spoil), run)
+    assert train(replace(cfg_of(place), steps=3), place.source, run, resume=True).t == 3
+
+
+@pytest.mark.parametrize('own, words', [(dict(res=64), 'have res 32, the settings 64'), (dict(n_classes=7), r'have n_classes \d+, the settings 7'),
+                                        (dict(data_id='other'), 'have data_id .*, the settings other')])
+def test_images_that_are_not_those_of_the_settings_are_refused(place, tmp_path, own, words):
+    with pytest.raises(Refused, match=words): train(replace(cfg_of(place), **own), place.source, tmp_path/'run')
+    assert not (tmp_path/'run').exists()
 
 
 @pytest.mark.parametrize('part, words', [('weight', r'so is G\.linear\.'), ('gradient', r'so is gradient of G\.linear\.|so is G\.')])

@@ -34,10 +34,11 @@ def test_folder_and_array_hold_the_same(model, tmp_path):
     wanted = [0, 3, 11]
     assert '23 pictures' in write_many(model, wanted, 23, tmp_path/'d')
     write_many(model, wanted, 23, tmp_path/'a.npz')
-    with np.load(tmp_path/'a.npz') as f: x, y = f['arr_0'], f['arr_1']
+    with np.load(tmp_path/'a.npz') as f: x, y, names = f['arr_0'], f['arr_1'], f['classes']
     assert x.shape == (23, 32, 32, 3) and x.dtype == np.uint8 and y.tolist() == [wanted[i % 3] for i in range(23)]
     s = open_source(tmp_path/'d', res=32)
     assert s.classes == ['00', '03', '11'] and s.counts == [8, 8, 7] and not list(tmp_path.glob('*.part'))
+    assert names.tolist() == model.classes and open_source(tmp_path/'a.npz', res=32).classes == ['0', '3', '11']
     for i in (0, 11, 22): assert np.array_equal(np.asarray(Image.open(tmp_path/'d'/f'{y[i]:02}'/f'{i:06}.png')), x[i])
     assert len({o.tobytes() for o in x}) == 23
 

@@ -7,13 +7,13 @@ from ..core import Refused
 from .files import check_unpacked, need_handles
 from .listing import Listing
 
-PICTURES, LABELS = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels')
+PICTURES, LABELS, NAMES = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels'), 'classes'
 
 
 def find_arrays(
     path:Path,            # .npz
-)->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None
-    "Read images, channels first or last, with labels if any. Raises Refused for other content."
+)->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None, name of each label or None
+    "Read images, channels first or last, with labels and class names if any. Raises Refused for other content."
     need_handles(path)
     try:
         check_unpacked(path)
@@ -27,20 +27,23 @@ def find_arrays(
     y = next((held[k] for k in LABELS if k in held), None)
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in 'iu' or y.min() < 0):
         raise Refused(f'{path}: labels must be whole numbers from 0, one for each picture; got {y.dtype} {y.shape}')
-    return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y
+    names = None if y is None else held.get(NAMES)
+    if names is not None and (names.ndim != 1 or names.dtype.kind != 'U' or y.max() >= len(names)):
+        raise Refused(f'{path}: {NAMES} must be names, one for each label; got {names.dtype} {names.shape} for labels up to {y.max()}')
+    return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y, names
 
 
 def list_array(
     spec:str,             # .npz
     unlabelled:bool=False,# without labels
-)->Listing:               # classes are the numbers that occur
+)->Listing:               # classes are the labels that occur, by name where the file has names
     "List the pictures of an .npz. Raises Refused for other content, and without labels where they are asked for."
     from PIL import Image
-    x, y = find_arrays(Path(spec).expanduser())
+    x, y, named = find_arrays(Path(spec).expanduser())
     read = lambda name: Image.fromarray(x[int(name)])
     names = [f'{i:06}' for i in range(len(x))]
     if unlabelled: return Listing(spec, names, [0] * len(x), [], read)
     if y is None: raise Refused(f'{spec} has no labels: add --unlabelled')
     found = np.unique(y).tolist()
     index = {k: i for i, k in enumerate(found)}
-    return Listing(spec, names, [index[k] for k in y.tolist()], [str(k) for k in found], read)
+    return Listing(spec, names, [index[k] for k in y.tolist()], [str(k if named is None else named[k]) for k in found], read)

@@ -84,14 +84,14 @@ def sagan_train(
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     best = check_watch(cfg, look_every, keep, on_collapse)    # refuses before pictures are read
-    with torch.device('meta'): D = networks(cfg)[1]           # refuses sizes and places before pictures are read
-    if tuning: tuning.check(D)
+    with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     if len(source) < FEWEST: print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
+    if tuning and not resume: tuning.fits(cfg)
     wanted = cfg.steps
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg, look_every, best)

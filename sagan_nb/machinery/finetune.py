@@ -8,9 +8,9 @@ from torch import nn
 
 from ..config import FIELDS, Config
 from ..core import Refused
+from ..train import GAN, networks
 from .atomic import atomic_write
 from .checkpoints import checkpoints_of
-from ..train import GAN
 from .door import open_run
 from .lists import typed_text
 from .recipe import map_options
@@ -99,6 +99,13 @@ class FineTune:
     def check(self, D:nn.Module):
         "Raise Refused for more blocks to hold than there are."
         if self.held > len(D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(D.blocks)} blocks')
+
+    def fits(self, cfg:Config):                             # complete, with the classes of the images
+        "Raise Refused for weights of another shape, and for more blocks to hold than there are, before there is a run folder."
+        with torch.device('meta'): G, D = networks(cfg)
+        self.check(D)
+        model = open_run(self.init) if self.init else None
+        if model: begin_with(G, model, 'G'), begin_with(D, model, 'D')
 
     def __call__(self, gan:GAN):
         "Take the weights over where nothing was trained yet, and hold what is to be held."

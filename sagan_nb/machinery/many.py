@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import Refused, to_uint8
+from .arrays import NAMES
 from .atomic import atomic_write
 from .terminal import progress
 from ..data import seed_of
@@ -114,14 +115,14 @@ def reserve(
 
 
 class ArrayFile:
-    "An .npz with arr_0, uint8 (n, res, res, 3), and arr_1, the labels; until it is whole, a folder named .npz.part."
+    "An .npz with arr_0, uint8 (n, res, res, 3), arr_1, the labels, and classes, their names; until it is whole, a folder named .npz.part."
     def __init__(self,
         out:Path,                 # .npz
         n:int,                    # pictures in all
         res:int,                  # pixels per side
-        classes:list,             # unused
+        classes:list,             # names, in order; [] without classes
     ):
-        self.out, self.part = out, out.with_name(out.name + '.part')
+        self.out, self.classes, self.part = out, classes, out.with_name(out.name + '.part')
         self.part.mkdir(parents=True, exist_ok=True)
         self.done, pixels, shape = self.part/'done.txt', self.part/'images.npy', (n, res, res, 3)
         again = holds_array(pixels, shape)
@@ -148,7 +149,7 @@ class ArrayFile:
 
     def close(self):
         "Write the .npz and remove the folder."
-        with atomic_write(self.out) as part, open(part, 'wb') as f: np.savez(f, self.pixels, self.labels)
+        with atomic_write(self.out) as part, open(part, 'wb') as f: np.savez(f, self.pixels, self.labels, **{NAMES: self.classes} if self.classes else {})
         del self.pixels
         shutil.rmtree(self.part)
 

@@ -274,6 +274,16 @@ def agree_on(
     agree({name: value for name, value in json.loads(to_json(cfg)).items() if name != 'data'})
 
 
+def check_source(
+    cfg:Config,               # settings of a run
+    source,                   # its images
+):
+    "Raise Refused where the images are not those of the settings. A setting of 0 classes, or without a fingerprint, asks for none."
+    for name, has, asked in (('res', source.res, cfg.res), ('n_classes', len(source.classes), cfg.n_classes),
+                             ('data_id', source.fingerprint, cfg.data_id)):
+        if asked and has != asked: raise Refused(f'the images ({source.spec}) have {name} {has}, the settings {asked}')
+
+
 @contextmanager
 def start_run(
     cfg:Config,               # settings of the run, or of the run to go on with
@@ -286,6 +296,7 @@ def start_run(
     "Make a run folder, or open the one that is there. Raises Refused for a folder in use, or a changed configuration."
     out, ranks = Path(out), Ranks()
     agree_on(cfg)
+    check_source(cfg, source)
     if not resume:
         if ranks.first: check_free(out)
         gan = make_gan(cfg, device)                          # before anything is written: it may refuse
@@ -300,16 +311,6 @@ def start_run(
             with atomic_write(out/'config.json') as part: part.write_text(to_json(cfg), encoding='utf-8')
         if ranks.first: fill_folder(out, source, device)
         yield gan, stream
-
-
-def finite(
-    stream:Stream,            # batches
-    gan:GAN,                  # at which step
-):                            # yields the same
-    "Pass batches on. Raises Diverged for pictures that hold NaN or infinity, by the step that was to see them."
-    for x, y in stream:
-        if x.is_floating_point() and not x.sum().isfinite(): raise Diverged(f'at step {gan.t + 1} a picture holds a number that is not finite')
-        yield x, y
 
 
 def train(
@@ -330,7 +331,7 @@ def train(
         own = [(1, average), (1, log), (cfg.sample_every, Sampler(out, sample)),
                (cfg.checkpoint_every, keep)]                 # last: what a killed run has not done, it does again
         try:
-            try: return fit(gan, finite(stream, gan), [*own, *hooks])
+            try: return fit(gan, stream, [*own, *hooks])
             except Stopped:
                 keep(gan)
                 raise

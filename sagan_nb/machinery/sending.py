@@ -29,8 +29,7 @@ class Bytes(Stream):
     "The same batches with images as bytes, uint8, for a GPU that makes numbers of them itself (`GAN.place`)."
     def make(self, t:int)->tuple:          # x uint8 (b, 3, res, res), y int64 (b,); pinned where there is a GPU
         "Make our slice of batch t: a pure function of t."
-        index, mirrored = self.order.take(t)
-        x, y = self.source.batch(index)
+        x, y, mirrored = self.read(t)
         if self.flip: x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         return pinned(x), pinned(y)
 

@@ -138,7 +138,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'sagan_nb.data.Stream.close': ('data.html#stream.close', 'sagan_nb/data.py'),
                                'sagan_nb.data.Stream.load_state_dict': ('data.html#stream.load_state_dict', 'sagan_nb/data.py'),
                                'sagan_nb.data.Stream.make': ('data.html#stream.make', 'sagan_nb/data.py'),
-                               'sagan_nb.data.Stream.read': ('data.html#stream.read', 'sagan_nb/data.py'),
                                'sagan_nb.data.Stream.state_dict': ('data.html#stream.state_dict', 'sagan_nb/data.py'),
                                'sagan_nb.data.Toy': ('data.html#toy', 'sagan_nb/data.py'),
                                'sagan_nb.data.Toy.__init__': ('data.html#toy.__init__', 'sagan_nb/data.py'),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .core import Refused, from_uint8
-from .machinery.pictures import BaseSource, WithoutLabels, how_to_read
+from .machinery.pictures import BaseSource, WithoutLabels, how_to_read, take_batch
 from .machinery.sources import open_files, toy_classes, twins_options, world_of
 
 # %% ../nbs/06_data.ipynb #3cd4b41c
@@ -439,7 +439,7 @@ class Order:
 
 # %% ../nbs/06_data.ipynb #f4a86624
 class Stream:
-    "Endless batches (x, y); batch t depends on seed and t alone. Raises Refused where ranks cannot share a batch."
+    "Endless batches (x, y); batch t depends on seed and t alone. Raises Refused where ranks cannot share one."
     def __init__(self, source, batch:int, seed:int=0, rank:int=0, world:int=1,      # as of `Order`
         flip:bool=False,  # mirror half of the images, by a seeded coin
         start:int=0,      # batches already taken
@@ -447,18 +447,10 @@ class Stream:
         self.source, self.order, self.flip, self.t = source, Order(len(source), batch, seed, rank, world), flip, start
         self.wait_s, self.ahead, self.pool = 0., None, ThreadPoolExecutor(1, 'sagan_nb-stream')
 
-    def read(self, t:int)->tuple:          # x uint8 (b, 3, res, res), y int64 (b,), mirror bool (b,)
-        "Take our slice of batch t from the source. Raises Refused where it gives something else than a `Source` does."
-        index, mirrored = self.order.take(t)
-        x, y = self.source.batch(index)
-        n, side = len(index), self.source.res
-        for name, t, want in (('images', x, f'torch.uint8 {(n, 3, side, side)}'), ('labels', y, f'torch.int64 {(n,)}')):
-            if (has := f'{t.dtype} {tuple(t.shape)}') != want: raise Refused(f'{self.source.spec}: {name} are {has}; a Source gives {want}')
-        return x, y, mirrored
-
     def make(self, t:int)->tuple:          # x float32 in [-1, 1] (b, 3, res, res), y int64 (b,)
         "Make our slice of batch t: a pure function of t."
-        x, y, mirrored = self.read(t)
+        index, mirrored = self.order.take(t)
+        x, y = take_batch(self.source, index)
         x = from_uint8(x)
         return torch.where(mirrored[:, None, None, None], x.flip(-1), x) if self.flip else x, y
 

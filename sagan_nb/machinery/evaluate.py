@@ -19,6 +19,7 @@ from .atomic import atomic_write
 from .features import Features, TooFew, open_features, weights_hash
 from .files import (cache_folder, content_hash, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
                     write_cache)
+from .pictures import take_batch
 from .sources import uneven
 from .terminal import progress
 
@@ -113,7 +114,7 @@ def real_table(
     chosen = content_hash(dict(index=index), {})
     key = dict(table_key(features, rounding, **kwargs), real=source.fingerprint, index=chosen)
     def make(a, b):
-        x, _ = source.batch(index[a:b])
+        x, _ = take_batch(source, index[a:b])
         return x if rounding else from_uint8(x)
     place = folder and folder/f'real-{content_hash({}, key)[:16]}'
     return Table(source.labels[index], make, features, place, **kwargs)
@@ -217,7 +218,7 @@ class Task:
         n = min(self.fake.n, 5000)
         x = torch.cat([self.fake.make(a, min(a + 100, n)) for a in range(0, n, 100)]).cpu()
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:n]
-        real, y = self.source.batch(order)
+        real, y = take_batch(self.source, order)
         x = from_uint8(x) if x.dtype == torch.uint8 else x
         return (x, self.fake.y[:n]), (from_uint8(real), y)
 

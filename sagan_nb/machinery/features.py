@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core import Refused, from_uint8
 from .dino import DINO_SHA256, DINO_URL, Dino
 from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
+from .pictures import take_batch
 from .terminal import progress
 
 
@@ -163,7 +164,7 @@ def task_of(
     rng:torch.Generator,      # of the turns
 ):                            # pictures uint8 (B, 3, H, W), what to tell (B,)
     "Take images and their classes; with fewer than two classes, turn the images by 0 to 3 quarters and tell the turn."
-    x, y = source.batch(indices)
+    x, y = take_batch(source, indices)
     if len(source.classes) > 1: return x, y
     turn = torch.randint(4, (len(x),), generator=rng)
     return torch.stack([p.rot90(int(k), (1, 2)) for p, k in zip(x, turn)]), turn

@@ -37,6 +37,19 @@ class BaseSource:
         return f'{self.spec}: {len(self):,} pictures of {self.res}x{self.res}, {classes}, fingerprint {self.fingerprint}'
 
 
+def take_batch(
+    source,                       # any `Source`
+    indices,                      # which images, int64 (B,)
+)->tuple:                         # images uint8 (B, 3, res, res), labels int64 (B,)
+    "Take images and labels. Raises Refused for a source that gives something else: images in [-1, 1] would be black."
+    x, y = source.batch(indices)
+    n, side = len(indices), source.res
+    for name, t, want in (('images', x, f'torch.uint8 {(n, 3, side, side)}'), ('labels', y, f'torch.int64 {(n,)}')):
+        has = f'{t.dtype} {tuple(t.shape)}'
+        if has != want: raise Refused(f'{source.spec}: {name} are {has}; a Source gives {want}')
+    return x, y
+
+
 @dataclass(frozen=True)
 class Reading:
     "How images are read."

@@ -15,6 +15,7 @@ from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet
 from .files import cache_folder, content_hash, file_sha256
 from .listing import list_pictures, locate
 from .packed import is_pack
+from .pictures import take_batch
 
 
 def by_torch(x:Tensor)->Tensor:             # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
@@ -229,7 +230,7 @@ def shuffled_table(
     rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
     key = dict(table_key(features, rounding), shuffled=source.fingerprint, seed=seed)
     def make(a, b):
-        x = source.batch(rows[a:b])[0]
+        x, _ = take_batch(source, rows[a:b])
         return x if rounding else from_uint8(x)
     return Table(source.labels[rows], make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}')
 

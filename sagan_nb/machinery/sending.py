@@ -7,6 +7,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Stream
 from ..distributed import Ranks
+from .pictures import take_batch
 
 
 def pinned(
@@ -29,7 +30,8 @@ class Bytes(Stream):
     "The same batches with images as bytes, uint8, for a GPU that makes numbers of them itself (`GAN.place`)."
     def make(self, t:int)->tuple:          # x uint8 (b, 3, res, res), y int64 (b,); pinned where there is a GPU
         "Make our slice of batch t: a pure function of t."
-        x, y, mirrored = self.read(t)
+        index, mirrored = self.order.take(t)
+        x, y = take_batch(self.source, index)
         if self.flip: x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         return pinned(x), pinned(y)
 

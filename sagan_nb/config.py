@@ -34,7 +34,7 @@ class Networks:
     block:str = setting('attention', 'on each map', 'paper table 1', ('attention', 'residual', 'residual3x3', 'none'))
     form:str = setting('paper', 'attention form', 'paper 3', ('paper', 'v1', 'released'))
     reduction:int = setting(8, 'k: keys and queries have C/k channels', 'paper 3', '> 0')
-    head:str = setting('projection', 'head of D', 'paper 4', ('projection', 'acgan', 'none'))
+    head:str = setting('projection', 'head of D', 'paper 5', ('projection', 'acgan', 'none'))
 
 # %% ../nbs/07_config.ipynb #047211f8
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Norms:
 @dataclass(frozen=True)
 class Training:
     "Optimisation, and how it is computed."
-    lr_g:float = setting(1e-4, 'learning rate of G', 'paper 4.2', '> 0')
-    lr_d:float = setting(4e-4, 'learning rate of D', 'paper 4.2', '> 0')
+    lr_g:float = setting(1e-4, 'learning rate of G', 'paper 5', '> 0')
+    lr_d:float = setting(4e-4, 'learning rate of D', 'paper 5', '> 0')
     lr_factor:float = setting(1., 'multiplies both rates', 'ours: 1 at paper scale', '> 0')
-    beta1:float = setting(0., "Adam's beta1", 'paper 4.2', '0..1, below 1')
-    beta2:float = setting(.9, "Adam's beta2", 'paper 4.2; the released code leaves 0.999', '0..1, below 1')
+    beta1:float = setting(0., "Adam's beta1", 'paper 5', '0..1, below 1')
+    beta2:float = setting(.9, "Adam's beta2", 'paper 5; the released code leaves 0.999', '0..1, below 1')
     adam_eps:float = setting(1e-8, "Adam's epsilon", 'released code', '> 0')
     adam_eps_rule:str = setting('torch', 'where epsilon is added (chapter 09)', 'ours: torch', ('torch', 'tensorflow'))
     d_per_g:int = setting(1, 'updates of D per update of G', 'paper 5.1', '> 0')

@@ -14,7 +14,7 @@ from commands import shell
 from sagan_nb.core import Refused
 from sagan_nb.losses import hinge_d, hinge_g
 from sagan_nb.machinery.certificate import (build, certificate, certify, deviations, find_object, guess_kind, read_args)
-from sagan_nb.machinery.port_attention import AS_PAPER, DEVIATES, UNSURE, explain, watch_layers
+from sagan_nb.machinery.port_attention import CONFORMS, DEVIATES, UNSURE, explain, watch_layers
 from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention
 from sagan_nb.spectral_norm import spectral_norm
@@ -51,7 +51,7 @@ def named(found): return {f.what: f.words for f in found if f.verdict == DEVIATE
 @pytest.mark.parametrize('fast', [True, False])
 def test_our_attention_passes(form, fast):
     found = certify(SelfAttention(64, form, fast=fast), 'attention')
-    assert {f.verdict for f in found} == {AS_PAPER} and len(found) == 8
+    assert {f.verdict for f in found} == {CONFORMS} and len(found) == 8
     words = next(f.words for f in found if f.what == 'widths')
     assert words.endswith({'paper': 'the paper', 'v1': 'the first arXiv version', 'released': 'the released code'}[form])
 
@@ -132,7 +132,7 @@ def test_losses(monkeypatch):
     assert 'look fake' in named(certify(planted('G rewarded for fakes that look fake', monkeypatch).hinge_g, 'loss'))['loss']
     assert 'exchanged' in named(certify(lambda real, fake: hinge_d(fake, real), 'loss'))['loss']
     pair = certify(lambda real, fake: (F.relu(1 - real).mean(), F.relu(1 + fake).mean()), 'loss')
-    assert pair[0].verdict == AS_PAPER and certify(lambda r, f: r.std() + f.std(), 'loss')[0].verdict == UNSURE
+    assert pair[0].verdict == CONFORMS and certify(lambda r, f: r.std() + f.std(), 'loss')[0].verdict == UNSURE
 
 
 def networks(module): return (getattr(module, n)(res=32, width=4, n_classes=10, attn_at=(16,)) for n in ('Generator', 'Discriminator'))

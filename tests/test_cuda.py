@@ -134,7 +134,7 @@ def test_nothing_waits_between_two_lines_of_the_log(tmp_path, row, own):
         if gan.t == 2: torch.cuda.synchronize(), torch.cuda.set_sync_debug_mode('error')
         if gan.t == 6: raise runs.Stopped
     with closing(stream_of(cfg, source, gan.ranks, DEVICE)) as data, pytest.raises(runs.Stopped):
-        try: train.fit(gan, runs.finite(data, gan), [(1, train.average), (1, runs.Log(tmp_path/'log.jsonl', data)), (1, watch)])
+        try: train.fit(gan, data, [(1, train.average), (1, runs.Log(tmp_path/'log.jsonl', data)), (1, watch)])
         finally: torch.cuda.set_sync_debug_mode('default')
 
 

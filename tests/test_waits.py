@@ -49,7 +49,7 @@ def steps(cfg, tmp_path, log_every):
     def stop(gan, log):
         if gan.t == STEPS: raise runs.Stopped
     with closing(Bytes(source, cfg.batch, cfg.seed, flip=cfg.flip)) as data, Copies() as copies, pytest.raises(runs.Stopped):
-        train.fit(gan, runs.finite(data, gan), [(1, train.average), (1, runs.Log(tmp_path/'log.jsonl', data)), (1, stop)])
+        train.fit(gan, data, [(1, train.average), (1, runs.Log(tmp_path/'log.jsonl', data)), (1, stop)])
     return copies.sent
 
 

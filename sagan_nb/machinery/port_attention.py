@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AS_PAPER, DEVIATES, UNSURE = 'as the paper', 'DEVIATES', 'not told'
+CONFORMS, DEVIATES, UNSURE = 'as published', 'DEVIATES', 'not told'      # published: in the paper, or in its code
 
 
 @dataclass(frozen=True)
 class Finding:
     "One property of a port."
     what: str                 # for instance 'softmax'
-    verdict: str              # AS_PAPER, DEVIATES or UNSURE
+    verdict: str              # CONFORMS, DEVIATES or UNSURE
     words: str                # a sentence
 
 
@@ -130,13 +130,13 @@ def gains_of(
     return {n: p for n, p in block.named_parameters() if p.numel() == 1}
 
 
-SOFTMAX = dict(keys=(AS_PAPER, 'over the keys: the weights of each output location sum to 1'),
+SOFTMAX = dict(keys=(CONFORMS, 'over the keys: the weights of each output location sum to 1'),
                queries=(DEVIATES, 'over the queries (the wrong axis): the weights of each output do not sum to 1'))
-SCALE = dict(none=(AS_PAPER, 'none'),
+SCALE = dict(none=(CONFORMS, 'none'),
              d=(DEVIATES, 'scores are divided by sqrt(d), d the width of the query: 1/sqrt(d) is not in the paper'),
              D=(DEVIATES, 'scores are divided by sqrt(d), d the width of the value: 1/sqrt(d) is not in the paper'))
-POOLING = dict(none=(AS_PAPER, 'none, as the paper; the released code takes the maximum of 2x2'),
-               max=(AS_PAPER, 'maximum of 2x2 on keys and values, as the released code; the paper names none'),
+POOLING = dict(none=(CONFORMS, 'none, as in the paper; the released code takes the maximum of 2x2'),
+               max=(CONFORMS, 'maximum of 2x2 on keys and values, as in the released code; the paper names none'),
                avg=(DEVIATES, 'mean of 2x2 on keys and values; the released code takes the maximum'))
 
 
@@ -150,7 +150,7 @@ def widths_inside(
              (C//8, C, False): 'the first arXiv version'}
     whose = known.get((d, D, bool(seen.last)))
     inside = f'query and key {d}, value {D} of {C} channels, {"then" if seen.last else "without"} a last 1x1 layer'
-    return Finding('widths', AS_PAPER if whose else DEVIATES, f'{inside}: {whose or "nobody of the authors"}')
+    return Finding('widths', CONFORMS if whose else DEVIATES, f'{inside}: {whose or "nobody of the authors"}')
 
 
 def mixing(
@@ -162,7 +162,7 @@ def mixing(
     if start is None: return Finding('gamma', DEVIATES, missing)
     if how != 'x + gamma o': return Finding('gamma', DEVIATES, f'the block is {how} in place of x + gamma o')
     if start: return Finding('gamma', DEVIATES, f'starts at {start:g} in place of 0')
-    return Finding('gamma', AS_PAPER, 'x + gamma o, gamma learned from 0')
+    return Finding('gamma', CONFORMS, 'x + gamma o, gamma learned from 0')
 
 
 def check_attention(
@@ -199,7 +199,7 @@ def at_rest(
     moved:list,               # names of what a forward in evaluation mode changed
 )->Finding:
     "Judge what moves where nothing should."
-    if not moved: return Finding('evaluation', AS_PAPER, 'a forward changes nothing')
+    if not moved: return Finding('evaluation', CONFORMS, 'a forward changes nothing')
     vectors = [n for n in moved if n.endswith(('u', 'u0', 'v'))]
     what = f'{(vectors or moved)[0]}' + (f' and {len(moved) - 1} more' if len(moved) > 1 else '')
     why = ': u moves, so an image depends on how often the network was called' if vectors else ''
@@ -228,7 +228,7 @@ def oblong(
     try:
         with torch.no_grad(): fits = tensor_like(block(x), x) is not None
     except Exception: fits = False
-    return Finding('not square', AS_PAPER if fits else DEVIATES, 'works' if fits else 'a map of 4x8 fails')
+    return Finding('not square', CONFORMS if fits else DEVIATES, 'works' if fits else 'a map of 4x8 fails')
 
 
 def normed(
@@ -237,5 +237,5 @@ def normed(
     "Is there spectral norm on the 1x1 layers?"
     names = ' '.join([*dict(block.named_parameters()), *dict(block.named_buffers())])
     there = any(word in names for word in ('weight_orig', 'parametrizations', 'weight_bar', 'weight_u', '.u0', '.u'))
-    if there: return Finding('spectral norm', AS_PAPER, 'on its layers, as the released code')
+    if there: return Finding('spectral norm', CONFORMS, 'on its layers, as in the released code')
     return Finding('spectral norm', DEVIATES, 'none on its layers; the released code has it on all four')

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .port_attention import AS_PAPER, DEVIATES, UNSURE, Finding
+from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding
 
 
 def matrix_of(
@@ -68,7 +68,7 @@ def epsilon_of(
     return None
 
 
-GRADIENT = {'sigma moves': (AS_PAPER, 'through W / sigma(W)'),
+GRADIENT = {'sigma moves': (CONFORMS, 'through W / sigma(W)'),
             'sigma constant': (DEVIATES, 'the second term is missing: sigma counts as a constant'),
             'other': (DEVIATES, 'neither that of W / sigma(W) nor that of W / constant')}
 
@@ -82,10 +82,10 @@ def check_norm(
     settled, first = norm_after(layer, 200), norm_after(layer, 0)
     ok = abs(settled - 1) < .02
     words = f'{settled:.3f} after 200 training forwards' + ('' if ok else ', should be 1')
-    out = [Finding('norm', AS_PAPER if ok else DEVIATES, words)]
+    out = [Finding('norm', CONFORMS if ok else DEVIATES, words)]
     late = first > 3 or first < 1/3
     words = f'norm {first:.3g} before any training forward'
-    out.append(Finding('first evaluation', DEVIATES if late else AS_PAPER, words))
+    out.append(Finding('first evaluation', DEVIATES if late else CONFORMS, words))
     gradient = Finding('gradient', *GRADIENT[gradient_rule(layer)])
     return [*out, moves(layer), reading(layer), gradient, epsilon_finding(epsilon_of(wrap))]
 
@@ -116,7 +116,7 @@ def moves(
         found[mode] = changed(layer, was)
     if found[False]: return Finding('u', DEVIATES, 'moves in evaluation, too: the same input gives other outputs')
     if not found[True]: return Finding('u', DEVIATES, 'never moves: sigma is that of the first weights')
-    return Finding('u', AS_PAPER, 'moves in training alone')
+    return Finding('u', CONFORMS, 'moves in training alone')
 
 
 def reading(
@@ -129,14 +129,14 @@ def reading(
     if inner is None: return Finding('reading', UNSURE, 'there is no attribute `weight` to read')
     with torch.no_grad(): inner.weight
     if changed(layer, was): return Finding('reading', DEVIATES, 'reading the weight in training mode moves u')
-    return Finding('reading', AS_PAPER, 'reading the weight changes nothing')
+    return Finding('reading', CONFORMS, 'reading the weight changes nothing')
 
 
 def epsilon_finding(
     eps:float,                # from `epsilon_of`
 )->Finding:
     "Judge an epsilon."
-    if eps is None or eps < 1e-9: return Finding('epsilon', AS_PAPER, f'about {eps or 1e-20:.0e} or less')
+    if eps is None or eps < 1e-9: return Finding('epsilon', CONFORMS, f'about {eps or 1e-20:.0e} or less')
     words = f'about {eps:.0e}; the released code has 1e-12: weights near it are not normalised'
     return Finding('epsilon', DEVIATES, words)
 
@@ -168,6 +168,6 @@ def check_loss(
     got = [torch.as_tensor(value(*d)).detach().float() for d in draws]
     close = lambda g, v: g.ndim == 0 and torch.isclose(g, v, rtol=1e-4)
     names = [n for n, f in known.items() if all(close(g, f(*d)) for g, d in zip(got, draws))]
-    if right in names: return [Finding('loss', AS_PAPER, right)]
+    if right in names: return [Finding('loss', CONFORMS, right)]
     if names: return [Finding('loss', DEVIATES, f'{names[0]}; the paper has {right}')]
     return [Finding('loss', UNSURE, f'none that I know; the paper has {right}')]

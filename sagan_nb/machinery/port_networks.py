@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .port_attention import AS_PAPER, DEVIATES, UNSURE, Finding, at_rest
+from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding, at_rest
 
 
 def run(
@@ -57,7 +57,7 @@ def common(
     if blocks:
         words = f'{blocks[0]} overwrites its input: its shortcut sees a rectified map'
         out.append(Finding('in-place ReLU', DEVIATES, words))
-    else: out.append(Finding('in-place ReLU', AS_PAPER, 'no block overwrites its input'))
+    else: out.append(Finding('in-place ReLU', CONFORMS, 'no block overwrites its input'))
     return out
 
 
@@ -70,7 +70,7 @@ def batch_norms(
     if not found: return Finding('batch norm', UNSURE, 'no epsilon can be read')
     far = [e for e in found if not .9e-5 < e < 1.1e-5]
     words = f'epsilon {", ".join(f"{e:g}" for e in sorted(found))}'
-    return Finding('batch norm', DEVIATES if far else AS_PAPER, words + ('; the released code has 1e-5' if far else ''))
+    return Finding('batch norm', DEVIATES if far else CONFORMS, words + ('; the released code has 1e-5' if far else ''))
 
 
 VARIANCES = 'running_var', 'var', 'stored_var'        # torch, this package, BigGAN-PyTorch
@@ -105,7 +105,7 @@ def variance_rule(
         for h in handles: h.remove()
         net.eval()
     if not told: return Finding('moving variance', UNSURE, 'there is none')
-    if told[min(told)] == 'biased': return Finding('moving variance', AS_PAPER, 'that of the batch, biased')
+    if told[min(told)] == 'biased': return Finding('moving variance', CONFORMS, 'that of the batch, biased')
     return Finding('moving variance', DEVIATES, 'unbiased, as torch has it; the released code takes that of the batch')
 
 
@@ -119,14 +119,14 @@ def check_generator(
     z, y = torch.randn(4, z_dim), torch.arange(4) % max(n_classes, 1)
     with torch.no_grad(): x, other = run(net.eval(), z, y), run(net, z, (y + 1) % max(n_classes, 1))
     words = f'pictures {tuple(x.shape[1:])} in {x.min():.2f}..{x.max():.2f}'
-    out = [Finding('range', AS_PAPER if x.abs().max() <= 1 else DEVIATES, words)]
+    out = [Finding('range', CONFORMS if x.abs().max() <= 1 else DEVIATES, words)]
     if n_classes > 1:
         tables = [n for n, p in net.named_parameters() if p.ndim == 2 and n_classes in p.shape]
         used = not torch.equal(x, other)
         same = 'another class gives the same picture' + (', as long as all rows are equal' if tables else '')
         said = f'{len(tables)} with a row or column for each class; '
         said += 'another class gives another picture' if used else same
-        out.append(Finding('class tables', AS_PAPER if used else UNSURE if tables else DEVIATES, said))
+        out.append(Finding('class tables', CONFORMS if used else UNSURE if tables else DEVIATES, said))
     return [*out, batch_norms(net), variance_rule(net, z, y), *common(net, z, y)]
 
 
@@ -162,11 +162,11 @@ def check_discriminator(
     torch.manual_seed(0)
     x, y = torch.rand(4, 3, res, res)*2 - 1, torch.arange(4) % max(n_classes, 1)
     rule = pooling_rule(net.eval(), x, y)
-    verdict = UNSURE if rule is None else AS_PAPER if rule == 'sum' else DEVIATES
+    verdict = UNSURE if rule is None else CONFORMS if rule == 'sum' else DEVIATES
     words = dict(sum='sum over the last map').get(rule, f'{rule}; the released code has the sum of the rectified map')
     out = [Finding('pooling', verdict, words if rule else 'cannot be told')]
     if n_classes > 1:
         with torch.no_grad(): used = not torch.equal(run(net, x, y), run(net, x, (y + 1) % n_classes))
         words = 'another class gives another logit' if used else 'the class does not matter'
-        out.append(Finding('class tables', AS_PAPER if used else DEVIATES, words))
+        out.append(Finding('class tables', CONFORMS if used else DEVIATES, words))
     return [*out, *common(net, x, y)]

@@ -111,18 +111,19 @@ def connect(self:Ranks, net:nn.Module)->nn.Module:       # the same network
 def holding(
     net:nn.Module,            # network whose batch comes in parts
     weights:dict,             # SpectralNorm -> the weight to compute with
-    stats:dict,               # batch norm -> list for the statistics of its chunks
+    stats:dict,               # batch norm -> list that the statistics of its chunks are added to
     learns:dict,              # weight -> does it get a gradient?
 ):
     "Within it, nothing of the network moves, and it computes with these weights."
     before = {p: p.requires_grad for p in learns}
     for p, learn in learns.items(): p.requires_grad_(learn)
     for sn, weight in weights.items(): sn.held = weight
-    for m, parts in stats.items(): m.parts = parts
+    for m in stats: m.parts = []       # begun anew: torch.compile makes a graph for each length of a list
     try: yield
     finally:
         for p, learn in before.items(): p.requires_grad_(learn)
         for sn in weights: sn.held = None
+        for m, parts in stats.items(): parts += m.parts
         for m in stats: m.parts = None
 
 def in_parts(
@@ -143,7 +144,8 @@ def in_parts(
         weights[sn] = sn(raw)
     def again(): return nullcontext(), holding(net, weights, {m: [] for m in stats}, learns)     # for the gradient
     how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=again)
-    with holding(net, weights, stats, learns):
-        outs = [checkpoint(net, *part, **how) for part in zip(*(a.split(micro) for a in args))]
+    outs = []
+    for part in zip(*(a.split(micro) for a in args)):
+        with holding(net, weights, stats, learns): outs.append(checkpoint(net, *part, **how))
     for m, parts in stats.items(): m.update(parts)
     return tuple(map(torch.cat, zip(*outs))) if isinstance(outs[0], tuple) else torch.cat(outs)

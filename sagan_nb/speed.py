@@ -23,7 +23,7 @@ from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import SelfAttention
 from .train import frozen
-from .machinery.machine import fast_bf16
+from .machinery.machine import fast_bf16, tf32
 
 # %% ../nbs/14_speed.ipynb #de7a48af
 @dataclass(frozen=True)
@@ -78,18 +78,11 @@ def usable_variants(
     return [n for n in names if there[VARIANTS[n].precision]]
 
 # %% ../nbs/14_speed.ipynb #40bbd171
-@contextlib.contextmanager
 def rounding(
     precision:str,                # of a Variant
-):
+):                                # a context manager
     "Let CUDA round the inputs of float32 products for 'tf32' alone; torch's default rounds them in convolutions."
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [f.allow_tf32 for f in flags]
-    try:
-        for f in flags: f.allow_tf32 = precision == 'tf32'
-        yield
-    finally:
-        for f, b in zip(flags, before): f.allow_tf32 = b
+    return tf32(precision == 'tf32')
 
 def layout_of(
     v:Variant,                    # how

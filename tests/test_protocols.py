@@ -320,3 +320,10 @@ def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake, nets
     code, out, _ = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--protocol', 'clean', '--seed', 3, '--out', 'clean.json')
     assert code == 0 and 'KID' in out and {o['seed'] for o in json.loads((tmp_path/'clean.json').read_text())} == {3}
     assert shell(monkeypatch, capsys, 'sagan_eval', 'real', 'nowhere')[0] == 1
+    if not torch.cuda.is_available():                                         # the device is asked for, not passed over
+        code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--device', 'cuda')
+        assert code == 1 and 'there is no CUDA device here' in err
+    seen = []
+    monkeypatch.setattr(protocols, 'open_features', lambda *a: seen.append(a[-1]) or Features(Small(), 'small'))
+    compare(open_source('fake', 32), open_source('real', 32), ['distance'], cache=None, device='meta')
+    assert seen == ['meta']

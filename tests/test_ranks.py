@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
@@ -345,6 +346,22 @@ def waits_for(path):
         ranks.any(True)
     except group.Lost as e: return str(e)
     finally: path.touch()
+
+
+@pytest.mark.parametrize('raised, kind, words', [
+    (dist.DistBackendError("NCCL error in: NCCLUtils.cpp:1, unhandled cuda error\nLast error:\nDuplicate GPU detected : rank 0 and rank 1"), group.Lost, 'others: Duplicate GPU detected'),
+    (RuntimeError('No backend type associated with device type cpu'), Refused, 'cpu:gloo,cuda:nccl'),
+    (RuntimeError('Connection closed by peer'), group.Lost, 'lost another rank')])
+def test_what_fails_between_ranks_is_said_as_it_is(monkeypatch, raised, kind, words):
+    monkeypatch.setattr(dist, 'get_rank', lambda: 0)
+    with pytest.raises(kind, match=words), group.answered(): raise raised
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    "The one that is too many would share the first GPU, and NCCL refuse both. A process that sees one GPU alone is a scheduler's."
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(Refused, match='process 2 of this machine has no GPU: there are 2'): group.join(2, 3)
 
 
 def test_a_rank_that_hangs_ends_the_wait_of_the_others(crew, tmp_path):

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from commands import as_folders, needs_compiler
 from sagan_nb import speed
-from sagan_nb.blocks import ConditionalBatchNorm2d, Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
+from sagan_nb.blocks import FOLDS, ConditionalBatchNorm2d, Conv2d, DownBlock, UpBlock, conv_by_matmul, conv_then_pool, tiny, up_then_conv
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, close
 from sagan_nb.losses import hinge_d, hinge_g
@@ -442,6 +443,48 @@ def test_what_a_gpu_rounds():
         step.opt_d.step = lambda: seen.append(read())
         step()
         assert seen.pop() == [on, on] and read() == before
+
+
+NEWER = ["torch.backends.fp32_precision = 'tf32'", "torch.backends.fp32_precision = 'ieee'", "torch.backends.cudnn.conv.fp32_precision = 'ieee'"]
+
+
+@pytest.mark.parametrize('own', ["torch.set_float32_matmul_precision('high')", *(NEWER if hasattr(torch.backends.cudnn, 'conv') else [])])
+def test_settings_of_tf32_by_any_name(own):
+    "After one by torch's newer names, reading one by the older raises: features, neighbours and the bench did. In a process of its own, as it lasts."
+    code = own + """
+import torch
+from sagan_nb.machinery.features import Classifier, Features
+from sagan_nb.metrics import prdc
+from sagan_nb.speed import rounding
+newer = hasattr(torch.backends.cudnn, 'conv')
+def now():
+    if not newer: return tuple('tf32' if o.allow_tf32 else 'ieee' for o in (torch.backends.cudnn, torch.backends.cuda.matmul))
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+class Look(Classifier):
+    def forward(self, x):
+        print('within', *now())
+        return super().forward(x)
+before = now()
+Features(Look(32, 4), 'look')(torch.zeros(2, 3, 32, 32))
+with rounding('tf32'): print('allowed', *now())
+prdc(torch.randn(20, 4), torch.randn(20, 4))
+print('after', now() == before)"""
+    said = subprocess.run([sys.executable, '-c', 'import torch; ' + code], capture_output=True, text=True)
+    within, allowed, after = said.stdout.splitlines()
+    assert not {'tf32', 'bf16'} & {*within.split()} and allowed == 'allowed tf32 tf32' and after == 'after True', said.stderr
+
+
+@pytest.mark.parametrize('fold', FOLDS)
+def test_maps_of_g_are_bfloat16_on_a_gpu(fold):
+    "CUDA's autocast takes doubling by nearest neighbour to float32, and with it every map of G; a CPU's does not. On tensors without memory."
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device('cuda'): block, x, y = UpBlock(8, 4, 3, sn=False, fold=fold), torch.empty(2, 8, 8, 8), torch.zeros(2, dtype=torch.int64)
+        torch.set_autocast_enabled('cuda', True)
+        torch.set_autocast_dtype('cuda', torch.bfloat16)
+        try: assert block(x.bfloat16(), y).dtype == torch.bfloat16
+        finally:
+            torch.set_autocast_enabled('cuda', False)
+            torch.clear_autocast_cache()
 
 
 def test_what_a_call_leaves_on_a_gpu_is_waited_for(monkeypatch):

@@ -23,6 +23,8 @@ from sagan_nb.blocks import BLOCKS, FOLDS
 from sagan_nb.config import FIELDS, PRESETS, Config, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Stream, Toy
+from sagan_nb.distributed import in_parts
+from sagan_nb.networks import Generator
 from sagan_nb.self_attention import FORMS
 from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
@@ -278,6 +280,25 @@ def test_spectral_norm_compiles():
             with torch.no_grad():
                 for p in m.parameters(): p -= .1*p.grad
     for (k, a), b in zip(eager.state_dict().items(), compiled.state_dict().values()): torch.testing.assert_close(a, b, msg=k)
+
+
+@pytest.mark.parametrize('parts', [5, 9])
+def test_parts_compile(parts):
+    "There was a graph for each part, of which torch makes eight at most: then parts ran uncompiled, and their gradient failed."
+    torch.manual_seed(0)
+    eager = Generator(32, 2, 3, 8, attn_at=(16,), bn=dict(ghost=2), bn_last=dict(ghost=2))
+    compiled, z, y = copy.deepcopy(eager), torch.randn(2*parts, 8), torch.arange(2*parts) % 3
+    torch._dynamo.reset()
+    frames = []
+    def backend(graph, inputs):
+        frames.append(torch.is_grad_enabled())
+        return torch._dynamo.lookup_backend('aot_eager')(graph, inputs)
+    compiled.compile(backend=backend)
+    a, b = (in_parts(net, 2, z, y) for net in (eager, compiled))
+    a.square().sum().backward(), b.square().sum().backward()
+    torch.testing.assert_close(a, b)
+    for (k, p), q in zip(eager.named_parameters(), compiled.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=k)
+    assert len(frames) <= 4
 
 
 @pytest.mark.parametrize('rows, detach', [(1, True), (2, False), (3, True)])

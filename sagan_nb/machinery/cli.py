@@ -211,13 +211,13 @@ def sagan_eval(
     keep_memory()
     out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
-    ranks, asked = Ranks(), [m.strip() for m in metrics.split(',')]
+    ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
-    else: made, source, about = open_measured(run, data, pick_device(device))
-    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, ranks=ranks)
-    elif fake: records = compare(made, source, asked, features, n_real, seed, not floats)
+    else: made, source, about = open_measured(run, data, where)
+    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, device=where, ranks=ranks)
+    elif fake: records = compare(made, source, asked, features, n_real, seed, not floats, device=where, ranks=ranks)
     else:
         records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
                            seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)

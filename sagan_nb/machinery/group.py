@@ -53,6 +53,7 @@ def join(
     "Meet the other ranks, once per process. Raises Refused if they do not all come in time."
     if world == 1 or dist.is_initialized(): return
     gpus, local, seconds = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0)), patience()
+    if 1 < gpus <= local: raise Refused(f'process {local} of this machine has no GPU: there are {gpus}, counted from 0, and each serves one process')
     if local < gpus: torch.cuda.set_device(local)
     wait, attempt = timedelta(seconds=seconds), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:
@@ -68,10 +69,14 @@ def join(
 
 @contextmanager
 def answered():
-    "Within it, ranks exchange something. Raises Lost where another one is gone or late (gloo; nccl ends the process by itself)."
+    "Within it, ranks exchange something. Raises Lost where that fails: another one is gone or late (gloo), or as NCCL says."
     try: yield
     except torch.OutOfMemoryError: raise                         # this rank's own trouble
     except RuntimeError as e:
+        if 'No backend type' in str(e): raise Refused('the ranks met without a way to exchange tensors of a CPU: '
+                                                      'torch.distributed.init_process_group("cpu:gloo,cuda:nccl") has one') from None
+        reason = str(e).partition('Last error:')[2].strip()      # NCCL's own, after where in torch it was
+        if reason: raise Lost(f'rank {dist.get_rank()} could not exchange with the others: {reason}') from e
         words = f'rank {dist.get_rank()} lost another rank, or waited more than {patience():g} s ({WAIT}) for it'
         raise Lost(f'{words}: {str(e).splitlines()[0].partition(". This is")[0]}') from e
 

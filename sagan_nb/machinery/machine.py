@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,11 +73,36 @@ def keep_memory()->bool:          # False where it was not done
     return all([mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 2**28)])
 
 
+@contextmanager
+def tf32(
+    allowed:bool,                 # may CUDA round the inputs of float32 products and convolutions to ten bits?
+):
+    "Allow TF32 or not; torch's settings come back after. Once somebody has used torch's newer names, it refuses to read the older."
+    name, value, holders = 'allow_tf32', allowed, (torch.backends.cudnn, torch.backends.cuda.matmul)
+    try: before = [getattr(o, name) for o in holders]
+    except RuntimeError:
+        name, value, holders = 'fp32_precision', 'tf32' if allowed else 'ieee', (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        before = [getattr(o, name) for o in holders]
+    try:
+        for o in holders: setattr(o, name, value)
+        yield
+    finally:
+        for o, old in zip(holders, before): setattr(o, name, old)
+
+
+def exact_products()->bool:
+    "Does a product of float32 matrices use all of their bits, on a CPU and on a GPU?"
+    try: return torch.get_float32_matmul_precision() == 'highest'
+    except RuntimeError:                                     # of torch's newer names, see `tf32`
+        return all(o.matmul.fp32_precision in ('none', 'ieee') for o in (torch.backends.cuda, torch.backends.mkldnn))
+
+
 def fast_bf16(
     device='cpu',                 # where
 )->bool:
     "Return whether the device computes bfloat16 in hardware; emulated, it is many times slower than float32."
-    if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type == 'cuda':
+        with torch.cuda.device(device): return torch.cuda.is_bf16_supported(including_emulation=False)
     names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .machine import exact_products
+
 BEYOND = 8                     # candidates for the neighbours of a row, beyond those that are wanted
 
 
@@ -19,7 +21,7 @@ class Cloud:
     ):
         self.x, self.centre, parts = x, centre, x.split(chunk)
         self.size = torch.cat([(p.double() - centre).square().sum(1) for p in parts])
-        fits = torch.get_float32_matmul_precision() == 'highest' and 1e-20 < self.size.max() < 1e30
+        fits = exact_products() and 1e-20 < self.size.max() < 1e30
         self.low = torch.cat([(p.double() - centre).to(torch.float32 if fits else torch.float64) for p in parts])
         self.error = (x.shape[1] + 16)*torch.finfo(self.low.dtype).eps/2  # of `rough`, in units of both squared lengths
 

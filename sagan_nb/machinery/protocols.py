@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import Refused, choose, from_uint8
 from ..data import open_source
-from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, real_table, record, table_key
+from ..distributed import Ranks
+from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
 from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, inception, open_features
 from .files import cache_folder, content_hash, file_sha256
 from .listing import list_pictures, locate
@@ -168,19 +169,20 @@ def measure_by(
     cache='default',          # see `evaluate`
     seed:int=0,               # see `evaluate`
     about:dict=None,          # what is known of the generator
+    device='cpu',             # where features are computed; those of a generator where that is
     ranks=None,               # see `evaluate`
 )->list:                      # records, each with `protocol` and `departures`
     "Measure by a named protocol. Raises Refused for an unknown one, and where its weights are missing."
     p, about = PROTOCOLS[choose(name, PROTOCOLS, 'protocol')], about or {}
-    device = next(fake.parameters()).device if isinstance(fake, nn.Module) else 'cpu'
+    if isinstance(fake, nn.Module): device = next(fake.parameters()).device
     n = len(fake) if not isinstance(fake, nn.Module) else n_fake or p.n_fake
     said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about))
     out, metrics = [], ['distance', 'score'] if p.splits else ['distance', 'kid']
     for metric in metrics:
         net = p.score_net if metric == 'score' and p.score_net else p.net
         how = dict(features=features_by(net, paths or {}, device), n_real=p.n_real or len(source), seed=seed,
-                   cache=cache, rounding=p.rounding, about=said)
-        if isinstance(fake, nn.Module): found = evaluate(fake, source, [metric], n_fake=n, ranks=ranks, **how)
+                   cache=cache, rounding=p.rounding, about=said, ranks=ranks)
+        if isinstance(fake, nn.Module): found = evaluate(fake, source, [metric], n_fake=n, **how)
         else: found = compare(fake, source, [metric], **how)
         out += [o for o in found if o.get('splits', p.splits) == p.splits]
     return out
@@ -189,7 +191,7 @@ def measure_by(
 def by_protocols(
     name:str,                 # a key of PROTOCOLS, or 'all'
     *how,                     # of `measure_by`: fake, source, n_fake, paths
-    **more,                   # of `measure_by`: seed, about, ranks
+    **more,                   # of `measure_by`: seed, about, device, ranks
 )->list:                      # records
     "Measure by one protocol or by all whose weights are there. Raises Refused where none can be measured by."
     if name != 'all': return measure_by(name, *how, **more)
@@ -245,18 +247,22 @@ def compare(
     rounding:bool=True,       # False: bytes become floats in [-1, 1]
     cache='default',          # see `evaluate`
     about:dict=None,          # what else to say
+    device='cpu',             # where features are computed
+    ranks:Ranks=None,         # see `evaluate`
 )->list:                      # records
     "Measure one set of pictures against another. Raises Refused for unknown metrics and for sizes that differ."
     check_metrics(metrics)
     if fake.res != source.res: raise Refused(f'{fake.spec} has {fake.res} px and {source.spec} {source.res} px')
     if min(len(fake), len(source)) < 2: raise Refused('a distance needs at least 2 pictures of each kind')
-    net = features if isinstance(features, Features) else open_features(features, source, cache)
+    ranks = ranks or Ranks(0, 1)
+    net = features if isinstance(features, Features) else in_turn(ranks, open_features, features, source, cache, device)
     how = dict(features=net, seed=seed, rounding=rounding,
                folder=cache_folder() if cache == 'default' else cache and Path(cache))
     real, reference = (real_table(source, n=n_real or n, **how) for n in (50_000, len(source)))
     alike = list(fake.classes) == list(source.classes)
     by_class = real_table(fake, n=len(fake), **how) if alike else None
     task = Task(shuffled_table(fake, **how), by_class, real, reference, source, None)
+    for table in (task.fake, real, reference, *[by_class]*alike): table.ranks = ranks
     stamp = dict(features=net.name, features_hash=net.hash, resize=net.resize, n_fake=len(fake), n_real=real.n,
                  pictures='uint8' if rounding else 'uint8 as floats', seed=seed, labels='as in the pictures',
                  generator=fake.fingerprint, generated=fake.spec, data=source.spec, data_id=source.fingerprint,

@@ -93,7 +93,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'sagan_nb.blocks.conv': ('blocks.html#conv', 'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.conv_by_matmul': ('blocks.html#conv_by_matmul', 'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.conv_then_pool': ('blocks.html#conv_then_pool', 'sagan_nb/blocks.py'),
-                                 'sagan_nb.blocks.doubled': ('blocks.html#doubled', 'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.doubled_taps': ('blocks.html#doubled_taps', 'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.known_block': ('blocks.html#known_block', 'sagan_nb/blocks.py'),
                                  'sagan_nb.blocks.map_block': ('blocks.html#map_block', 'sagan_nb/blocks.py'),

@@ -162,7 +162,7 @@ class Toy(BaseSource):
 def part_hues(
     x:Tensor,             # pictures in [-1, 1], (B, 3, H, W)
 )->Tensor:                # hue of the left and of the right half, 0..1 around the circle, (B, 2)
-    "The hue of each half: vectors of colour, weighted by the square of their length, so that a dim ground does not count."
+    "The hue of each half: vectors of colour, weighted by their length squared, so that a dim ground does not count."
     r, g, b = x.detach().float().cpu().unbind(1)
     east, north = r - (g + b) / 2, (g - b) * (3**.5 / 2)    # a vector: its angle is hue, its length chroma
     weight = east.square() + north.square()

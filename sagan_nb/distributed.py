@@ -82,7 +82,7 @@ def mean(self:Ranks, x:Tensor)->Tensor:                    # the mean over ranks
     if self.world == 1: return x
     total = x.detach().clone()
     with answered(): dist.all_reduce(total)
-    return total / self.world
+    return total.div_(self.world)
 
 @patch
 def any(self:Ranks, wish:bool)->bool:
@@ -94,8 +94,9 @@ def average(self:Ranks, net:nn.Module):
     "Replace the gradient of every weight by its mean over ranks."
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     if self.world == 1 or not grads: return
-    means = self.mean(torch.cat([g.flatten() for g in grads]))           # all in one message
-    for g, mean in zip(grads, means.split([g.numel() for g in grads])): g.copy_(mean.view_as(g))
+    flat = torch.cat([g.flatten() for g in grads])                       # all in one message, and one copy
+    with answered(): dist.all_reduce(flat)
+    for g, mean in zip(grads, flat.div_(self.world).split([g.numel() for g in grads])): g.copy_(mean.view_as(g))
 
 @patch
 def connect(self:Ranks, net:nn.Module)->nn.Module:       # the same network
@@ -126,6 +127,7 @@ def holding(
         for m, parts in stats.items(): parts += m.parts
         for m in stats: m.parts = None
 
+# %% ../nbs/08_distributed.ipynb #35a00515
 def in_parts(
     net:nn.Module,            # generator or discriminator
     micro:int,                # rows of a part, at most; 0: all at once

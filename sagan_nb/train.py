@@ -108,7 +108,7 @@ def make_gan(
     ranks = Ranks()
     ranks.share(cfg.batch, cfg.bn_ghost)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+        torch.default_generator.manual_seed(cfg.seed)       # `torch.manual_seed` would seed every GPU, too
         G, D = networks(cfg)
     G, D = (ranks.connect(net).to(device, memory_format=layout(cfg)) for net in (G, D))
     if cfg.compiled: G.compile(), D.compile()           # copies of them, as for sampling, are not

@@ -30,6 +30,7 @@ from sagan_nb.train import fit, make_gan, networks, sampler
 from sagan_nb.machinery import cli, options
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, load_checkpoint, newest_checkpoint, read_checkpoint
 from sagan_nb.machinery.files import CacheWarning
+from sagan_nb.machinery.machine import pick_device
 from sagan_nb.machinery.runs import Log, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
@@ -352,6 +353,25 @@ def test_a_gpu_that_is_not_there_or_only_emulates(monkeypatch, tmp_path):
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_train('t1_none', scale='gpu', out=str(tmp_path/'run'))
     with pytest.raises(Refused, match='say --set precision=fp32'): cli.sagan_table('table1', data='toy', scale='gpu', out=str(tmp_path/'table'))
     assert machine.pick_device('auto') == torch.device('cuda') and options.run_settings(None, None, 'laptop', None, (), False, False, 'cuda').precision == 'fp32'
+
+
+def test_compiled_on_a_gpu_without_a_compiler(monkeypatch):
+    "Triton builds a piece of C when it runs first: known before there is a run folder."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.delenv('CC', raising=False)
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    with pytest.raises(Refused, match='on a GPU needs triton and a C compiler'): pick_device('cuda', compiled=True)
+    assert pick_device('cuda').type == 'cuda'
+
+
+def test_networks_of_a_seed_leave_every_generator_as_it_was(monkeypatch):
+    "Those of GPUs, too, which `torch.manual_seed` seeds."
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', lambda seed: pytest.fail('seeds GPUs'))
+    state = torch.random.get_rng_state()
+    a, b = (make_gan(replace(at_scale(PRESETS['t1_none'], 'smoke'), n_classes=4)).G for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.equal(a.linear.bias, b.linear.bias)
+    assert torch.equal(a.linear.parametrizations.weight.original, b.linear.parametrizations.weight.original)
 
 
 @pytest.mark.parametrize('command', [('sagan_train',), ('sagan_table', 'table1')])

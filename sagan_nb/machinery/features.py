@@ -204,7 +204,7 @@ def train_classifier(
     if n < FEWEST: raise TooFew(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
     held, rest = torch.randperm(n, generator=rng).split([min(n // 10, 2000), n - min(n // 10, 2000)])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net = Classifier(source.res, K if K > 1 else 4).to(device).train()
     opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., steps or min(max(200, 2*n // 64), 5000)
     for t in progress(range(steps), 'training the classifier that measures, once'):

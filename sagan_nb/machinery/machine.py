@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def out_of_memory(
     e:BaseException,              # what was raised
 )->bool:
     "Tell whether memory ran out: Python's, torch's on a CPU or a GPU, or that of a thread that could not start."
-    words = ['allocate memory', "can't start new thread", 'out of memory', 'std::bad_alloc']
+    words = ['allocate memory', "can't start new thread", 'out of memory', 'std::bad_alloc', 'STATUS_ALLOC_FAILED']
     if memory_is_limited(): words.append('could not create a primitive')             # oneDNN's way to say it
     return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(o in str(e) for o in words)
 
@@ -125,8 +126,14 @@ def machine_facts(
     return facts
 
 
-def check_compiler():
-    "Check for the C++ compiler that `torch.compile` needs on a CPU. Raises Refused if there is none."
+def check_compiler(
+    kind:str='cpu',               # of device
+):
+    "Check for what `torch.compile` needs: on a CPU a C++ compiler, on a GPU triton and a C compiler. Raises Refused without."
+    if kind == 'cuda':
+        there = find_spec('triton') and (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang'))
+        if there: return
+        raise Refused('torch.compile on a GPU needs triton and a C compiler (gcc, clang, or what CC names), and they are not here')
     from torch._inductor import cpp_builder, exc
     try: cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
@@ -156,5 +163,5 @@ def pick_device(
         raise Refused(f'there is no device {name!r}: there are {n} here, counted from 0')
     if bf16 and device.type == 'cuda' and not fast_bf16(device):
         raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
-    if compiled and device.type == 'cpu': check_compiler()
+    if compiled: check_compiler(device.type)
     return device

@@ -1,11 +1,11 @@
-"""Serves chapter 03: passes over maps with few channels, on a CPU with channels last.
+"""Serves chapter 03: passes over maps, of few channels on a CPU with channels last, and in bfloat16 on a GPU.
 
-There torch's loops run over the channels of one position: four or sixteen numbers, and then the next loop begins.
+On a CPU torch's loops run over the channels of one position: four or sixteen numbers, and then the next loop begins.
 """
 import torch.nn.functional as F
 from torch import Tensor
 
-from .quick import transformed
+from .quick import transformed, without_autocast
 
 NARROW = 32                   # channels; measured: from 64 on torch's own passes are as fast
 
@@ -35,3 +35,10 @@ def along_rows(
     "Write the numbers out along a row, so that one loop covers it."
     if not is_narrow(x): return t
     return t.permute(0, 2, 3, 1).expand(-1, -1, x.shape[3], -1).contiguous().permute(0, 3, 1, 2)
+
+
+def upsampled(
+    x:Tensor,                     # map, (B, C, H, W)
+)->Tensor:                        # (B, C, 2H, 2W)
+    "Double a map by nearest neighbour, in its own number format: CUDA's autocast would make it float32."
+    with without_autocast(x.device.type): return F.interpolate(x, scale_factor=2, mode='nearest')

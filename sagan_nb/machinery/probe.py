@@ -125,7 +125,7 @@ def run_probe(
     row, intact = preset(own.row), open_source(own.data, own.res)
     dealt = deal_out(intact)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(own.seed)
+        torch.default_generator.manual_seed(own.seed)
         D = Discriminator(own.res, own.width, 1, row.attn_at, row.block, row.form, own.reduction, head='none')
     D.to(memory_format=torch.channels_last)
     began, cpu = time.monotonic(), time.process_time()

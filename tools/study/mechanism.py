@@ -98,7 +98,7 @@ def measure(run, n):
         found[words] = {k: v for k, v in source.long_range(from_uint8(to_uint8(x)), y).items() if k in ('mi', 'joint', 'spread')}
         print(f'{Path(run).name}: {words:22} {found[words]["mi"]:6.2f} bits, {found[words]["joint"]:6.2f} joint', flush=True)
     use = {name: block.gamma.item() for name, block in G.extra.items()}
-    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found)
+    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found, env=machine_facts())
 
 
 def main():
@@ -111,7 +111,7 @@ def main():
     for run in o.runs:
         if any(old['run'] == Path(run).name for old in found): continue
         found.append(measure(run, o.n))
-        with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found, **machine_facts()), indent=1) + '\n')
+        with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

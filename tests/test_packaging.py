@@ -145,6 +145,12 @@ def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
     assert 'gone.py: has no notebook' in said and 'core.py: differs' in said
 
 
+def test_all_notebooks_are_run_and_index_last(monkeypatch):
+    from tools.run_nbs import everything
+    monkeypatch.chdir(ROOT)
+    assert [p.name for p in everything()] == [*sorted(p.name for p in (ROOT/'nbs').glob('[0-9]*.ipynb')), 'index.ipynb']
+
+
 @pytest.mark.parametrize('args, more, folder, ends', [
     ([], ['--within', '3'], 'runs/toy-2', ['excerpt of runs/toy-2']), (['--resume', '--steps', '1300'], None, 'runs/toy', [])])
 def test_only_the_bare_command_is_shortened(args, more, folder, ends, tmp_path, monkeypatch):

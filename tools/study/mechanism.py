@@ -65,8 +65,8 @@ def mapped(G, make):
 
 
 @contextmanager
-def silenced(G):
-    "Within it, gamma is 0 in every block of G, attention or control."
+def without_blocks(G):
+    "Within it, gamma is 0 in every block of G: attention, as with `attention_maps.silenced`, or its control."
     gammas = [block.gamma for block in G.extra.values()]
     were = [gamma.detach().clone() for gamma in gammas]
     with torch.no_grad():
@@ -80,10 +80,10 @@ def silenced(G):
 def ways(G, res):
     "What is done to the block: words -> context manager."
     if not any(isinstance(b, self_attention.SelfAttention) for b in G.extra.values()):
-        return {'as trained': nullcontext(), 'silenced (gamma = 0)': silenced(G)}
+        return {'as trained': nullcontext(), 'silenced (gamma = 0)': without_blocks(G)}
     near = {f'only within {r} px': mapped(G, within(r, res)) for r in (4, 8, 16)}
     far = {f'only beyond {r} px': mapped(G, within(r, res, far=True)) for r in (8, 16)}
-    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G), 'even map': mapped(G, even),
+    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': without_blocks(G), 'even map': mapped(G, even),
             'locations shuffled': mapped(G, shuffled), 'map of another image': mapped(G, of_another_image), **near, **far}
 
 

@@ -19,7 +19,7 @@ from browser import Tab
 from PIL import Image
 
 from tools.site import tables
-from tools.site.docs import WAYS_IN, chapters, sentences
+from tools.site.docs import WAYS_IN, chapters, page_of, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -197,6 +197,11 @@ def test_equations_have_numbers_and_figures_captions(site):
         assert len(shown) == len(re.findall(r'(?s)\$\$.+?\$\$', prose)), name
         captions = re.findall(r'(?s)<figcaption>(.*?)</figcaption>', text)
         assert len(captions) == sum('#| fig-cap' in ''.join(c['source']) for c in cells) and all('Figure ' in o for o in captions), name
+
+
+def test_the_readme_of_a_folder_is_not_the_home_page():
+    assert page_of('../README.md#cite') == 'index.ipynb#cite' and page_of('README.md') == 'index.ipynb'
+    assert page_of('../results/README.md#unfinished') is None and page_of('results/cifar10/README.md') is None
 
 
 def test_links_of_the_sources_lead_somewhere():

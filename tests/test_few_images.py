@@ -114,7 +114,7 @@ def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, 
     cfg = replace(at_scale(preset('t1_attn_16'), 'smoke'), data=str(folders/'train'), data_id=source.fingerprint, n_classes=4, steps=4, checkpoint_every=2)
     train_guarded(cfg, source, run, every=2, keep='best:2')
     generator.main(str(run), str(folders/'train'), str(folders/'test'), str(out), 40)
-    made, file = generator.read_generator(out), out/'t1_attn_16-cifar10.safetensors'
+    made, file = json.loads((out/'generator.json').read_text(encoding='utf-8')), out/'t1_attn_16-cifar10.safetensors'
     kids = {o['step']: o['kid'] for o in made['candidates']}
     assert {*kids} == {2, 4} and made['step'] == min(kids, key=kids.get) and (made['of'], made['bytes']) == (4, file.stat().st_size)
     model = open_run(file)
@@ -124,7 +124,6 @@ def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, 
     assert all((out/f'{name}.png').stat().st_size > 1000 for name in ('samples', 'silenced'))
     told = file.read_bytes() + b''.join(p.read_bytes() for p in out.glob('*.json'))
     assert str(folders).encode() not in told and str(tmp_path).encode() not in told
-    assert generator.read_generator(tmp_path) is None
 
 
 def test_a_run_of_photographs_is_measured_by_images_that_it_never_saw(folders, tmp_path, monkeypatch):

@@ -22,6 +22,17 @@ def test_twenty_updates_are_those_that_were_stored(name):
         torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(stored[key]), rtol=1e-5, atol=1e-5)
 
 
+def test_a_trace_that_is_named_is_written_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(golden, 'FILE', tmp_path/'stored.json')
+    with pytest.raises(SystemExit, match='not there yet'): golden.main(['none'])
+    few = dict(STORED, traces={k: v for k, v in STORED['traces'].items() if k != 'none'}, first='as it was')
+    golden.FILE.write_text(json.dumps(few))
+    monkeypatch.setattr(golden, 'trace', lambda name: f'{name} anew')
+    golden.main(['none'])
+    assert json.loads(golden.FILE.read_text()) == dict(few, traces=few['traces'] | dict(none='none anew'))
+    with pytest.raises(SystemExit, match="no trace 'nonsense'; there are: paper, "): golden.main(['nonsense'])
+
+
 @pytest.mark.parametrize('fold', ['kernel', 'none'])
 def test_a_fold_changes_no_trace(fold):
     found, stored = golden.trace('laptop', fold), STORED['traces']['laptop']

@@ -298,3 +298,10 @@ def test_every_mutation_edits_one_place_and_leaves_python():
         hit = [text for text in cells + files if old in text]
         assert sum(text.count(old) for text in hit) == 1, f'{what}: {old!r} stands {len(hit)} times'
         ast.parse(hit[0].replace(old, new))
+
+
+def test_each_bug_that_moved_no_golden_trace_has_a_reason():
+    "Or `tools.mutate` fails; as results/long.txt has them."
+    from tools.mutate import MUTATIONS, STILL
+    still = set(re.findall(r'(?m)^\| ([^|]+) \| \d\d \| [^|]+ \| \*\*no\*\* \|$', (ROOT/'results'/'long.txt').read_text(encoding='utf-8')))
+    assert still and still <= STILL.keys() <= {m[0] for m in MUTATIONS}

@@ -1,5 +1,9 @@
 "What is done to a trained generator's attention is what it says, and what is said of it follows from the file."
 import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +60,22 @@ def test_maps_are_what_their_names_say():
     assert torch.allclose(mechanism.within(8, 32, far=True)(q, k).double(), cut/cut.sum(-1, keepdim=True), atol=1e-5)
     assert torch.allclose(mechanism.within(99, 32)(q, k), beta) and torch.equal(mechanism.of_another_image(q, k)[1], beta[0])
     assert mechanism.even(q, k).std() == 0 and sorted(mechanism.shuffled(q, k)[0, :, 0].tolist()) == sorted(beta[0, :, 0].tolist())
+
+
+def test_each_run_keeps_the_commit_that_measured_it(G, tmp_path, monkeypatch):
+    "Runs measured later take nothing from those before, in the stored file, too."
+    cfg = SimpleNamespace(res=32, z_dim=G.z_dim, seed=14, preset='t1_attn_16', data='planted')
+    monkeypatch.setattr(mechanism, 'open_run', lambda run: SimpleNamespace(G=G, cfg=cfg, step=1))
+    monkeypatch.setattr(mechanism, 'pictures_of', lambda cfg: SimpleNamespace(long_range=lambda x, y: dict(mi=1., joint=1.)))
+    monkeypatch.setattr(mechanism, 'ways', lambda G, res: {TRAINED: nullcontext()})
+    for run, commit in (('a', '1'*40), ('b', '2'*40)):
+        monkeypatch.setattr(mechanism, 'machine_facts', lambda: dict(commit=commit))
+        monkeypatch.setattr(sys, 'argv', ['mechanism', 'a', run, '--n', '2', '--out', str(tmp_path/'found.json')])
+        mechanism.main()
+    commits = lambda path: {o['run']: o['env']['commit'] for o in json.loads(path.read_text())['runs']}
+    assert commits(tmp_path/'found.json') == dict(a='1'*40, b='2'*40)
+    stored = commits(Path(__file__).parents[1]/'results'/'twins'/'mechanism.json')
+    assert len(stored) == 11 and {c[:7] for run, c in stored.items() if run.startswith('t1_attn')} == {'2188bdc'}
 
 
 def planted(path, losses):

@@ -90,6 +90,22 @@ def test_commands_of_the_wheel(clean):
     clean('sagan_train', 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '2', '--out', 'run')
 
 
+@pytest.mark.skipif(not shutil.which('make'), reason='no make on this machine')
+@pytest.mark.parametrize('fails', ['tools.mutate', 'nothing'])
+def test_the_log_of_long_tests_is_whole_when_pages_are_made_from_it(fails, tmp_path):
+    "And stays as it was where something fails."
+    shutil.copy(ROOT/'Makefile', tmp_path)
+    for folder in ('.venv/bin', 'results'): (tmp_path/folder).mkdir(parents=True)
+    (tmp_path/'results'/'long.txt').write_text('before')
+    python = tmp_path/'.venv'/'bin'/'python'
+    python.write_text(f'#!/bin/sh\necho ran "$2"\n[ "$2" = tools.site.readme ] && cp results/long.txt seen.txt\n[ "$2" != {fails} ]\n')
+    python.chmod(0o755)
+    done = subprocess.run(['make', 'long'], cwd=tmp_path, capture_output=True, text=True)
+    log = (tmp_path/'results'/'long.txt').read_text()
+    if fails == 'nothing': assert done.returncode == 0 and 'ran tools.mutate' in (tmp_path/'seen.txt').read_text() == log
+    else: assert done.returncode and log == 'before' and not (tmp_path/'seen.txt').exists()
+
+
 def test_start_says_what_is_missing():
     assert start.complaint(sys.version_info) is None
     need = '.'.join(map(str, start.min_python()))
@@ -127,6 +143,12 @@ def test_export_stage_finds_stale_modules(tmp_path, monkeypatch, capsys):
     assert stages.export() == 1
     said = capsys.readouterr().out
     assert 'gone.py: has no notebook' in said and 'core.py: differs' in said
+
+
+def test_all_notebooks_are_run_and_index_last(monkeypatch):
+    from tools.run_nbs import everything
+    monkeypatch.chdir(ROOT)
+    assert [p.name for p in everything()] == [*sorted(p.name for p in (ROOT/'nbs').glob('[0-9]*.ipynb')), 'index.ipynb']
 
 
 @pytest.mark.parametrize('args, more, folder, ends', [

@@ -1,4 +1,4 @@
-"""Golden traces: what `NUMERICS` promises. `python -m tools.golden` writes them anew.
+"""Golden traces: what `NUMERICS` promises. `python -m tools.golden` writes them all anew, `python -m tools.golden NAME ...` these alone.
 
 A trace is the losses of 20 updates and two numbers of the images drawn after them. It is computed in float64, where
 rounding stays below 1e-9 for that long: so it survives another processor and another torch, and moves when the
@@ -6,6 +6,7 @@ algorithm does. Half-way the run is saved and opened again. The number formats o
 """
 import json
 import os
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +81,14 @@ def first_losses(precision, device='cpu'):
     return [d_step(gan, gan.place(from_uint8(x)), send(y, gan.device))['loss_d'].item(), g_step(gan, cfg.batch)['loss_g'].item()]
 
 
-def main():
+def main(names):
     os.environ['IN_TEST'] = '1'                          # no progress bars
-    out = dict(numerics=NUMERICS, traces={name: trace(name) for name in ROWS},
-               first={p: first_losses(p) for p in ('fp32', 'bf16')})
+    if strange := [o for o in names if o not in ROWS]: sys.exit(f'no trace {strange[0]!r}; there are: {", ".join(ROWS)}')
+    if names and not FILE.exists(): sys.exit(f'{FILE.name} is not there yet: name no trace, and all are written')
+    out = json.loads(FILE.read_text(encoding='utf-8')) if names else dict(numerics=NUMERICS, traces={}, first={p: first_losses(p) for p in ('fp32', 'bf16')})
+    found = out['traces'] | {name: trace(name) for name in names or ROWS}
+    out['traces'] = {name: found[name] for name in ROWS if name in found}
     FILE.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': main(sys.argv[1:])

@@ -75,6 +75,7 @@ STILL = {   # mutation -> why it moves no golden trace
     'softmax over the wrong axis': 'training takes the fast path; this softmax is for looking',
     'fused attention scaled by 1/sqrt(d)': 'training on a CPU takes the tiles',
     'the largest of large scores not looked for': 'the scores of these runs are small',
+    'looking at a map moves u': 'these runs look at no map',
 }
 
 

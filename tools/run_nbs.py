@@ -21,6 +21,11 @@ def with_palette(png):
     return base64.b64encode(out.getvalue()).decode() if off < .3 else png
 
 
+def everything():
+    "All notebooks, the chapters first: index tells what they found."
+    return sorted(get_config().nbs_path.glob('*.ipynb'))
+
+
 def run(path, flags=()):
     "Execute every cell that `nbdev_test --flags ...` would execute; a skipped cell keeps its stored output."
     off = set(get_config().tst_flags.split()) - set(flags)
@@ -47,6 +52,6 @@ if __name__ == '__main__':
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ['IN_TEST'] = '1'                             # progress bars stay silent, as under nbdev_test
-    for name in sys.argv[1:] or sorted(map(str, get_config().nbs_path.glob('[0-9]*.ipynb'))):
-        print(name, flush=True)
-        run(Path(name).absolute())
+    for path in map(Path, sys.argv[1:] or everything()):
+        print(path, flush=True)
+        run(path.absolute())

@@ -26,7 +26,6 @@ from .results import add_rows, tries_so_far
 from .works import WORKS, check_whole, outcome, small
 
 INJECTED = {'the disk is full': errno.ENOSPC, 'the quota is used up': errno.EDQUOT, 'the folder is read-only': errno.EROFS, 'the disk fails': errno.EIO}
-SILENT = 'evaluation', 'table'                    # a cache that cannot be kept is a warning, a row that fails is in the table: the work itself ends
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def page_of(target):
     "A link inside the repository as a link between pages; None where the site has no such page."
     path, _, anchor = target.partition('#')
     name = path.rsplit('/', 1)[-1]
+    if name == 'README.md' and path.removeprefix('../') != name: return None         # that of a folder is not the home page
     if re.fullmatch(r'test_\w+\.py', name): return f'{name[:-3]}.md'
     if name.endswith('.ipynb'): page = re.sub(r'^\d+_', '', name)
     else: page = {'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
@@ -89,12 +90,12 @@ class Page:
                 name = '-'.join(path.relative_to(ROOT).parts)
                 shutil.copy(path, self.dest/name)
                 return f'![{words}]({name})'
-            name, _, anchor = target.rpartition('/')[2].partition('#')
-            if name in self.site: return f'[{words}]({name}' + (f'#{anchor})' if anchor else ')')
+            name, hash_, anchor = target.rpartition('/')[2].partition('#')
+            if name in self.site: return f'[{words}]({name}{hash_}{anchor})'
             if page := page_of(target): return f'[{words}]({page})'
             if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
             inside = path.relative_to(ROOT)
-            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside})' if self.cfg['git_url'] else words
+            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside}{hash_}{anchor})' if self.cfg['git_url'] else words
         return outside_code(lambda t: re.sub(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', turn, t), text)
 
     def equation(self, text):

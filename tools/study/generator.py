@@ -22,7 +22,7 @@ from sagan_nb.machinery.checkpoints import checkpoints_of
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.features import domain
-from sagan_nb.machinery.files import cache_folder, file_sha256, read_json, write_json
+from sagan_nb.machinery.files import cache_folder, file_sha256, write_json
 from sagan_nb.machinery.machine import keep_memory
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.runs import machines, read_log
@@ -90,12 +90,6 @@ def about_it(model, of):
     return (f'Draws images like those of CIFAR-10 (its JPEG copy; ten classes), 32x32. Row `{model.cfg.preset}` of Table 1 at width 16, averaged weights, '
             f'{length} on one core; weights rounded to float16. Of the checkpoints kept, the one with the smallest kernel distance to held-out images. '
             'Its images are small and mostly not convincing; it is here to be looked into. CIFAR-10 has no stated licence; its images were collected for research.')
-
-
-def read_generator(out=OUT):
-    "What is known of the published generator; None where there is none."
-    path = Path(out)/'generator.json'
-    return read_json(path, 'delete it, and publish again') if path.exists() else None
 
 
 @call_parse

@@ -65,8 +65,8 @@ def mapped(G, make):
 
 
 @contextmanager
-def silenced(G):
-    "Within it, gamma is 0 in every block of G, attention or control."
+def without_blocks(G):
+    "Within it, gamma is 0 in every block of G: attention, as with `attention_maps.silenced`, or its control."
     gammas = [block.gamma for block in G.extra.values()]
     were = [gamma.detach().clone() for gamma in gammas]
     with torch.no_grad():
@@ -80,10 +80,10 @@ def silenced(G):
 def ways(G, res):
     "What is done to the block: words -> context manager."
     if not any(isinstance(b, self_attention.SelfAttention) for b in G.extra.values()):
-        return {'as trained': nullcontext(), 'silenced (gamma = 0)': silenced(G)}
+        return {'as trained': nullcontext(), 'silenced (gamma = 0)': without_blocks(G)}
     near = {f'only within {r} px': mapped(G, within(r, res)) for r in (4, 8, 16)}
     far = {f'only beyond {r} px': mapped(G, within(r, res, far=True)) for r in (8, 16)}
-    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G), 'even map': mapped(G, even),
+    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': without_blocks(G), 'even map': mapped(G, even),
             'locations shuffled': mapped(G, shuffled), 'map of another image': mapped(G, of_another_image), **near, **far}
 
 
@@ -98,7 +98,7 @@ def measure(run, n):
         found[words] = {k: v for k, v in source.long_range(from_uint8(to_uint8(x)), y).items() if k in ('mi', 'joint', 'spread')}
         print(f'{Path(run).name}: {words:22} {found[words]["mi"]:6.2f} bits, {found[words]["joint"]:6.2f} joint', flush=True)
     use = {name: block.gamma.item() for name, block in G.extra.items()}
-    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found)
+    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found, env=machine_facts())
 
 
 def main():
@@ -111,7 +111,7 @@ def main():
     for run in o.runs:
         if any(old['run'] == Path(run).name for old in found): continue
         found.append(measure(run, o.n))
-        with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found, **machine_facts()), indent=1) + '\n')
+        with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

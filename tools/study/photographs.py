@@ -22,7 +22,7 @@ from sagan_nb.machinery.runs import machines, read_log
 
 from .few_images import copied_share, features_of, looked_up
 from .generator import HELD_OUT, METRICS, TRAINED_ON, renamed
-from .mechanism import silenced
+from .mechanism import without_blocks
 
 OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
 
@@ -56,7 +56,7 @@ def main(
                  copies=copied,
                  usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
     if model.G.extra:
-        with silenced(model.G): found['silenced'] = scores()
+        with without_blocks(model.G): found['silenced'] = scores()
     folder = Path(out)/'held_out'
     folder.mkdir(exist_ok=True)
     name = f'{model.cfg.preset}-s{model.cfg.seed}'

@@ -108,7 +108,7 @@ class Config(Run, Training, Norms, Networks):         # from right to left: the 
         return f'replace(PRESETS[{self.preset!r}], {", ".join(own)})'
 
 # %% ../nbs/07_config.ipynb #24299464
-NUMERICS = 2              # version of what training and measuring compute; tests/golden holds it to that
+NUMERICS = 2              # version of what training and measuring compute; tests/golden holds training to it
 FIELDS = {f.name: f for f in fields(Config)}
 BOOKKEEPING = ('steps', 'checkpoint_every', 'sample_every', 'log_every', 'sigma_every')     # may change on resuming
 Config.__doc__ += '\n\n' + list_fields(FIELDS)

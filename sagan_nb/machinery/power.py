@@ -33,9 +33,9 @@ def ruling(
 ) -> str:
     "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
     results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
-    ended = {(o['row'], o['seed']) for o in results}
-    if left and {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {left} of {wanted} seeds ended without a number'
-    if 0 < left < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
+    ended, without = {(o['row'], o['seed']) for o in results}, max(0, wanted - len(seed_differences(results, better, worse, kind)))
+    if without and {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {without} of {wanted} seeds ended without a number'
+    if left and without < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)
 
 

@@ -82,7 +82,7 @@ def mean(self:Ranks, x:Tensor)->Tensor:                    # the mean over ranks
     if self.world == 1: return x
     total = x.detach().clone()
     with answered(): dist.all_reduce(total)
-    return total.div_(self.world)
+    return total / self.world
 
 @patch
 def any(self:Ranks, wish:bool)->bool:

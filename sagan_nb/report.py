@@ -41,7 +41,7 @@ def slerp(
     b:Tensor,                 # to, (..., Z)
     t:Tensor,                 # how far, each 0..1, (T,)
 )->Tensor:                    # (..., T, Z)
-    "Along the great circle: ends of one length keep it, and unequal ones are left and reached smoothly."
+    "Along the great circle: between two ends of one length, every point has that length."
     w = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1 + 1e-6, 1 - 1e-6))[..., None, None]
     t = t[:, None]
     return (((1 - t)*w).sin()*a[..., None, :] + (t*w).sin()*b[..., None, :]) / w.sin()

@@ -559,7 +559,7 @@ def test_a_claim_that_is_not_finished_frees_no_part_of_the_five_percent():
     for o in part:
         if o['row'] != 't1_attn_8': o['records'][2]['value'] -= 3 if o['row'] == 't1_none' else 10       # the clearer one is not finished
     assert {other: m for (_, other, _), m in shares(part, replace(plan, whole=False)).items()} == dict(t1_none=2, t1_res_8=1)
-    assert {*shares(part, plan).values()} == {2} and power.ruling(plan, part, 't1_attn_8', 't1_none', 'joint', 2) == 'not judged yet: 6 of 12 seeds'      # its design: all, or nothing
+    assert {*shares(part, plan).values()} == {2} and power.ruling(plan, part, 't1_attn_8', 't1_none', 'joint', 2) == 'not judged yet: all 12 seeds, and waits for the runs of the other claims'      # its design: all, or nothing
     text = answers.answers(dict(twins=[], twins_at_8=part))
     assert '**Runs.**' in text and text.split('**Runs.**')[1].count('residual block of equal size at 8: not judged yet: 6 of 12 seeds') == 1
 

@@ -228,7 +228,7 @@ def test_ranks_that_differ_are_named_before_numbers_that_are_not_finite(monkeypa
 
 @pytest.mark.parametrize('spoil, words', [(lambda x, y: (x/127.5 - 1, y), r'images are torch.float32 \(\d+, 3, 32, 32\); a Source gives torch.uint8 \(\d+, 3, 32, 32\)'),
     (lambda x, y: (x[:, :1], y), r'images are torch.uint8 \(\d+, 1, 32, 32\)'), (lambda x, y: (x[1:], y), r'a Source gives'),
-    (lambda x, y: (x, y.int()), r'labels are torch.int32 .*gives torch.int64'), (lambda x, y: (x, y[:, None]), r'labels are torch.int64 \(\d+, 1\)')])
+    (lambda x, y: (x, None), r'labels are NoneType \(\)'), (lambda x, y: (x, y.int()), r'labels are torch.int32 .*gives torch.int64'), (lambda x, y: (x, y[:, None]), r'labels are torch.int64 \(\d+, 1\)')])
 def test_a_source_that_gives_something_else_is_refused(place, tmp_path, spoil, words):
     "In [-1, 1], say, which as bytes would be black: at the first batch that is so, and the run can be gone on with."
     run = tmp_path/'run'

@@ -166,7 +166,8 @@ def test_arrays_that_are_none(tmp_path):
     path = tmp_path/'a.npz'
     for held, words in ((dict(a=np.zeros(3)), 'it holds a float64'), (dict(arr_0=np.zeros((2, 8, 8, 3))), 'expected uint8'),
                         (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.array([0.5, 1])), 'labels must be'),
-                        (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.array([0, 2]), classes=['a', 'b']), 'classes must be names'),
+                        (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.array([0, 2]), classes=['a', 'b']), 'classes must be different names'),
+                        (dict(arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.array([0, 1]), classes=['a', 'a']), 'classes must be different names'),
                         (dict(arr_0=np.zeros((0, 8, 8, 3), np.uint8)), 'expected uint8')):
         np.savez(path, **held)
         with pytest.raises(Refused, match=words): find_arrays(path)

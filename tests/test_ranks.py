@@ -23,6 +23,7 @@ from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step
 from sagan_nb.machinery.crew import Crew, free_port
 from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.guard import incidents
+from sagan_nb.machinery.machine import pick_device
 from sagan_nb.machinery.runs import read_log
 from sagan_nb.spectral_norm import SpectralNorm
 from commands import as_folders, shell
@@ -359,9 +360,14 @@ def test_what_fails_between_ranks_is_said_as_it_is(monkeypatch, raised, kind, wo
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     "The one that is too many would share the first GPU, and NCCL refuse both. A process that sees one GPU alone is a scheduler's."
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setenv('LOCAL_RANK', '2')
-    with pytest.raises(Refused, match='process 2 of this machine has no GPU: there are 2'): group.join(2, 3)
+    for n in (2, 1, 3):
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: n)
+        if n != 2: assert pick_device('auto').type == 'cuda'
+        else:
+            with pytest.raises(Refused, match='process 2 of this machine has no GPU: there are 2'): pick_device('auto')
+        assert pick_device('cpu').type == 'cpu'
 
 
 def test_a_rank_that_hangs_ends_the_wait_of_the_others(crew, tmp_path):

@@ -468,10 +468,14 @@ before = now()
 Features(Look(32, 4), 'look')(torch.zeros(2, 3, 32, 32))
 with rounding('tf32'): print('allowed', *now())
 prdc(torch.randn(20, 4), torch.randn(20, 4))
-print('after', now() == before)"""
+print('after', now() == before)
+if newer and torch.backends.fp32_precision != 'none':
+    torch.backends.fp32_precision = 'ieee'
+    print('later', now() == ('ieee', 'ieee'))"""
     said = subprocess.run([sys.executable, '-c', 'import torch; ' + code], capture_output=True, text=True)
-    within, allowed, after = said.stdout.splitlines()
+    within, allowed, after, *later = said.stdout.splitlines()
     assert not {'tf32', 'bf16'} & {*within.split()} and allowed == 'allowed tf32 tf32' and after == 'after True', said.stderr
+    assert set(later) <= {'later True'} and bool(later) == own.startswith('torch.backends.fp32')
 
 
 @pytest.mark.parametrize('fold', FOLDS)

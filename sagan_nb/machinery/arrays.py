@@ -27,9 +27,10 @@ def find_arrays(
     y = next((held[k] for k in LABELS if k in held), None)
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in 'iu' or y.min() < 0):
         raise Refused(f'{path}: labels must be whole numbers from 0, one for each picture; got {y.dtype} {y.shape}')
-    names = None if y is None else held.get(NAMES)
-    if names is not None and (names.ndim != 1 or names.dtype.kind != 'U' or y.max() >= len(names)):
-        raise Refused(f'{path}: {NAMES} must be names, one for each label; got {names.dtype} {names.shape} for labels up to {y.max()}')
+    names = held.get(NAMES) if y is not None else None
+    if names is not None and names.dtype.kind != 'U': names = None                 # whatever it means there
+    if names is not None and (names.ndim != 1 or y.max() >= len(names) or len({*names.tolist()}) < len(names)):
+        raise Refused(f'{path}: {NAMES} must be different names, one for each label; got {names.tolist()} for labels up to {y.max()}')
     return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y, names
 
 

@@ -14,7 +14,6 @@ from ..core import Refused, save_fig, show_grid
 from ..data import open_source
 from ..distributed import Ranks
 from ..networks import RESOLUTIONS
-from ..train import networks
 from .atomic import atomic_write
 from .board import Board
 from .certificate import certificate, certify, find_object, guess_kind, insist
@@ -27,7 +26,7 @@ from .features import FEWEST
 from .figures import deciding_measure, show_pairs, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
-from .finetune import tuning_of
+from .finetune import check_networks, tuning_of
 from .group import apart
 from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
@@ -84,15 +83,14 @@ def sagan_train(
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
     best = check_watch(cfg, look_every, keep, on_collapse)    # refuses before pictures are read
-    with torch.device('meta'): networks(cfg)                  # refuses sizes and places before pictures are read
+    check_networks(cfg, tuning)                               # before pictures are read, too
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
     if len(source) < FEWEST: print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
-    cfg = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint)
+    cfg, wanted = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), cfg.steps
     if tuning and not resume: tuning.fits(cfg)
-    wanted = cfg.steps
     if within is not None: cfg = replace(cfg, steps=steps_within(within, cfg, source, where))
     kept, size = disk_price(cfg, look_every, best)
     print(wrap(f'{cfg.preset} at {cfg.scale} scale: {cfg.steps} steps of {cfg.batch} pictures, '

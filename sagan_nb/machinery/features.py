@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Refused, from_uint8
 from .dino import DINO_SHA256, DINO_URL, Dino
 from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
-from .machine import tf32
+from .machine import steady_kernels
 from .pictures import take_batch
 from .terminal import progress
 
@@ -64,7 +64,7 @@ class Features:
     def __call__(self, x:Tensor)->tuple[Tensor,Tensor]:      # pictures (B, 3, H, W) -> features (B, d), logits (B, K)
         "Compute features and logits of a batch in full precision; float32, on the CPU."
         device = next(self.net.parameters()).device
-        with tf32(False): out = self.net(x.to(device))
+        with steady_kernels(): out = self.net(x.to(device))
         return tuple(o.float().cpu() for o in out)
 
 

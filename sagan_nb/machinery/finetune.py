@@ -1,6 +1,7 @@
 "Serves chapter 13: training that begins with somebody's weights, for other classes, with parts of D held."
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -80,10 +81,13 @@ class FineTune:
     held: int                     # the first so many blocks of D stay as they are
     out: Path                     # run folder
 
+    @cached_property
+    def model(self): return open_run(self.init)
+
     def settings(self, cfg:Config, given:set)->Config:      # names that a user set
         "Take the shape of the weights for all that nobody set."
         if not self.init: return cfg
-        shape = shape_of(open_run(self.init).G)
+        shape = shape_of(self.model.G)
         if shape['block'] == 'none' != cfg.block and 'attn_at' in given and cfg.attn_at:
             raise Refused(f'{self.init} has no block on a map: leave attn_at away, or train from scratch')
         made = replace(cfg, **{k: v for k, v in shape.items() if k not in given})
@@ -101,22 +105,29 @@ class FineTune:
         if self.held > len(D.blocks): raise Refused(f'--freeze d:{self.held}: D has {len(D.blocks)} blocks')
 
     def fits(self, cfg:Config):                             # complete, with the classes of the images
-        "Raise Refused for weights of another shape, and for more blocks to hold than there are, before there is a run folder."
-        with torch.device('meta'): G, D = networks(cfg)
-        self.check(D)
-        model = open_run(self.init) if self.init else None
-        if model: begin_with(G, model, 'G'), begin_with(D, model, 'D')
+        "Raise Refused for weights of another shape, on networks without memory: before there is a run folder."
+        with torch.device('meta'): nets = networks(cfg)
+        for part, net in zip('GD', nets) if self.init else (): begin_with(net, self.model, part)
 
     def __call__(self, gan:GAN):
         "Take the weights over where nothing was trained yet, and hold what is to be held."
         self.check(gan.D)
         if gan.ranks.first and not (self.out/BEGAN).exists(): self.note()
         if self.init and not gan.t:
-            model = open_run(self.init, gan.device)
-            for part in 'GD': print(begin_with(getattr(gan, part), model, part))
+            for part in 'GD': print(begin_with(getattr(gan, part), self.model, part))
+            del self.model                                           # its memory
             if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
         for block in list(gan.D.blocks)[:self.held]:
             for p in block.parameters(): p.register_hook(torch.zeros_like)
+
+
+def check_networks(
+    cfg:Config,                   # settings; classes may be unknown yet
+    tuning:FineTune,              # or None
+):
+    "Raise Refused for sizes and places that networks do not have, on networks without memory."
+    with torch.device('meta'): D = networks(cfg)[1]
+    if tuning: tuning.check(D)
 
 
 def tuning_of(

@@ -53,7 +53,6 @@ def join(
     "Meet the other ranks, once per process. Raises Refused if they do not all come in time."
     if world == 1 or dist.is_initialized(): return
     gpus, local, seconds = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0)), patience()
-    if 1 < gpus <= local: raise Refused(f'process {local} of this machine has no GPU: there are {gpus}, counted from 0, and each serves one process')
     if local < gpus: torch.cuda.set_device(local)
     wait, attempt = timedelta(seconds=seconds), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:

@@ -83,12 +83,22 @@ def tf32(
     try: before = [getattr(o, name) for o in holders]
     except RuntimeError:
         name, value, holders = 'fp32_precision', 'tf32' if allowed else 'ieee', (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-        before = [getattr(o, name) for o in holders]
+        before = [o.fp32_precision for o in holders]
+        before = ['none' if o == torch.backends.fp32_precision else o for o in before]       # as all of torch, also later
     try:
         for o in holders: setattr(o, name, value)
         yield
     finally:
         for o, old in zip(holders, before): setattr(o, name, old)
+
+
+@contextmanager
+def steady_kernels():
+    "Compute float32 in full, and by kernels that are not chosen by timing them."
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        with tf32(False): yield
+    finally: torch.backends.cudnn.benchmark = before
 
 
 def exact_products()->bool:
@@ -103,6 +113,7 @@ def fast_bf16(
 )->bool:
     "Return whether the device computes bfloat16 in hardware; emulated, it is many times slower than float32."
     if torch.device(device).type == 'cuda':
+        if not torch.cuda.is_available(): return False
         with torch.cuda.device(device): return torch.cuda.is_bf16_supported(including_emulation=False)
     names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
@@ -131,7 +142,7 @@ def check_compiler(
 ):
     "Check for what `torch.compile` needs: on a CPU a C++ compiler, on a GPU triton and a C compiler. Raises Refused without."
     if kind == 'cuda':
-        there = find_spec('triton') and (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang'))
+        there = find_spec('triton') and any(shutil.which(o) for o in (os.environ.get('CC', ''), 'gcc', 'clang'))
         if there: return
         raise Refused('torch.compile on a GPU needs triton and a C compiler (gcc, clang, or what CC names), and they are not here')
     from torch._inductor import cpp_builder, exc
@@ -147,6 +158,18 @@ def apple_gpu()->torch.device:
     return torch.device('mps')
 
 
+def check_gpu(
+    device:torch.device,          # cuda, or cuda:N
+    bf16:bool,                    # is it to compute in bfloat16?
+):
+    "Raise Refused for a GPU that is not there, that another process of this machine has, or that cannot compute as asked."
+    if not torch.cuda.is_available(): raise Refused('there is no CUDA device here; say --device cpu')
+    n, local = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0))
+    if (device.index or 0) >= n: raise Refused(f'there is no device {str(device)!r}: there are {n} here, counted from 0')
+    if 1 < n <= local: raise Refused(f'process {local} of this machine has no GPU: there are {n}, counted from 0, and each serves one process')
+    if bf16 and not fast_bf16(device): raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
+
+
 def pick_device(
     name:str,                 # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...
     compiled:bool=False,      # is torch.compile to work there?
@@ -157,11 +180,6 @@ def pick_device(
     if name == 'mps': return apple_gpu()
     try: device = torch.device(name if name.split(':')[0] in ('cpu', 'cuda') else 'none')
     except RuntimeError: raise Refused(f'there is no device {name!r}; say auto, cpu or cuda') from None
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise Refused('there is no CUDA device here; say --device cpu')
-    if device.type == 'cuda' and (device.index or 0) >= (n := torch.cuda.device_count()):
-        raise Refused(f'there is no device {name!r}: there are {n} here, counted from 0')
-    if bf16 and device.type == 'cuda' and not fast_bf16(device):
-        raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
+    if device.type == 'cuda': check_gpu(device, bf16)
     if compiled: check_compiler(device.type)
     return device

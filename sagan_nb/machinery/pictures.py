@@ -45,7 +45,7 @@ def take_batch(
     x, y = source.batch(indices)
     n, side = len(indices), source.res
     for name, t, want in (('images', x, f'torch.uint8 {(n, 3, side, side)}'), ('labels', y, f'torch.int64 {(n,)}')):
-        has = f'{t.dtype} {tuple(t.shape)}'
+        has = f'{getattr(t, "dtype", type(t).__name__)} {tuple(getattr(t, "shape", ()))}'
         if has != want: raise Refused(f'{source.spec}: {name} are {has}; a Source gives {want}')
     return x, y
 

@@ -35,7 +35,8 @@ def ruling(
     results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
     ended, without = {(o['row'], o['seed']) for o in results}, max(0, wanted - len(seed_differences(results, better, worse, kind)))
     if without and {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {without} of {wanted} seeds ended without a number'
-    if left and without < wanted: return f'not judged yet: {wanted - left} of {wanted} seeds'
+    if not without and left: return f'not judged yet: all {wanted} seeds, and waits for the runs of the other claims'
+    if left and without < wanted: return f'not judged yet: {wanted - without} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)
 
 

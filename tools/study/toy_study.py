@@ -64,7 +64,8 @@ def main(variant, seed, steps):
     assert seed >= 100, 'seeds below 100 belong to the tables'
     kind, res = VARIANTS[variant]
     source = kind(res, 4)
-    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, res=res, data_id=f'{source.fingerprint} {variant}',
+    source.fingerprint = f'{source.fingerprint} {variant}'
+    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, res=res, data_id=source.fingerprint,
                   sample_every=steps, checkpoint_every=steps)
     pictures, labels = source.batch(torch.arange(3000))
     curve, began, folder = [], time.time(), Path(tempfile.mkdtemp())

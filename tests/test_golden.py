@@ -23,6 +23,7 @@ def test_twenty_updates_are_those_that_were_stored(name):
 
 
 def test_a_trace_that_is_named_is_written_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv('IN_TEST', '1')                                          # `main` sets it, too; this takes it back
     monkeypatch.setattr(golden, 'FILE', tmp_path/'stored.json')
     with pytest.raises(SystemExit, match='not there yet'): golden.main(['none'])
     few = dict(STORED, traces={k: v for k, v in STORED['traces'].items() if k != 'none'}, first='as it was')

@@ -50,7 +50,7 @@ def export():
         for p in (copy/'sagan_nb').rglob('*.py'):
             if any(o in p.read_text(encoding='utf-8')[:500] for o in GENERATED): p.unlink()
         for tool in ('nbdev_export', 'nbdev_clean'):
-            if code := run(BIN/tool, cwd=copy, HOME=d, quiet=True): return code
+            if code := run(BIN/tool, cwd=copy, HOME=d, IN_TEST='', quiet=True): return code
         after = hashes(copy)
     stale = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     for k in stale:

@@ -5,7 +5,7 @@ import platform
 import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,7 +114,8 @@ def fast_bf16(
     "Return whether the device computes bfloat16 in hardware; emulated, it is many times slower than float32."
     if torch.device(device).type == 'cuda':
         if not torch.cuda.is_available(): return False
-        with torch.cuda.device(device): return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device) if torch.device(device).index else nullcontext():
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     names = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 

@@ -296,11 +296,11 @@ def start_run(
     "Make a run folder, or open the one that is there. Raises Refused for a folder in use, or a changed configuration."
     out, ranks = Path(out), Ranks()
     agree_on(cfg)
-    check_source(cfg, source)
     if not resume:
         if ranks.first: check_free(out)
         gan = make_gan(cfg, device)                          # before anything is written: it may refuse
     elif ranks.first: settings_of(out)                       # there, and whole
+    check_source(cfg, source)
     stream = stream_of(cfg, source, ranks, device)
     with run_lock(out) if ranks.first else nullcontext(), closing(stream):
         if resume: gan = go_on(cfg, out, stream, device)

@@ -17,7 +17,7 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import cli, evaluate as evaluation, group, jobs, packs, pictures, runs
+from sagan_nb.machinery import checkpoints, cli, evaluate as evaluation, group, jobs, packs, pictures, runs
 from sagan_nb.machinery.bench import peak_of
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step_of
 from sagan_nb.machinery.crew import Crew, free_port
@@ -336,6 +336,27 @@ def test_no_checkpoint_is_written_of_ranks_that_differ(crew, tmp_path):
     if len(crew.pools) != 2: crew.regroup(2)
     found = crew(numbers_that_differ, tmp_path)
     assert all('at step 2 the ranks do not have the same numbers: D.linear.bias is' in o for o in found)
+    assert checkpoints_of(tmp_path) == []
+
+
+def buffers_that_are_not_finite(out):
+    "On rank 0 alone the generator to sample from has lost a number: all ranks end alike."
+    def broken(gan):
+        G = train.sampler(gan)
+        next(G.buffers()).fill_(torch.nan)
+        return G
+    undo = pytest.MonkeyPatch()
+    if distributed.Ranks().first: undo.setattr(checkpoints, 'sampler', broken)
+    undo.setattr(runs, 'SamplerOfStep', lambda: checkpoints.sampler)
+    try: run(out, SMOKE)
+    except runs.Diverged as e: return str(e)
+    finally: undo.undo()
+
+
+def test_what_rank_0_alone_cannot_save_ends_the_run_on_every_rank(crew, tmp_path):
+    if len(crew.pools) != 2: crew.regroup(2)
+    first, second = crew(buffers_that_are_not_finite, tmp_path)
+    assert first == second and first.startswith('at step 2 ') and ' is not finite' in first
     assert checkpoints_of(tmp_path) == []
 
 

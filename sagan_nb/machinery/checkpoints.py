@@ -20,7 +20,7 @@ from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
 from .atomic import atomic_write
 from .files import CacheWarning, check_members, must_be_file, must_be_utf8
-from .group import differences_between, digests
+from .group import differences_between, digests, text_of_first
 from .machine import out_of_memory
 from .recipe import MALFORMED, NoDraws
 
@@ -334,18 +334,21 @@ class Keeper:
     ):
         self.out, self.data, self.sample = Path(out), data, sample
 
-    def __call__(self, gan:GAN, log:dict=None)->Path:
-        "Write checkpoints/step_XXXXXXX.pt. A later one is damaged, or it had been gone on with: it goes, too."
+    def __call__(self, gan:GAN, log:dict=None):
+        "Let rank 0 write checkpoints/step_XXXXXXX.pt. Raises Diverged on every rank, whichever saw what is not finite."
         check_alike(gan)
-        if not gan.ranks.first: return None
-        folder = self.out/'checkpoints'
-        path = save_checkpoint(gan, self.data, folder/f'step_{gan.t:07}.pt', self.sample(gan))
+        if words := text_of_first(lambda: self.save(gan)): raise Diverged(words)
+
+    def save(self, gan:GAN)->str:            # what is not finite; '' where it is written
+        "Write a checkpoint. A later one is damaged, or it had been gone on with: it goes, too."
+        try: save_checkpoint(gan, self.data, self.out/'checkpoints'/f'step_{gan.t:07}.pt', self.sample(gan))
+        except Diverged as e: return str(e)
         self.write_settings(gan)
         found = {step_of(p): p for p in checkpoints_of(self.out)}
         stay = worth_keeping([t for t in found if t <= gan.t], gan.cfg.steps)
         for t in found.keys() - stay:
             with suppress(OSError): found[t].unlink()                # somebody may be looking at it
-        return path
+        return ''
 
     def write_settings(self, gan:GAN):
         "Write config.json. A run that was killed before this, and after its last checkpoint, does it when it is gone on with."

@@ -5,6 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'sagan_nb.ablation.Plan.missing': ('ablation.html#plan.missing', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.Plan.of_its_seeds': ('ablation.html#plan.of_its_seeds', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.Plan.orderings': ('ablation.html#plan.orderings', 'sagan_nb/ablation.py'),
+                                   'sagan_nb.ablation._frozen': ('ablation.html#_frozen', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation._tables': ('ablation.html#_tables', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.by_seed': ('ablation.html#by_seed', 'sagan_nb/ablation.py'),
                                    'sagan_nb.ablation.collapse': ('ablation.html#collapse', 'sagan_nb/ablation.py'),

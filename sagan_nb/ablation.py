@@ -146,6 +146,11 @@ class Plan:
         both = by_seed(mine, better, kind).keys() & by_seed(mine, worse, kind).keys()
         return len([s for s in self.seeds if s not in both or any((row, s) not in ended for row in rows)])
 
+# %% ../nbs/12_ablation.ipynb #1e7dec0e
+def _frozen(title, rows, claims, kind, seeds, whole=True)->Plan:
+    "A design of one measure, whose claims share the error by Holm's rule."
+    return Plan(title, rows, rows[0], claims, (), (kind,), True, tuple(seeds), whole)
+
 # %% ../nbs/12_ablation.ipynb #c13355c9
 def _tables()->dict:
     "Every table by its name."
@@ -157,8 +162,7 @@ def _tables()->dict:
     late = tuple((f't1_attn_{a}', f't1_attn_{b}', f'attention at {a} is better than at {b}')
                  for a in (32, 64) for b in (8, 16))
     sixteen = (beats[1], control[2], ('t1_attn_16', 't1_attn_8', 'attention at 16 is better than at 8'))
-    kinds = [f't1_{kind}_{m}' for kind in ('attn', 'res', 'res3x3') for m in maps]
-    rows = ('t1_none', *kinds)
+    rows = ('t1_none', *(f't1_{kind}_{m}' for kind in ('attn', 'res', 'res3x3') for m in maps))
     pair = 't1_none', 't1_attn_16', 't1_res_16', 't1_attn_8', 't1_res_8', 't1_res3x3_16'
     stable = (('f3_sn_gd', 'f3_sn_d', 'SN in G and D is better than SN in D alone'),
               ('f3_sn_gd_ttur', 'f3_sn_gd', 'two rates are better than one'),
@@ -167,7 +171,7 @@ def _tables()->dict:
             ('t2_sngan_projection', 't2_acgan', 'SNGAN-projection is better than AC-GAN'))
     steps = ('rb_ema', 'rb_sn_eps', 'rb_sn_rules', 'rb_bn', 'rb_order', 'rb_adam', 'rb_flip')
     return dict(
-        table1=Plan('Table 1: attention and its control, by the map they sit on', rows, 't1_none',
+        table1=Plan('Table 1: attention and its control, by the map they sit on', rows, rows[0],
                     beats + control + late),
         table2=Plan('Table 2: three class-conditional GANs', ('t2_acgan', 't2_sngan_projection', 't2_sagan'),
                     't2_sngan_projection', sets),
@@ -176,14 +180,15 @@ def _tables()->dict:
         reduction=Plan('Reduction of the channels in the attention, C/k', ('k1', 'k2', 'k4', 'k8'), 'k8', ()),
         best=Plan('From the released settings towards the best known, one change at a time',
                   ('released', *steps, 'best_known'), 'released', (), ('ema',)),
-        twins=Plan('Twins: does attention make distant parts agree?', pair, 't1_none', sixteen, (), ('mi',), True,
-                   tuple(range(10, 20))),
-        twins_at_8=Plan('Twins: attention at 8, by joint bits and new seeds', ('t1_none', 't1_attn_8', 't1_res_8'),
-                        't1_none', (beats[0], control[0]), (), ('joint',), True, tuple(range(44, 56)), True),
-        twins_again=Plan('Twins again, by joint bits and new seeds', pair[:3], 't1_none', sixteen[:2], (), ('joint',),
-                         True, tuple(range(20, 44)), True),
-        photographs=Plan('Rows of Table 1 on photographs', pair[:3], 't1_none', sixteen[:2], (), ('distance',), True,
-                         (0, 1, 2), True))
+        twins=_frozen('Twins: does attention make distant parts agree?', pair, sixteen, 'mi', range(10, 20), False),
+        twins_at_8=_frozen('Twins: attention at 8, by joint bits and new seeds', ('t1_none', 't1_attn_8', 't1_res_8'),
+                           (beats[0], control[0]), 'joint', range(44, 56)),
+        twins_again=_frozen('Twins again, by joint bits and new seeds', pair[:3], sixteen[:2], 'joint', range(20, 44)),
+        photographs=_frozen('Rows of Table 1 on photographs', pair[:3], sixteen[:2], 'distance', range(3)),
+        photographs_64=_frozen('Rows of Table 1 on photographs of 64 pixels', ('t1_none', 't1_attn_32', 't1_res_32'),
+                               (beats[2], control[4]), 'distance', range(2)),
+        fig3_photographs=_frozen('Figure 3 on photographs', ('f3_sn_d', 'f3_sn_gd', 'f3_sn_gd_ttur', 'f3_sn_d_5to1'),
+                                 stable[:2], 'distance', range(3)))
 
 TABLES = _tables()
 

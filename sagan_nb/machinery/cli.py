@@ -268,7 +268,7 @@ def warn_of_others(
 @with_probe
 @command
 def sagan_table(
-    table:Param('which: table1, table2, fig3, reduction, best, twins, twins_at_8, twins_again, photographs; public: the weights of others', str),
+    table:Param('which: table1, table2, fig3, reduction, best, twins, twins_at_8, twins_again, photographs, photographs_64, fig3_photographs; public: the weights of others', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, such as 1,2,5 or 10-29

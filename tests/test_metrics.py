@@ -406,6 +406,10 @@ def test_finished_features_are_not_made_again(tmp_path, toy, small, G, monkeypat
     with torch.no_grad(): G.gain += 1
     evaluate(G, changed, ('distance',), small, n_fake=90, n_real=100, cache=tmp_path)
     assert count(small) == before + 190                      # another generator
+    for activation in (nn.ReLU(), nn.LeakyReLU(.1), nn.LeakyReLU(.2)):        # of torch's: equal weights, another generator
+        G.activation, before = activation, count(small)
+        evaluate(G, changed, ('distance',), small, n_fake=90, n_real=100, cache=tmp_path)
+        assert count(small) == before + 90
 
 
 def test_damaged_and_full(tmp_path, toy, small, G, monkeypatch):
@@ -454,6 +458,8 @@ def test_records_are_kept_without_doubles(tmp_path):
     save_records(path, [one])
     save_records(path, [dict(one, value=4.), dict(one, step=2)])
     assert [o['value'] for o in json.loads(path.read_text())] == [4., 3.]
+    save_records(path, [dict(one, protocol='tf2018', value=4.)])                 # a number by name stays beside an equal one without
+    assert [o.get('protocol') for o in save_records(path, [one])] == [None, 'tf2018', None]
     for damaged in ('torn{', '{"a": 1}', '[1]'):
         path.write_text(damaged)
         with pytest.warns(UserWarning, match='held no records'): assert save_records(path, [one]) == [one]

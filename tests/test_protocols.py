@@ -96,6 +96,12 @@ def test_standing_statistics_are_a_departure(real):
     assert not any('batch norm' in o for o in departures(PROTOCOLS['biggan'], 50_000, real, dict(batch_norm='standing statistics')))
 
 
+def test_pictures_depart_from_a_protocol_of_drawn_floats(nets, real, fake):
+    of = {name: measure_by(name, fake, real, cache=None)[0]['departures'] for name in ('tf2018', 'studiogan')}
+    assert [any('bytes in place of floats' in o for o in said) for said in of.values()] == [True, False]
+    assert all(any('labels as in the pictures' in o for o in said) for said in of.values())
+
+
 def test_all_protocols_print_one_table(nets, real, fake, capsys, monkeypatch):
     before = protocols.features_by
     def without_torchvision(net, *args):
@@ -116,9 +122,12 @@ def test_real_networks_open_offline(tmp_path, monkeypatch, fake):
     path, x = random_inception(tmp_path/'w.pth', monkeypatch), fake.batch([0])[0]
     opened = features_by(CleanInception, dict(inception=path))
     assert opened.resize == 'Pillow bicubic to 299, floats' and not opened.published
-    h, wanted = opened(x)[0], opened.net
+    (h, logits), wanted = opened(x), opened.net
     for name in INCEPTION_LAYERS: x = getattr(wanted.net, name)(by_pillow(x) if name == INCEPTION_LAYERS[0] else x)
-    assert torch.equal(h, x.flatten(1))
+    assert torch.equal(h, x.flatten(1)) and torch.equal(logits, h @ wanted.net.fc.weight.T)
+    studio, picture = features_by(TorchInception, dict(inception=path)), fake.batch([0])[0]     # adds the bias
+    h, logits = studio(picture)
+    assert torch.allclose(logits, h @ studio.net.net.fc.weight.T + studio.net.net.fc.bias) and studio.net.net.fc.bias.abs().min() > 0
     made = [net.prepare(fake.batch([0])[0]) for net in (TorchInception, CleanInception, ByteInception)]
     assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(made) for b in made[:i])
     with pytest.raises(Refused, match='no such file'): torchvision_inception(tmp_path/'none.pth')
@@ -321,6 +330,12 @@ def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake, nets
     code, out, _ = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--protocol', 'clean', '--seed', 3, '--out', 'clean.json')
     assert code == 0 and 'KID' in out and {o['seed'] for o in json.loads((tmp_path/'clean.json').read_text())} == {3}
     assert shell(monkeypatch, capsys, 'sagan_eval', 'real', 'nowhere')[0] == 1
+    for words, why in ((['--labels', 'data'], 'two sets of pictures have it'), (['--n_fake', 9], 'two sets of pictures have it'),
+                       (['--protocol', 'clean', '--metrics', 'prdc'], 'a protocol says it'), (['--protocol', 'clean', '--floats'], 'a protocol says it')):
+        code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', *words)
+        assert code == 1 and f'leave out {words[-2] if words[-1] != "--floats" else "--floats"}: {why}' in err
+    code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'fake-run', '--res', 32)
+    assert code == 1 and 'leave out --res: it is for two sets of pictures' in err
     if not torch.cuda.is_available():                                         # the device is asked for, not passed over
         code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', '--device', 'cuda')
         assert code == 1 and 'there is no CUDA device here' in err

@@ -69,7 +69,7 @@ CATALOGUE = {
     'nnabla:imagenet': Public(
         'ImageNet 128, a million steps on four GPUs',
         'https://nnabla.org/pretrained-models/nnabla-examples/GANs/sagan/params_999999.h5', licence='Apache-2.0 (code)',
-        score='IS about 72, FID about 9.5, as others read its curves', by='its own Inception', read_at=NNABLA_PAGE,
+        score='IS about 72, FID about 9.5, as its README says', by='its own Inception, 10,000 images', read_at=NNABLA_PAGE,
         note='no hash is published; needs h5py'),
     'biggan:imagenet': Public("BigGAN-PyTorch's SAGAN settings", '', note='no public weights are known'),
     'official:imagenet': Public('the released code', '', note='no public weights are known'),

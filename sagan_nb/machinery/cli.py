@@ -33,8 +33,8 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
-                      command_path, folder_of, free_path, pick_classes, read_queries, replaces, resumable,
-                      rows_of, run_settings, say_next, steps_still_within, steps_within)
+                      command_path, folder_of, free_path, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
+                      run_settings, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
 from .probe import with_probe
@@ -211,6 +211,8 @@ def sagan_eval(
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
+    refuse_idle(protocol, fake, dict(metrics=metrics, features=features, n_fake=n_fake, n_real=n_real, per_class=per_class, labels=labels,
+                                     floats=floats, data=data, res=res))
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, where)

@@ -146,7 +146,8 @@ def fake_table(
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
         return to_uint8(x) if rounding else x
-    key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), n=n, labels=labels, seed=seed)
+    layers = [f'{name} {m}' for name, m in G.named_modules() if type(m).__module__.startswith('torch.')]     # with their settings
+    key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), layers=layers, n=n, labels=labels, seed=seed)
     if labels == 'data': key['counts'] = list(counts)
     return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
@@ -421,7 +422,7 @@ def run_scores(
     return stored_records(path, remedy) if path.exists() else []
 
 
-IDENTITY = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id'.split()
+IDENTITY = 'metric features_hash splits n_fake n_real labels pictures seed generator step data_id protocol'.split()
 
 
 def is_record(

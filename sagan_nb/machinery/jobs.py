@@ -110,12 +110,12 @@ def measure(
     features='domain',        # see `evaluate`; here and below, a Features object will do
     sizes:tuple=None,         # generated and real pictures; None: SIZES of its scale
 )->list:                      # records
-    "The metrics that every run ends with, of its newest checkpoint."
+    "The metrics that every run ends with, of its newest checkpoint; of unrounded images at paper scale, as the released evaluator."
     model = open_run(run, device)
     metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * (source.long_range is not None)
     n_fake, n_real = sizes or SIZES[model.cfg.scale]
     about = dict(model.about, numerics=NUMERICS)
-    return evaluate(model.G, source, metrics, features, n_fake, n_real, about=about)
+    return evaluate(model.G, source, metrics, features, n_fake, n_real, rounding=model.cfg.scale != 'paper', about=about)
 
 
 def timed_curve(

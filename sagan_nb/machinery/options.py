@@ -346,6 +346,20 @@ def check_eval_options(
     else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
+def refuse_idle(
+    protocol:str,             # as in sagan_eval
+    fake:str,                 # as in sagan_eval
+    given:dict,               # option -> value, of those that may be of no use
+):
+    "Raise Refused for options of sagan_eval that would change nothing."
+    usual = dict(metrics='score,distance,intra', labels='uniform', features='domain', per_class=0, floats=False)
+    said = [o for o in given if given[o] != usual.get(o) and not (o == 'features' and given[o].startswith('inception'))]
+    by = ('metrics', 'features', 'n_real', 'per_class', 'labels', 'floats') if protocol else ()
+    for names, why in ((by, 'a protocol says it'), (('data', 'n_fake', 'per_class', 'labels') if fake else (), 'two sets of pictures have it'),
+                       (() if fake else ('res',), 'it is for two sets of pictures')):
+        if idle := [o for o in said if o in names]: raise Refused(f'leave out --{idle[0]}: {why}')
+
+
 def seeds_of(
     text:str,                 # '10-29', '1,2,5', or both
 )->list:

@@ -41,9 +41,14 @@ def by_pillow_in_bytes(x:Tensor)->Tensor:   # uint8 (B, 3, H, W) -> (B, 3, 299, 
 
 
 class TorchInception(InceptionNet):
-    "The 2015 Inception after StudioGAN's resize."
+    "The 2015 Inception after StudioGAN's resize, with the bias of its last layer."
     prepare = staticmethod(by_torch)
-    rule = 'torch bilinear to 299'
+    rule = 'torch bilinear to 299, logits with bias'
+
+    def forward(self, x:Tensor)->tuple[Tensor,Tensor]:       # (B, 3, H, W) -> (B, 2048), (B, 1008)
+        "Compute pooled features and logits of uint8 images or floats in [-1, 1]."
+        h, logits = super().forward(x)
+        return h, logits + self.net.fc.bias
 
 
 class CleanInception(InceptionNet):
@@ -122,9 +127,9 @@ PROTOCOLS = dict(
                     'the released code of the paper'),
     biggan=Protocol(TorchvisionInception, 10, 'training set, all', None, False,
                     'moving averages or standing statistics',
-                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score'),
-    studiogan=Protocol(TorchInception, 1, 'validation set, all', None, True, MOVING,
-                       'StudioGAN: InceptionV3_tf, resizer legacy'),
+                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score; its roots, of 50 steps in float32, are exact here'),
+    studiogan=Protocol(TorchInception, 1, 'training set, all', None, True, MOVING,
+                       'StudioGAN: InceptionV3_tf, resizer legacy; an older version took floats and the validation set'),
     mmgen=Protocol(InceptionNet, 10, 'training set, all', None, True, MOVING,
                    'mmgeneration: inception style StyleGAN, PIL resize for the score', ByteInception),
     clean=Protocol(CleanInception, 0, 'training set, all', None, True, MOVING,
@@ -149,11 +154,14 @@ def departures(
     n_fake:int,               # what there is
     source,                   # the real pictures
     about:dict,               # what is known of the generator
+    drawn:bool=True,          # does a generator draw them, or are they pictures already, of any classes?
 )->list:                      # sentences
     "Say how a measurement departs from its protocol; the real pictures are the caller's to know."
     out = [f'real pictures of the protocol: {p.real}']
     if n_fake != p.n_fake: out.append(f'{n_fake:,} generated pictures in place of {p.n_fake:,}')
     if p.n_real and len(source) < p.n_real: out.append(f'{len(source):,} real pictures in place of {p.n_real:,}')
+    if not drawn and not p.rounding: out.append('generated pictures rounded to bytes in place of floats')
+    if not drawn: out.append('labels as in the pictures in place of uniform ones')
     norm = about.get('batch_norm', '')
     if 'standing' in norm and 'standing' not in p.batch_norm:
         out.append(f'batch norm by {norm} in place of {p.batch_norm}')
@@ -174,15 +182,16 @@ def measure_by(
 )->list:                      # records, each with `protocol` and `departures`
     "Measure by a named protocol. Raises Refused for an unknown one, and where its weights are missing."
     p, about = PROTOCOLS[choose(name, PROTOCOLS, 'protocol')], about or {}
-    if isinstance(fake, nn.Module): device = next(fake.parameters()).device
-    n = len(fake) if not isinstance(fake, nn.Module) else n_fake or p.n_fake
-    said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about))
+    drawn = isinstance(fake, nn.Module)
+    if drawn: device = next(fake.parameters()).device
+    n = n_fake or p.n_fake if drawn else len(fake)
+    said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about, drawn))
     out, metrics = [], ['distance', 'score'] if p.splits else ['distance', 'kid']
     for metric in metrics:
         net = p.score_net if metric == 'score' and p.score_net else p.net
         how = dict(features=features_by(net, paths or {}, device), n_real=p.n_real or len(source), seed=seed,
                    cache=cache, rounding=p.rounding, about=said, ranks=ranks)
-        if isinstance(fake, nn.Module): found = evaluate(fake, source, [metric], n_fake=n, **how)
+        if drawn: found = evaluate(fake, source, [metric], n_fake=n, **how)
         else: found = compare(fake, source, [metric], **how)
         out += [o for o in found if o.get('splits', p.splits) == p.splits]
     return out

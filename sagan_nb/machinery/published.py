@@ -13,7 +13,7 @@ def table_rows()->dict:
                 t2_sngan_projection=(27.62, abstract, 36.8, abstract), t2_sagan=(18.65, abstract, 52.52, abstract))
     table = {row: dict(fid=(fid, *a), inception_score=(score, *b)) for row, (fid, a, score, b) in rows.items()}
     table['t2_acgan'] = dict(inception_score=(28.5, *memory), intra_fid=(260.0, *memory))
-    table['t2_sngan_projection']['intra_fid'] = (92.4, *memory)
+    table['t2_sngan_projection']['intra_fid'] = (92.4, True, "its authors' page, of 850,000 steps")
     table['t2_sagan']['intra_fid'] = (83.7, False, 'a reader quoting the paper')
     return table
 
@@ -34,12 +34,12 @@ def other_runs()->dict:
 
 
 COMPARABLE = {                # who -> is the number comparable with the paper's?
-    'TF-GAN, 8 GPUs, 1.0M steps': 'yes: released form, attention at 32, no averaged weights',
-    'TF-GAN, 8 GPUs, 1.8M steps': 'yes, but for its length',
-    'TF-GAN, TPUs, at its best': 'in part: batch 1024, the best step chosen; the number is an upper bound',
-    'YLG': 'yes: sparse attention, all else equal to the 18.65 of SAGAN, by its authors',
-    'nnabla, 1M steps': 'no: its own Inception network, validation images, and it varies with the resizing',
-    'mmgeneration, as BigGAN': 'in part: other settings, averaged weights, statistics of all training images',
+    'TF-GAN, 8 GPUs, 1.0M steps': 'in part: against validation images; released form, attention at 32, no averaged weights',
+    'TF-GAN, 8 GPUs, 1.8M steps': 'in part: the same, and longer',
+    'TF-GAN, TPUs, at its best': 'in part: against validation images; batch 1024, the best step chosen; the number is an upper bound',
+    'YLG': 'in part: sparse attention, all else equal to the 18.65 of SAGAN, by its authors; its code takes validation images',
+    'nnabla, 1M steps': 'no: its own Inception network, 10,000 images, against validation images, and it varies with the resizing',
+    'mmgeneration, as BigGAN': 'in part: other settings, averaged weights, the best step chosen (826k); the score over ten splits',
     'mmgeneration, CIFAR-10': 'no: another data set, 32 px',
     'StudioGAN, at its best': 'in part: against validation images; the best of 1M steps, at 920k',
     'StudioGAN, 1M steps': 'the same run at its end, between 37.7 and 38.0: the public trace of late decay'}

@@ -1,5 +1,6 @@
 "A guard for long runs: it looks on the way, keeps the best, and acts on a collapse; numbers that are not finite are named by step and layer."
 import errno
+import os
 import re
 import shutil
 import warnings
@@ -16,6 +17,7 @@ from sagan_nb.core import Refused
 from sagan_nb.train import make_gan
 from sagan_nb.machinery import checkpoints, cli, guard
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, disk_price, read_checkpoint, step_of
+from sagan_nb.machinery.curve import give_name
 from sagan_nb.machinery.ending import ENDINGS, summarise
 from sagan_nb.machinery.options import exit_code
 from sagan_nb.machinery.report import incidents_html
@@ -94,6 +96,40 @@ def test_a_run_that_another_process_trains_is_not_looked_at(place, tmp_path, mon
     run(place, out)
     monkeypatch.setattr(guard.Guard, 'catch_up', lambda *args: pytest.fail('it looked'))
     with FileLock(out/'.lock'), pytest.raises(InUse): run(place, out, resume=True)
+
+
+def test_where_torchrun_starts_it_again_it_stays_stopped(place, tmp_path, monkeypatch):
+    "By its exit code torchrun takes it for a failure. Somebody who goes on has seen it."
+    out = tmp_path/'run'
+    with pytest.raises(Stopped): run(place, out, collapse_once(5), action='stop')
+    with monkeypatch.context() as m:
+        m.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+        with pytest.raises(Stopped, match=r'it had collapsed; the last good checkpoint is .*good\.pt'): run(place, out, resume=True, action='stop')
+    assert step_of(checkpoints_of(out)[-1]) == 6 and run(place, out, resume=True, action='stop').t == STEPS
+
+
+@pytest.mark.parametrize('action, ends', [('stop', 6), ('back', STEPS), ('go', STEPS)])
+def test_a_run_killed_while_it_looked_acts_on_what_it_would_have_seen(place, tmp_path, monkeypatch, action, ends):
+    out, right = tmp_path/'run', guard.Guard.look
+    def killed(self, gan):
+        if gan.t == 6: raise KeyboardInterrupt
+        return right(self, gan)
+    with monkeypatch.context() as m:
+        m.setattr(guard.Guard, 'look', killed)
+        with pytest.raises(KeyboardInterrupt): run(place, out, collapse_once(5), action=action, keep='best:2')
+    if action == 'stop':
+        with pytest.raises(Stopped, match='sign of collapse: diversity at step 6'): run(place, out, resume=True, action=action, keep='best:2')
+    else: run(place, out, resume=True, action=action, keep='best:2')
+    assert step_of(checkpoints_of(out)[-1]) == ends and [(o['t'], o['action']) for o in guard.incidents(out)] == [(6, action)]
+
+
+def test_a_second_name_that_a_killed_process_left_does_no_harm(tmp_path):
+    path = tmp_path/'step_0000002.pt'
+    path.write_bytes(b'new')
+    (tmp_path/'older.pt').write_bytes(b'old')
+    os.link(tmp_path/'older.pt', tmp_path/f'good.pt.{os.getpid()}.part')
+    give_name(path, 'good.pt')
+    assert (tmp_path/'good.pt').read_bytes() == b'new' and (tmp_path/'older.pt').read_bytes() == b'old'
 
 
 def test_it_does_not_go_back_for_ever(place, tmp_path):

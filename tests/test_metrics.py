@@ -662,9 +662,9 @@ def test_eval_of_published_weights_needs_pictures(run, tmp_path, monkeypatch, ca
 def test_classes_left_out_are_named_on_the_screen(run, tmp_path, capsys):
     few = dict(metric='intra distance', left_out={'ship': '1 real picture'})
     many = dict(metric='intra-FID', left_out={f'c{k}': '0 real pictures' for k in range(12)})
-    assert cli.left_out([dict(metric='FID'), dict(few, left_out={})]) == ''
-    assert cli.left_out([dict(metric='FID'), few]) == '\nintra distance without ship (1 real picture)'
-    assert 'c9 (0 real pictures) and 2 more' in cli.left_out([many]) and 'c10' not in cli.left_out([many])
+    assert evaluate_room.left_out([dict(metric='FID'), dict(few, left_out={})]) == ''
+    assert evaluate_room.left_out([dict(metric='FID'), few]) == '\nintra distance without ship (1 real picture)'
+    assert 'c9 (0 real pictures) and 2 more' in evaluate_room.left_out([many]) and 'c10' not in cli.left_out([many])
     o, = cli.sagan_eval(str(run), metrics='intra', n_fake=100, n_real=5, out=str(tmp_path/'e.json'))
     assert o['left_out'] and f"intra distance without {next(iter(o['left_out']))} (" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import checkpoints, cli, evaluate as evaluation, group, jobs, packs, pictures, runs
+from sagan_nb.machinery import checkpoints, cli, evaluate as evaluation, finetune, group, jobs, options, packs, pictures, protocols, runs
 from sagan_nb.machinery.bench import peak_of
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step_of
 from sagan_nb.machinery.crew import Crew, free_port
@@ -399,6 +400,77 @@ def test_a_rank_that_hangs_ends_the_wait_of_the_others(crew, tmp_path):
     crew.regroup(2)
 
 
+def met(store, world, late=0.):
+    "The names that the ranks of one start agree on; rank 1 comes late."
+    def come(rank):
+        if rank == 1: time.sleep(late)
+        return group.meeting(store, rank, world, 20.)
+    with ThreadPoolExecutor(world) as pool: return [*pool.map(come, range(world))]
+
+
+def test_ranks_meet_anew_however_often_which_of_them_was_started():
+    "Agents of torchrun count restarts apart, and the store keeps what the dead ones left: each meeting has a name of its own."
+    store = dist.HashStore()
+    store.set('here_1', 'a sign of a rank that died before it was answered')
+    names = [met(store, 3, late) for late in (0., .3, .3)]
+    assert all(len({*o}) == 1 for o in names) and len({o[0] for o in names}) == 3
+    with pytest.raises(RuntimeError, match='rank 1 did not come'): group.meeting(dist.HashStore(), 0, 2, .1)
+    with pytest.raises(RuntimeError): group.meeting(dist.HashStore(), 1, 2, .1)
+
+
+def told_to_go_on(out, counts, asked):
+    "Whether each rank goes on, and whether torchrun has started any of them again."
+    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
+    undo.setenv(group.AGAIN, counts[rank])
+    try: return options.begun(out, asked[rank]), group.restarted()
+    finally: undo.undo()
+
+
+@pytest.mark.parametrize('counts, asked, there, go_on', [
+    ('00', (False, False), True, [False, False]), ('01', (False, False), True, [True, True]), ('10', (False, False), True, [True, True]),
+    ('00', (False, True), True, [True, True]), ('11', (False, False), False, [False, False])])
+def test_all_ranks_go_on_where_one_was_started_again(crew, tmp_path, counts, asked, there, go_on):
+    if len(crew.pools) != 2: crew.regroup(2)
+    if there: (tmp_path/'config.json').write_text('{}')
+    assert crew(told_to_go_on, tmp_path, counts, asked) == [(o, counts != '00') for o in go_on]
+
+
+def opened_together(missing):
+    "One rank lacks the weights of a protocol."
+    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
+    def features_by(net, paths, device='cpu'):
+        if rank == missing: raise Refused('no weights on this machine')
+        return net
+    undo.setattr(protocols, 'features_by', features_by)
+    try: return protocols.open_together({'net'}, {})
+    except Refused as e: return str(e)
+    finally: undo.undo()
+
+
+def test_weights_that_one_machine_lacks_are_lacking_on_every_rank(crew):
+    if len(crew.pools) != 2: crew.regroup(2)
+    assert crew(opened_together, 1) == crew(opened_together, 0) == ['no weights on this machine']*2
+    assert crew(opened_together, None) == [{'net': 'net'}]*2
+
+
+def begun_with(out, _):
+    "What the networks begin with, where each rank finds other weights under one name."
+    gan, own = train.make_gan(SMOKE), train.make_gan(SMOKE)
+    rank, tuning, undo = distributed.Ranks().rank, finetune.FineTune('anything', 0, out), pytest.MonkeyPatch()
+    with torch.no_grad():
+        for p in (*own.G.parameters(), *own.D.parameters()): p.fill_(rank + 1.)
+    tuning.model = own
+    undo.setattr(finetune, 'begin_with', lambda net, model, part: net.load_state_dict(getattr(model, part).state_dict()))
+    try: tuning(gan)
+    finally: undo.undo()
+    return {p.unique().item() for p in (*gan.G.parameters(), *gan.D.parameters())}
+
+
+def test_all_ranks_begin_with_the_weights_that_rank_0_read(crew, tmp_path):
+    if len(crew.pools) != 2: crew.regroup(2)
+    assert crew(begun_with, tmp_path, 'x') == [{1.}, {1.}]
+
+
 def test_a_meeting_to_which_nobody_comes(monkeypatch):
     for name, value in dict(RANK=0, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), SAGAN_NB_TIMEOUT=1).items():
         monkeypatch.setenv(name, str(value))
@@ -422,6 +494,12 @@ def test_a_signal_saves_and_says_whether_to_come_back(monkeypatch, capsys, tmp_p
     try: found, _, said = shell(monkeypatch, capsys, 'sagan_train', '--scale', 'smoke', '--out', tmp_path/'run', '--set', 'width=2')
     finally: [signal.signal(s, f) for s, f in before.items()]
     assert found == code and 'stopped at step 3 and saved. Go on with' in said
+    if number == signal.SIGINT:                                # Ctrl-C ends the `tee` that reads what is printed, too
+        stop = runs.StopOnSignal('')
+        monkeypatch.setattr('builtins.print', lambda *args, **how: (_ for _ in ()).throw(BrokenPipeError('nobody reads')))
+        try: stop.ask(number, None)
+        finally: [signal.signal(s, f) for s, f in before.items()]
+        assert stop.asked == number
     assert [p.name for p in checkpoints_of(tmp_path/'run')][-1] == 'step_0000003.pt'
 
 
@@ -540,6 +618,17 @@ def test_ranks_share_a_table(crew, tmp_path):
     assert numbers(tmp_path/'together') == numbers(tmp_path/'alone')
     one, two = ({o['row']: timeless(o) for o in jobs.collect(tmp_path/name)} for name in ('alone', 'together'))
     assert one == two and len(one) == 2
+
+
+def test_a_row_that_fails_leaves_the_rows_of_other_processes_alone(capsys, monkeypatch):
+    "By an exit code torchrun would stop all of them. And what was to be done anew is not done anew after a restart."
+    with pytest.raises(Refused, match='1 of 3 runs failed. Again'): options.say_lost(['a'], 3, 'Again', 1)
+    options.say_lost(['a'], 3, 'Again', 2)
+    assert '1 of 3 runs failed. Again' in capsys.readouterr().out and options.say_lost([], 3, 'Again', 1) is None
+    asked = lambda: options.asked_rows('table1', 't1_none', '0', 't1_none', None, False)[2]
+    assert asked() == ['t1_none']
+    monkeypatch.setenv(group.AGAIN, '1')
+    assert asked() == []
 
 
 def test_several_ranks_look_and_act_as_one(crew, tmp_path):

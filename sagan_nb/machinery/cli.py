@@ -20,7 +20,7 @@ from .certificate import certificate, certify, find_object, guess_kind, insist
 from .checkpoints import disk_price
 from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
-from .evaluate import as_table, evaluate, save_records
+from .evaluate import as_table, evaluate, left_out, save_records
 from .ending import summarise
 from .features import FEWEST
 from .figures import deciding_measure, show_pairs, show_samples, show_training
@@ -34,7 +34,7 @@ from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
                       command_path, folder_of, free_path, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
-                      run_settings, say_next, steps_still_within, steps_within)
+                      run_settings, say_lost, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
 from .probe import with_probe
@@ -77,6 +77,7 @@ def sagan_train(
     if within is not None and (resume or not 0 < within < float('inf')):
         raise Refused('--within takes minutes, more than 0, and is for a new run: say --steps to lengthen one')
     asked, resume = resume, begun(out, resume)
+    within = None if resume else within                       # which was asked of the start
     pairs = [*(set or ()), *[f'{k}={v}' for k, v in (('seed', seed), ('steps', steps)) if v is not None]]
     tuning = tuning_of(init, freeze, out, resume, asked)
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
@@ -173,18 +174,6 @@ def write_gif(
     with atomic_write(out) as part: part.write_bytes(gif(frames, ms))
     print(f'{len(frames)} {"frame" if len(frames) == 1 else "frames"} in {out}{was}')
     say_next('open it in a browser')
-
-
-def left_out(
-    records:list,             # from `evaluate`
-)->str:                       # a line for each record that lacks classes; the first ten are named
-    "Which classes a mean over classes does without, and why."
-    lines = ['']
-    for o in records:
-        names = [f'{name} ({why})' for name, why in o.get('left_out', {}).items()]
-        more = f' and {len(names) - 10} more, all in the file' if len(names) > 10 else ''
-        if names: lines.append(f'{o["metric"]} without {", ".join(names[:10])}{more}')
-    return '\n'.join(lines)
 
 
 @command
@@ -317,8 +306,7 @@ def sagan_table(
     print(f'\n{text}\nwritten to {out}: {table}.md, with figures beside it')
     say_next('the same command with other --seeds: more runs join this table',
              *[('sagan_report', out/'runs'/job.name) for job in jobs[:1] if (out/'runs'/job.name).is_dir()])
-    if lost := [name for name, why in failed.items() if why != BUSY]:
-        raise Refused(f'{len(lost)} of {len(jobs)} runs failed. {same} tries them again')
+    say_lost([name for name, why in failed.items() if why != BUSY], len(jobs), f'{same} tries them again', world)
 
 
 @command

@@ -99,5 +99,6 @@ def give_name(
 ):
     "Let a checkpoint have another name beside it, at no cost where there are links."
     with atomic_write(path.with_name(name)) as part:
+        part.unlink(missing_ok=True)                          # of a process that was killed here, and had this number
         try: os.link(path, part)
         except (OSError, NotImplementedError, AttributeError): shutil.copy2(path, part)     # where there are no links

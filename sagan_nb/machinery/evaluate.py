@@ -403,6 +403,18 @@ def as_table(
     return '\n'.join([*lines, *known, *notes])
 
 
+def left_out(
+    records:list,             # from `evaluate`
+)->str:                       # a line for each record that lacks classes; the first ten are named
+    "Which classes a mean over classes does without, and why."
+    lines = ['']
+    for o in records:
+        names = [f'{name} ({why})' for name, why in o.get('left_out', {}).items()]
+        more = f' and {len(names) - 10} more, all in the file' if len(names) > 10 else ''
+        if names: lines.append(f'{o["metric"]} without {", ".join(names[:10])}{more}')
+    return '\n'.join(lines)
+
+
 def one_line(
     records:list,             # from evaluate
 )->str:                       # metric value | metric value | ... | protocol

@@ -114,7 +114,9 @@ class FineTune:
         self.check(gan.D)
         if gan.ranks.first and not (self.out/BEGAN).exists(): self.note()
         if self.init and not gan.t:
-            for part in 'GD': print(begin_with(getattr(gan, part), self.model, part))
+            for part in 'GD':
+                print(begin_with(getattr(gan, part), self.model, part))
+                gan.ranks.connect(getattr(gan, part))                # what rank 0 has read
             del self.model                                           # its memory
             if gan.ema is not None: gan.ema.load_state_dict(gan.G.state_dict())
         for block in list(gan.D.blocks)[:self.held]:

@@ -2,9 +2,11 @@
 import hashlib
 import json
 import os
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,9 @@ import torch.distributed as dist
 from ..core import Refused
 
 WAIT = 'SAGAN_NB_TIMEOUT'     # seconds that a rank waits for the others, at the start and in every exchange
+
+
+AGAIN = 'TORCHELASTIC_RESTART_COUNT'      # how often torchrun started the ranks of a machine again; machines count apart
 
 
 class Lost(RuntimeError):
@@ -46,6 +51,31 @@ def apart()->tuple[int,int]:      # rank, world
     return rank, world
 
 
+def meeting(
+    store,                    # which all ranks see; it may hold what ranks of an earlier start left in it
+    rank:int,                 # this one
+    world:int,                # how many there are
+    seconds:float,            # to wait for the others
+)->str:                       # the same on every rank, and new
+    """Name this meeting: after a restart the store still has the addresses of dead ranks. Each rank leaves a sign of its own, and
+    rank 0 answers it with the name, until all have said that they know it. Raises RuntimeError where one does not come."""
+    sign, end = uuid4().hex, time.monotonic() + seconds
+    if rank:
+        store.set(f'here_{rank}', sign)
+        store.wait([f'name_{sign}'], timedelta(seconds=seconds))
+        name = store.get(f'name_{sign}').decode()
+        store.set(f'knows_{name}_{rank}', '1')
+        return name
+    missing, answered = [*range(1, world)], set()
+    while missing := [o for o in missing if not store.check([f'knows_{sign}_{o}'])]:
+        if time.monotonic() > end: raise RuntimeError(f'rank {missing[0]} did not come')
+        for other in {store.get(f'here_{o}').decode() for o in missing if store.check([f'here_{o}'])} - answered:
+            store.set(f'name_{other}', sign)
+            answered.add(other)
+        time.sleep(.02)
+    return sign
+
+
 def join(
     rank:int,                 # this one
     world:int,                # how many there are
@@ -54,10 +84,10 @@ def join(
     if world == 1 or dist.is_initialized(): return
     gpus, local, seconds = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0)), patience()
     if local < gpus: torch.cuda.set_device(local)
-    wait, attempt = timedelta(seconds=seconds), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    wait = timedelta(seconds=seconds)
     try:
         store = next(dist.rendezvous('env://', rank, world, timeout=wait))[0]
-        store = dist.PrefixStore(f'attempt_{attempt}', store)     # else a restart finds addresses of dead ranks
+        store = dist.PrefixStore(meeting(store, rank, world, seconds), store)
         dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', store=store, rank=rank, world_size=world,
                                 timeout=wait)
     except (dist.DistError, RuntimeError) as e:
@@ -100,6 +130,11 @@ def text_of_first(
     "Let rank 0 decide."
     first = not dist.is_initialized() or dist.get_rank() == 0
     return texts_of_all(make() if first else '')[0]
+
+
+def restarted()->bool:
+    "Did torchrun start any of the ranks again? All ranks call this."
+    return any(o != '0' for o in texts_of_all(os.environ.get(AGAIN, '0')))
 
 
 def differences_between(

@@ -17,7 +17,7 @@ from .checkpoints import (Diverged, checkpoints_of, newest_checkpoint, read_chec
                           step_of)
 from .curve import Curve, give_name
 from .files import CacheWarning, append_line, read_lines
-from .group import text_of_first
+from .group import restarted, text_of_first
 from .runs import Stopped, read_log, run_lock, state_to_go_on_from, train, with_numbers
 from .terminal import printable
 
@@ -69,7 +69,8 @@ class Guard:
         ranks = Ranks()
         if not (state := state_to_go_on_from(out, ranks.world)): return
         gan = restore(state, device=device)                  # on all ranks, which begin alike
-        if ranks.first and self.curve.missed(gan.t): self.curve(gan)
+        why = text_of_first(lambda: self.look(gan) if self.curve.missed(gan.t) else '')
+        if why and self.action == 'stop': raise Collapsed(why)
 
     def keep_best(self, t:int):
         "Name the checkpoint of this step best_XXXXXXX.pt, too, if its distance is among the smallest; one more goes."
@@ -177,14 +178,24 @@ def train_guarded(
     guard = Guard(curve, best, action)
     if resume:
         with run_lock(out) if first and checkpoints_of(out) else nullcontext(): guard.catch_up(Path(out), device)
-    if resume and action == 'back':
-        went_back(out, 'it had collapsed', lambda: 'collapse' in (read_log(curve.path, newest_step(out)) or [{}])[-1])
+    if resume and action != 'go': act_again(out, action)
     while True:
         try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:
             if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
             if action != 'back' or not went_back(out, str(e)): raise
             resume = True
+
+
+def act_again(
+    run,                      # run folder
+    action:str,               # 'stop' or 'back'
+):
+    """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and it was torchrun, not
+    somebody who has seen it, that started it again."""
+    def fell(): return 'collapse' in (read_log(Path(run)/'curve.jsonl', newest_step(run)) or [{}])[-1]
+    if action == 'back' and went_back(run, 'it had collapsed', fell): return
+    if restarted() and text_of_first(lambda: str(fell())) == 'True': raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
 
 
 def went_back(

@@ -51,11 +51,13 @@ def open_torchvision(
     options:dict,         # keywords of its class
 ):                        # a data set of torchvision: pairs (PIL image, label)
     "Open a data set, downloading it once. Raises Refused, with what to get and where to put it, where that fails."
+    from filelock import FileLock
     from torchvision import datasets
     kind, root = getattr(datasets, NAMED[name][0]), data_folder()
     root.mkdir(parents=True, exist_ok=True)
-    try: return kind(root, download=True, **options)
-    except (RuntimeError, OSError, EOFError, ImportError) as e:
+    try:
+        with FileLock(root/f'.{name}.lock'): return kind(root, download=True, **options)       # one process fetches and unpacks
+    except (RuntimeError, OSError, EOFError, ImportError, ValueError) as e:
         why = f'{e}'.strip().splitlines()[-1] if f'{e}'.strip() else type(e).__name__
         raise Refused(f'{name} is not in {root} and cannot be downloaded here ({why}): '
                       f'{what_to_get(kind, options, root)}') from None

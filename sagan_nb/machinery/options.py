@@ -24,7 +24,7 @@ from .console import complain, read_words
 from .evaluate import check_metrics
 from .features import check_features
 from .files import CacheWarning
-from .group import Lost, place, text_of_first
+from .group import AGAIN, Lost, place, text_of_first, texts_of_all
 from .guard import Collapsed
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16, out_of_memory, short_of_memory
@@ -200,9 +200,11 @@ def begun(
     out:str,                  # run folder
     resume:bool,              # asked for
 )->bool:                      # is it to be gone on with?
-    "A run that torchrun starts again, after one of its ranks was lost, goes on where it was."
-    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0': return resume
-    return text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
+    """A run that torchrun starts again, after one of its ranks was lost, goes on where it was; so do all ranks where one was
+    asked to, as on a machine that came later."""
+    again = 'True' in texts_of_all(str(resume or os.environ.get(AGAIN, '0') != '0'))
+    there = text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
+    return resume or again and there
 
 
 def run_settings(
@@ -360,6 +362,18 @@ def refuse_idle(
         if idle := [o for o in said if o in names]: raise Refused(f'leave out --{idle[0]}: {why}')
 
 
+def say_lost(
+    lost:list,                # names of runs that failed
+    of:int,                   # of so many
+    then:str,                 # what to do about it
+    world:int,                # processes that share the rows of a table
+):
+    "Raise Refused where runs failed; beside other processes say it alone, for torchrun would stop their rows, too."
+    words = f'{len(lost)} of {of} runs failed. {then}'
+    if lost and world == 1: raise Refused(words)
+    if lost: print(words)
+
+
 def seeds_of(
     text:str,                 # '10-29', '1,2,5', or both
 )->list:
@@ -396,7 +410,7 @@ def asked_rows(
     if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
     if again and adopt: raise Refused('--retrain and --adopt are two commands')
     if print_commands and (again or adopt): raise Refused('--print_commands goes with neither --retrain nor --adopt')
-    return rows, numbers, again
+    return rows, numbers, [] if os.environ.get(AGAIN, '0') != '0' else again       # done when torchrun started first
 
 
 def commands(

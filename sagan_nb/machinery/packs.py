@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def pack(
 )->Pictures:              # the finished pack, opened by rank 0
     "Decode everything into one folder; after an interruption the same call goes on. Raises Refused like open_source."
     spec, out = str(spec), Path(out).expanduser()
-    check_target(out)
+    if not place[0]: check_target(out)
     check_res(res)
     if not is_toy(spec) and not is_named(spec) and is_pack(locate(spec)[0]): raise Refused(f'{spec} is packed already')
     how = how_to_read(max_bad, truncated, stretch)
@@ -110,8 +111,7 @@ def unfinished(
     part:Path,            # folder of the pack so far
     log:Path,             # a line for what is packed, then one per chunk
     identity:str,         # from identity_of
-    bytes_each:int,       # of one image
-)->list:                  # records of the chunks that are safely in part
+)->list:                  # records of its chunks
     "Read what an interrupted pack left behind. Raises Refused where it was packing something else."
     if not ((part/'images.npy').exists() and log.exists()): return []
     records = []
@@ -121,19 +121,25 @@ def unfinished(
     if len(records) < 2: return []                               # nothing was packed yet
     if records[0] != dict(identity=identity):
         raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
-    return records[1:1 + whole_chunks(part/'images.npy', records[1:], bytes_each)]
+    return records[1:]
 
 
 def whole_chunks(
     path:Path,            # images.npy of an unfinished pack
     records:list,         # of its chunks
     bytes_each:int,       # of one image
+    place:tuple=(0, 1),   # as of `pack`: each process reads its share
 )->int:                   # how many, from the first
     "Count the chunks that are in the file as they were packed."
+    (rank, world), starts = place, [*accumulate((r['n']*bytes_each for r in records), initial=HEAD)]
+    def whole(f, i):
+        f.seek(starts[i])
+        return hashlib.sha256(f.read(records[i]['n']*bytes_each)).hexdigest() == records[i]['sha256']
+    if not records: return 0
     with open(path, 'rb') as f:
-        f.seek(HEAD)
-        for i, r in enumerate(records):
-            if hashlib.sha256(f.read(r['n']*bytes_each)).hexdigest() != r['sha256']: return i
+        for i in range(0, len(records), world):
+            found = exchange(str(i + rank >= len(records) or whole(f, i + rank)), world)
+            if 'False' in found: return i + found.index('False')
     return len(records)
 
 
@@ -149,9 +155,12 @@ def write_chunks(
     (rank, world), identity, size = place, identity_of(listing, res, how), 3 * res**2
     if world > 1: agree(dict(pictures=identity))
     def of_all(record): return [json.loads(o) for o in exchange(json.dumps(record), world)]
-    records = of_all(None if rank else go_on_packing(part, log, identity, res))[0]
+    records = of_all(None if rank else unfinished(part, log, identity))[0]
+    records = records[:whole_chunks(part/'images.npy', records, size, place)]
+    if not rank: begin_packing(part, log, identity, res, records)
+    exchange('', world)                                          # the file is there
     bad, written = faults_of(records)[0], sum(r['n'] for r in records)
-    with open(part/'images.npy', 'r+b') as f, open(log, 'a', encoding='utf-8') as lines:
+    with open_to_write(part/'images.npy') as f, open(log, 'a', encoding='utf-8') as lines:
         for chunk in read_chunks(listing, res, how, len(records), place):
             there = of_all(record_of(chunk))                     # of this round, in the order of the ranks
             bad |= faults_of(there)[0]
@@ -177,22 +186,29 @@ def exchange(
     return texts_of_all(text) if world > 1 else [text]
 
 
-def go_on_packing(
+def open_to_write(
+    path:Path,            # images.npy of a pack
+):
+    """Open a file that several machines write into, each its own part. Not for reading: a file system of theirs then fetches the page
+    that two parts share, and may write it back over the part of another."""
+    return os.fdopen(os.open(path, os.O_WRONLY | getattr(os, 'O_BINARY', 0)), 'wb')
+
+
+def begin_packing(
     part:Path,            # folder of the pack
     log:Path,             # its records
     identity:str,         # from identity_of
     res:int,              # pixels per side
-)->list:                  # records of the chunks that are there
-    "Begin a pack, or cut off what an interrupted one has not recorded. Raises Refused as `unfinished` does."
+    records:list,         # of the chunks that are there
+):
+    "Begin a pack, or cut off what an interrupted one has not recorded."
     sweep(log.parent, f'{log.name}.*')
-    records = unfinished(part, log, identity, 3 * res**2)
     part.mkdir(exist_ok=True)
     text = ''.join(json.dumps(sealed_json(r)) + '\n' for r in [dict(identity=identity), *records])
     with atomic_write(log) as new: new.write_text(text, encoding='utf-8')
     with open(part/'images.npy', 'r+b' if records else 'w+b') as f:
         if not records: f.write(npy_header(np.uint8, (0, 3, res, res)))
         f.truncate(HEAD + sum(r['n'] for r in records) * 3 * res**2)
-    return records
 
 
 def record_of(

@@ -14,6 +14,7 @@ from ..distributed import Ranks
 from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
 from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, inception, open_features
 from .files import cache_folder, content_hash, file_sha256
+from .group import texts_of_all
 from .listing import list_pictures, locate
 from .packed import is_pack
 from .pictures import take_batch
@@ -149,6 +150,19 @@ def features_by(
     return inception(path, sha256, device, net, **rule)
 
 
+def open_together(
+    nets:set,                 # of protocols
+    paths:dict,               # see `features_by`
+    device='cpu',             # where to
+)->dict:                      # net -> Features
+    "Open networks. Raises Refused on every rank where any of them lacks weights."
+    found, why = {}, ''
+    try: found = {net: features_by(net, paths, device) for net in nets}
+    except Refused as e: why = str(e)
+    if words := max(texts_of_all(why), key=len): raise Refused(words)
+    return found
+
+
 def departures(
     p:Protocol,               # what was asked for
     n_fake:int,               # what there is
@@ -186,11 +200,11 @@ def measure_by(
     if drawn: device = next(fake.parameters()).device
     n = n_fake or p.n_fake if drawn else len(fake)
     said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about, drawn))
-    out, metrics = [], ['distance', 'score'] if p.splits else ['distance', 'kid']
-    for metric in metrics:
-        net = p.score_net if metric == 'score' and p.score_net else p.net
-        how = dict(features=features_by(net, paths or {}, device), n_real=p.n_real or len(source), seed=seed,
-                   cache=cache, rounding=p.rounding, about=said, ranks=ranks)
+    out, net = [], dict(distance=p.net, score=p.score_net or p.net) if p.splits else dict(distance=p.net, kid=p.net)
+    opened = open_together({*net.values()}, paths or {}, device)
+    for metric in net:
+        how = dict(features=opened[net[metric]], n_real=p.n_real or len(source), seed=seed, cache=cache, rounding=p.rounding,
+                   about=said, ranks=ranks)
         if drawn: found = evaluate(fake, source, [metric], n_fake=n, **how)
         else: found = compare(fake, source, [metric], **how)
         out += [o for o in found if o.get('splits', p.splits) == p.splits]

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -21,8 +21,8 @@ from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_
 from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
-from .group import agree, text_of_first
+from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
+from .group import agree, place, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
 from .terminal import printable
@@ -170,6 +170,9 @@ class InUse(Refused):
     "Another process holds the lock on a run folder."
 
 
+LEASE = 120               # seconds for which a file server may keep the lock of a machine that is gone
+
+
 @contextmanager
 def run_lock(
     run,                      # run folder; made if it is not there
@@ -178,7 +181,8 @@ def run_lock(
     from filelock import FileLock, Timeout
     Path(run).mkdir(parents=True, exist_ok=True)
     refuse_links(run)
-    lock = FileLock(Path(run).resolve()/'.lock', timeout=0, is_singleton=True)      # held twice by one thread: no harm
+    wait = LEASE if place()[1] > 1 else 0
+    lock = FileLock(Path(run).resolve()/'.lock', timeout=wait, is_singleton=True)      # held twice by one thread: no harm
     try: lock.acquire()
     except Timeout: raise InUse(f'{run}: {BUSY}') from None
     try: yield
@@ -259,7 +263,9 @@ def go_on(
     device,                   # where to
 )->GAN:                       # at the newest checkpoint that is whole, or at step 0 where none was written yet
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
-    if state := state_to_go_on_from(out, Ranks().world): gan = restore(state, cfg, stream, device)
+    if state := state_to_go_on_from(out, Ranks().world):
+        agree(dict(checkpoint=content_hash(dict(rng=state['rng']), dict(t=state['t'], data=state['data']))))
+        gan = restore(state, cfg, stream, device)
     else:
         refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)
@@ -444,8 +450,9 @@ class StopOnSignal:
 
     def ask(self, number, frame):
         "Note the wish; restore what signals do."
-        if self.asked is None: print('\nstopping after this step; once more to stop at once', flush=True)
-        self.asked = number
+        first, self.asked = self.asked is None, number
+        if first:
+            with suppress(OSError, RuntimeError): print('\nstopping after this step; once more to stop at once', flush=True)   # nobody may read it
         if 'TORCHELASTIC_RUN_ID' in os.environ: return
         for s in self.signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 

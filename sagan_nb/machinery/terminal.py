@@ -4,6 +4,7 @@ import shutil
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from io import StringIO
 from itertools import groupby
 
@@ -129,7 +130,7 @@ def track_lines(
         now = time.monotonic()
         if done and now - said >= every:
             left = duration((now - began) / done * (len(items) - done))
-            print(f'{label}: {done:,} of {len(items):,}, {left} left', file=sys.stderr, flush=True)
+            with suppress(OSError): print(f'{label}: {done:,} of {len(items):,}, {left} left', file=sys.stderr, flush=True)      # nobody may read it
             said = now
         yield item
 

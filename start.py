@@ -68,8 +68,8 @@ def tool(name):
 def usable():
     "True where .venv is whole and was made for this very folder."
     try:
-        return VENV in subprocess.check_output([tool('pip'), '--version'], stderr=subprocess.STDOUT).decode()
-    except (OSError, subprocess.CalledProcessError):
+        return VENV in subprocess.check_output([tool('pip'), '--version'], stderr=subprocess.STDOUT, universal_newlines=True)
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return False
 
 

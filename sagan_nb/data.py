@@ -419,7 +419,7 @@ class Order:
         if batch < 1 or batch % world:
             raise Refused(f'a batch of {batch} cannot be shared by {world} ranks: make it a multiple')
         if n < 1: raise Refused('the source holds no pictures')
-        self.n, self.batch, self.seed, self.rank, self.world, self.epochs = n, batch, seed, rank, world, {}
+        self.n, self.batch, self.seed, self.rank, self.world, self.epochs = n, batch, int(seed), rank, world, {}
 
     def epoch(self, e:int)->tuple:         # permutation int64 (n,), mirror bool (n,)
         "Draw the order of one epoch; the last two are kept."

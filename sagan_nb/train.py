@@ -314,4 +314,4 @@ def show_curves(
 # %% ../nbs/09_train.ipynb #e1ad3d2d
 if __name__ == '__main__' and __package__ == 'sagan_nb':             # started as a command, not opened as a notebook
     from importlib import import_module
-    import_module('sagan_nb.machinery.cli').sagan_train()
+    import_module('sagan_nb.machinery.console').sagan_train()

@@ -117,6 +117,19 @@ def test_on_a_terminal_and_through_a_pipe(place, args, expected):
     if args[0] == 'sagan_table': assert '| ' not in out and out.index('Not applicable here') < out.index('features')
 
 
+def test_names_and_words_for_other_systems(monkeypatch, tmp_path):
+    "What a user of Windows types back, and the names of what has none here."
+    from sagan_nb.machinery import options, terminal
+    with monkeypatch.context() as m:
+        m.setattr('os.name', 'nt')
+        words = [terminal.quoted(o) for o in (r'runs\toy', r'my runs\toy', '--n')]
+    assert words == [r'runs\toy', r'"my runs\toy"', '--n']
+    with monkeypatch.context() as m:
+        m.setattr('os.path.relpath', lambda path: (_ for _ in ()).throw(ValueError('on another drive')))
+        assert options.from_here('D:/runs/metrics.json') == 'D:/runs/metrics.json'
+    assert str(options.folder_of('hf:somebody/sagan')) == '.' and options.folder_of(tmp_path) == tmp_path
+
+
 @pytest.mark.parametrize('columns', [100, 60, 40])
 def test_words_of_a_table_stay_whole(columns, monkeypatch):
     monkeypatch.setenv('COLUMNS', str(columns))

@@ -95,6 +95,7 @@ def test_a_longer_call_adds_to_a_folder(model, tmp_path):
 
 def test_names_of_folders_sort_as_the_classes():
     assert folder_names(['a b', 'c']) == ['a b', 'c'] and folder_names([]) == []
+    assert folder_names(['Cardigan', 'cardigan']) == ['0_Cardigan', '1_cardigan'] and folder_names(['cat', 'con.1', 'nul']) == ['0_cat', '1_con_1', '2_nul']
     assert folder_names([str(k) for k in range(12)]) == [f'{k:02}' for k in range(12)]
     for odd in (['b', 'a'], ['../x', 'y'], ['a/b', 'c'], ['CON.', 'x'], ['a', 'a']):
         names = folder_names(odd)

@@ -452,6 +452,14 @@ def test_what_a_layer_holds_for_speed_is_not_hashed():
     assert any(sn.fresh for _, sn, _ in normalised(one)) and weights_hash(one) == weights_hash(other)
 
 
+def test_warnings_become_notes_but_for_those_of_torch_about_itself():
+    def metric():
+        warnings.warn('few pictures', stacklevel=1)
+        warnings.warn('Please use the new API settings to control TF32 behavior', stacklevel=1)
+        return [('FID', 1., {})]
+    assert evaluate_room.collect_warnings(metric) == [('FID', 1., dict(notes=['few pictures']))]
+
+
 def test_records_are_kept_without_doubles(tmp_path):
     path = tmp_path/'metrics.json'
     one = dict(metric='FID', value=3., features_hash='a', n_fake=10, n_real=10, seed=0, step=1)

@@ -1,6 +1,7 @@
 "Serves chapter 14: the bench: variants in turns, their memory, another implementation beside them, the table."
 import gc
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def callable_from(
     path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
 ):                                # that function; it returns a callable that makes one update of D and one of G
     "Read what `--against` times; of FILE:FOLDER, FOLDER is handed on as `folder`. Raises Refused for a file without it."
-    file, _, folder = (path, '', '') if Path(path).is_file() else str(path).rpartition(':')
+    file, folder = (path, '') if Path(path).is_file() else re.fullmatch(r'(?:(.+\.py):)?(.*)', str(path)).groups('')
     if not Path(file).is_file(): raise Refused(f'{path}: there is no such file')
     if folder and not Path(folder).is_dir(): raise Refused(f'{folder}: there is no such folder')
     spec = importlib.util.spec_from_file_location('against', file)
@@ -62,7 +63,7 @@ def peak_bytes(
             'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
             'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'
             'try: cpu = int([o for o in open("/proc/self/status") if "VmHWM" in o][0].split()[1])*1024\n'
-            'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
+            'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)\n'
             'print(torch.cuda.max_memory_allocated(device) if "cuda" in device else cpu)')
     args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
     gc.collect(), torch.cuda.empty_cache()        # on a GPU the other process needs the room

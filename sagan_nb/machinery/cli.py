@@ -1,6 +1,5 @@
 "Serves chapter 16: the commands."
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
-                      command_path, folder_of, free_path, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
+                      command_path, folder_of, free_path, from_here, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
                       run_settings, say_lost, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
@@ -196,7 +195,7 @@ def sagan_eval(
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     keep_memory()
-    out = Path(out or (f'{Path(fake).name}-metrics.json' if fake else folder_of(run)/'metrics.json'))
+    out = Path(out or (f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'))
     if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
     ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
@@ -212,7 +211,7 @@ def sagan_eval(
                            seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)
     if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
-    print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {os.path.relpath(out)}'))
+    print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {from_here(out)}'))
     if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
     else: say_next(*attention_tip(made, run), ('sagan_report', run))
     return records

@@ -128,7 +128,7 @@ def open_run(
     if is_repo(path): path = from_hub(path)
     path = Path(weights_of(path) if is_weights_name(path) else path)
     if part not in ('G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
-    index = path.with_name(path.name + '.index')                 # TensorFlow's: the name is that of several files
+    index = Path(f'{path}.index')                                # TensorFlow's: the name is that of several files
     if not path.exists() and not index.exists(): raise Refused(f'{path}: there is no such run or file')
     if path.is_dir() and not (path/'model.safetensors').exists():
         from .checkpoints import read_newest

@@ -333,6 +333,7 @@ def collect_warnings(
     "Run a metric and attach its warnings to its results."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
+        warnings.filterwarnings('ignore', 'Please use the new API settings')     # torch 2.9's, of names that older ones need
         found = metric()
     for w in said:
         if w.category is not UserWarning: warnings.warn(w.message, stacklevel=3)

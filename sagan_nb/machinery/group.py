@@ -88,7 +88,7 @@ def join(
     try:
         store = next(dist.rendezvous('env://', rank, world, timeout=wait))[0]
         store = dist.PrefixStore(meeting(store, rank, world, seconds), store)
-        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', store=store, rank=rank, world_size=world,
+        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus and dist.is_nccl_available() else 'gloo', store=store, rank=rank, world_size=world,
                                 timeout=wait)
     except (dist.DistError, RuntimeError) as e:
         where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'

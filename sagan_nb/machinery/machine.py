@@ -146,9 +146,9 @@ def check_compiler(
         there = find_spec('triton') and any(shutil.which(o) for o in (os.environ.get('CC', ''), 'gcc', 'clang'))
         if there: return
         raise Refused('torch.compile on a GPU needs triton and a C compiler (gcc, clang, or what CC names), and they are not here')
-    from torch._inductor import cpp_builder, exc
+    from torch._inductor import cpp_builder
     try: cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
+    except RuntimeError:                                     # of several kinds, by torch and system
         raise Refused('torch.compile needs a C++ compiler (g++, or what CXX names), and there is none here') from None
 
 

@@ -35,11 +35,19 @@ def goes_to_many(
     return str(out).endswith(('/', os.sep)) or Path(out).is_dir() or Path(out).suffix.lower() == '.npz'
 
 
+def is_device(
+    name:str,                 # of a folder
+)->bool:
+    "Does Windows take it for a device?"
+    return bool(re.fullmatch(r'(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?', name))
+
+
 def folder_names(
     classes:list,             # names, in order; [] without classes
 )->list:                      # a folder for each; their sorted order is the order of the classes
     "Name a folder for each class: as the class where that is a name for a folder and sorts alike, else numbered."
-    safe = all(re.fullmatch(r'\w[\w .()+-]*', c) and not c.endswith(('.', ' ')) for c in classes)
+    safe = all(re.fullmatch(r'\w[\w .()+-]*', c) and not c.endswith(('.', ' ')) and not is_device(c) for c in classes)
+    if len({c.casefold() for c in classes}) < len(classes): safe = False         # macOS and Windows take them for one folder
     if safe and list(classes) == sorted({*classes}): return list(classes)
     wide = len(str(len(classes) - 1))
     if all(c == str(k) for k, c in enumerate(classes)): return [f'{k:0{wide}}' for k in range(len(classes))]

@@ -33,7 +33,7 @@ from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
 from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
 from .sending import stream_of
-from .terminal import printable
+from .terminal import printable, quoted
 
 
 WARNING_TEXT = warnings.formatwarning
@@ -134,22 +134,22 @@ def pick_classes(
     return [found[t] for t in text.split(',')]
 
 
-def quoted(
-    word,                     # of a command
-)->str:                       # for a shell; what a terminal would act on is written out
-    "Quote a word so that a shell takes back the same bytes."
-    if printable(word) == str(word): return shlex.quote(str(word))
-    return "$'" + ''.join(chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f'\\x{b:02x}' for b in os.fsencode(str(word))) + "'"
-
-
 def command_path(
     name:str,                 # a command of this package
     *words,                   # its arguments
 )->str:                       # what to type to run it, from where this one was run, quoted for a shell
     "The name alone where the shell finds it, else its path."
-    path = Path(sys.argv[0]).with_name(name)
+    path = Path(sys.argv[0] or '-').with_name(name + '.exe'*(os.name == 'nt'))
     known = shutil.which(name) or not path.exists()
-    return ' '.join(map(quoted, [name if known else os.path.relpath(path), *words]))
+    return ' '.join(map(quoted, [name if known else from_here(path), *words]))
+
+
+def from_here(
+    path,                     # a file
+)->str:                       # the shortest name for it here
+    "Name a file from the current folder; on another drive, where there is no such way, as it is."
+    try: return os.path.relpath(path)
+    except ValueError: return str(path)
 
 
 def say_next(
@@ -175,6 +175,7 @@ def folder_of(
     run,                      # run folder, a checkpoint, or a file of weights
 )->Path:                      # the run folder, or the file's folder
     "Where what is made of a run belongs."
+    if not Path(run).exists(): return Path()                  # a public name
     folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
     return folder.parent if folder.name == 'checkpoints' else folder
 

@@ -15,7 +15,7 @@ def documented(
         if name in ('self', 'return'): continue
         default = '' if o.default is inspect.Parameter.empty else f' = {o.default!r}'
         lines.append(f'    {name}{default}: {o.docment or ""}')
-    cls.__doc__ += '\n'.join(lines)
+    cls.__doc__ = (cls.__doc__ or '') + '\n'.join(lines)          # python -OO leaves it out
     cls.__init__.__doc__ = f'Make a {cls.__name__}.'              # else torch\'s, which says nothing of it
     return cls
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shlex
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import torch
 
 from ..core import Refused
 from .listing import PICTURE_SUFFIXES, Listing, short_list
-from .terminal import printable, progress
+from .terminal import printable, progress, quoted
 
 
 class BaseSource:
@@ -374,7 +373,7 @@ def load_pictures(
     how, need = how or READING, len(listing.names) * 3 * res**2
     if need > MEMORY:
         raise Refused(f'{len(listing.names):,} pictures at {res} px need {need / 2**30:.1f} GiB of memory; '
-                      f'pack them once: sagan_pack {shlex.quote(listing.spec)} --res {res} --out FILE, then use FILE')
+                      f'pack them once: sagan_pack {quoted(listing.spec)} --res {res} --out FILE, then use FILE')
     pixels, labels, hashes, bad, dark, cut = np.empty((len(listing.names), 3, res, res), np.uint8), [], [], {}, [], []
     for chunk in read_chunks(listing, res, how):
         bad = bad | chunk.bad

@@ -204,7 +204,7 @@ def export(
     "Publish a trained generator. Raises Refused for another format."
     if format not in ('safetensors', 'onnx'): raise Refused(f"format is {format!r}; choose 'safetensors' or 'onnx'")
     if half and format == 'onnx': raise Refused('--half is for safetensors')
-    path = Path(out or f'{Path(run)}.{format}')
+    path = Path(out or (f'{Path(run)}.{format}' if Path(run).exists() else f'{run}.{format}'.replace(':', '-').replace('/', '-')))
     if format == 'safetensors': return save_pretrained(run, path, half=half)
     export_onnx(open_run(run).G, path)
     return path

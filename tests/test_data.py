@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -112,7 +114,44 @@ def test_links_are_followed_once(tree, tmp_path):
     try: (tree/'dog').symlink_to(tree/'cat', target_is_directory=True)
     except OSError: pytest.skip('this system makes no symbolic links')
     (tree/'ant'/'round').symlink_to(tree, target_is_directory=True)
-    assert len(open_source(tree, 16, unlabelled=True)) == 15
+    found = open_source(tree, 16, unlabelled=True)
+    assert len(found) == 15 and found.found['left_out'] == {'folders that are there already, by a link': 2}
+    refused('without a picture in .*: dog', tree, 16)            # the link, whatever the order on the disk
+
+
+def test_parts_of_a_data_set_are_no_classes(tree, tmp_path, capsys):
+    "Pictures of train and test side by side, and StyleGAN's folders of a thousand each."
+    both = tmp_path/'both'
+    both.mkdir()
+    (tree/'ant').rename(both/'train'), (tree/'bee').rename(both/'test')
+    refused('holds parts of a data set .test, train., not classes: name one of them, such as .*/test', both, 16)
+    assert len(open_source(both, 16, unlabelled=True)) == 9 and 'takes all of test, train together' in capsys.readouterr().out
+    assert len(open_source(both/'train', 16, unlabelled=True)) == 4 and 'together' not in capsys.readouterr().out
+    (tmp_path/'gan'/'00000').mkdir(parents=True), (tmp_path/'gan'/'00001').mkdir()
+    for i in (0, 1): Image.fromarray(noise()).save(tmp_path/'gan'/f'0000{i}'/f'img{i}.png')
+    (tmp_path/'gan'/'dataset.json').write_text('{}')
+    refused('holds dataset.json, as StyleGAN writes it: its folders are parts, not classes', tmp_path/'gan', 16)
+    assert len(open_source(tmp_path/'gan', 16, unlabelled=True)) == 2
+
+
+def test_names_in_either_unicode_form_are_one_data_set(tree, tmp_path):
+    "macOS takes accents apart: the class would sort elsewhere."
+    for name, form in (('composed', 'NFC'), ('apart', 'NFD')):
+        shutil.copytree(tree, tmp_path/name)
+        (tmp_path/name/'ant').rename(tmp_path/name/unicodedata.normalize(form, 'école'))
+    a, b = (open_source(tmp_path/name, 16) for name in ('composed', 'apart'))
+    assert a.classes == b.classes == sorted(a.classes) and a.fingerprint == b.fingerprint and same(a, b)
+
+
+def test_of_a_name_twice_in_a_zip_the_last_counts(tree, tmp_path):
+    z = zipped(tree, tmp_path/'z.zip')
+    name = sorted(p for p in tree.rglob('*.*') if p.parent.name == 'ant')[0]
+    Image.fromarray(noise(seed=77)).save(name, format=Image.open(name).format)
+    with zipfile.ZipFile(z, 'a') as f, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        f.write(name, name.relative_to(tree).as_posix())
+    found = open_source(z, 16)
+    assert same(found, open_source(tree, 16)) and sum(found.found['left_out'].values()) == 1
 
 
 def test_unlabelled(tree, tmp_path):
@@ -394,6 +433,18 @@ def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
     pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
     assert len(seen) == 16 - 4*after and content(tmp_path/'p.pack') == content(tmp_path/'whole.pack')
     assert sorted(p.name for p in tmp_path.glob('p.pack*')) == ['p.pack']
+
+
+def test_pictures_mended_while_packing_was_interrupted_are_taken_in(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, 'CHUNK', 4)
+    good = (tree/'bee'/'0.png').read_bytes()
+    (tree/'bee'/'0.png').write_text('words')
+    with monkeypatch.context() as m:
+        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
+    (tree/'bee'/'0.png').write_bytes(good)
+    found = pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
+    assert len(found) == 15 and not found.unreadable and found.fingerprint == open_source(tree, 32).fingerprint
 
 
 @pytest.mark.parametrize('ranks, threads', [(1, 6), (2, 3), (4, 1), (12, 1)])

@@ -165,6 +165,11 @@ def test_hub_data(monkeypatch):
     s = open_source('hf:some/set', res=32)
     assert s.classes == ['a', 'b'] and s.counts == [2, 2] and len(open_source('hf:some/set:test', res=32)) == 6
     with pytest.raises(Refused, match='cannot be loaded'): open_source('hf:gone', res=32)
+    with monkeypatch.context() as m:
+        m.setattr(ClassLabel, 'names', ['a\x1b[2J', 'b'])
+        assert '\x1b' not in open_source('hf:some/set', res=32).classes[0]
+        m.setattr(Found, '__getitem__', lambda self, k: [0, -1, None, 1] if k == 'kind' else list.__getitem__(self, k))
+        with pytest.raises(Refused, match='pictures without a class: add --unlabelled'): open_source('hf:some/set', res=32)
     monkeypatch.setattr(Found, 'features', dict(text=object(), picture=Image_()))
     with pytest.raises(Refused, match='--unlabelled'): open_source('hf:some/set', res=32)
     monkeypatch.setattr(Found, 'features', dict(text=object()))

@@ -6,6 +6,7 @@ import numpy as np
 from ..core import Refused
 from .files import check_unpacked, need_handles
 from .listing import Listing
+from .terminal import printable
 
 PICTURES, LABELS, NAMES = ('arr_0', 'x', 'images', 'samples'), ('arr_1', 'y', 'labels'), 'classes'
 
@@ -29,6 +30,7 @@ def find_arrays(
         raise Refused(f'{path}: labels must be whole numbers from 0, one for each picture; got {y.dtype} {y.shape}')
     names = held.get(NAMES) if y is not None else None
     if names is not None and names.dtype.kind != 'U': names = None                 # whatever it means there
+    if names is not None: names = np.array([*map(printable, names.ravel().tolist())]).reshape(names.shape)
     if names is not None and (names.ndim != 1 or y.max() >= len(names) or len({*names.tolist()}) < len(names)):
         raise Refused(f'{path}: {NAMES} must be different names, one for each label; got {names.tolist()} for labels up to {y.max()}')
     return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y, names

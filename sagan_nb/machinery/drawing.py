@@ -94,6 +94,7 @@ def maps_of_run(
     if part == 'D':
         model = open_run(run, device, part='D')
         x, y, names = real_pictures(model.D, data or model.cfg.data, n, classes, seed)
+        check_names(model, names, run, data or model.cfg.data)
         return attention_maps(model.D, x, y), [names[k] for k in y] if names else []
     model = open_run(run, device)
     wanted = pick_classes(classes, model.classes)
@@ -109,6 +110,17 @@ def has_class_names(
     return list(model.classes) != [str(k) for k in range(len(model.classes))]
 
 
+def check_names(
+    model:Model,              # from `open_run`
+    names:list,               # of the classes of real pictures; [] without classes
+    run:str,                  # for messages
+    spec:str,                 # for messages
+):
+    "Raise Refused where the pictures have other classes than those the model knows by name, or have them in another order."
+    if names and has_class_names(model) and list(names) != list(model.classes):
+        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {list(names)}')
+
+
 def open_measured(
     run:str,                  # as in sagan_eval
     data:str,                 # real pictures; None: those it was trained on
@@ -120,6 +132,5 @@ def open_measured(
     K = model.cfg.n_classes
     source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
     print(describe(source))
-    if has_class_names(model) and list(source.classes) != list(model.classes):
-        raise Refused(f'{run} was trained on the classes {model.classes}, {spec} has {source.classes}')
+    check_names(model, source.classes, run, spec)
     return model.G, source, dict(model.about, numerics=NUMERICS)

@@ -2,6 +2,7 @@
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from .terminal import printable
 PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.gif', '.webp', '.avif', '.ppm', '.pgm',
                     '.tif', '.tiff'}
 DANGEROUS = 'links, absolute names or names with ..'
+REPEATED = 'older of a name that is there twice'
+PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test'}       # of a data set: no classes
 LARGEST_FILE = 128 * 2**20       # bytes of one file, after it is taken out of a zip
 
 
@@ -26,6 +29,13 @@ class Listing:
     classes: list         # class names, printable; empty: no labels
     read: object          # name -> bytes of a file, a PIL image, or uint8 (3, res, res); raises OSError or ValueError
     left_out: dict = field(default_factory=dict)     # kind -> number of files that are not taken for images
+
+
+def composed(
+    name:str,             # of a file or a class
+)->str:
+    "Write it with composed characters: macOS stores others, and the same name would sort elsewhere."
+    return unicodedata.normalize('NFC', name)
 
 
 def short_list(
@@ -72,18 +82,22 @@ def folder_tree(
     root:Path,            # folder
 ):                        # names of files, names of folders (both relative to root), read(name) -> bytes, kind left out -> number
     "List everything below a folder; links are followed, but none twice. Raises OSError where a folder cannot be read but for want of permission."
-    files, folders, seen, closed = [], [], set(), []
+    files, folders, seen, closed, again = [], [], set(), [], []
     def unopened(e):
         if not isinstance(e, PermissionError): raise e           # the disk, or too many files: what is inside was not seen
         closed.append(e.filename)
     for here, inside, names in os.walk(root, onerror=unopened, followlinks=True):
-        if (real := os.path.realpath(here)) in seen: inside.clear()
+        inside.sort()                                            # or the file system would say which of two links counts
+        if (real := os.path.realpath(here)) in seen:
+            inside.clear()
+            again.append(here)
         else:
             seen.add(real)
             relative = lambda name: (Path(here) / name).relative_to(root).as_posix()
             files += map(relative, names)
             folders += map(relative, inside)
-    return files, folders, lambda name: read_file(root / name), {'folders that may not be opened': len(closed)}
+    others = {'folders that may not be opened': len(closed), 'folders that are there already, by a link': len(again)}
+    return files, folders, lambda name: read_file(root / name), others
 
 
 def tidy_name(
@@ -120,10 +134,12 @@ def zip_tree(
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
         raise Refused(f'{path} is no zip file, or a damaged one ({e})') from e
-    members = {}
-    for info in z.infolist(): members.setdefault(tidy_name(info), info)
-    dangerous = sum(not tidy_name(info) for info in z.infolist() if info.filename.strip('./\\'))
+    every = z.infolist()
+    members = {tidy_name(info): info for info in every}          # of one name twice the last, as unzip leaves it
+    dangerous = sum(not tidy_name(info) for info in every if info.filename.strip('./\\'))
     members.pop('', None)
+    usable = [name for name in map(tidy_name, every) if name and not name.endswith('/')]
+    twice = len(usable) - len({*usable})
     start = inner.strip('/') + '/' if inner.strip('/') else ''
     below = [n[len(start):] for n in members if n.startswith(start)]
     if start and not below:
@@ -131,7 +147,7 @@ def zip_tree(
     files = [n for n in below if n and not n.endswith('/')]
     folders = {n[:-1] for n in below if n.endswith('/')}
     folders |= {p.as_posix() for n in files for p in PurePosixPath(n).parents}
-    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), {DANGEROUS: dangerous}
+    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), {DANGEROUS: dangerous, REPEATED: twice}
 
 
 def by_class(
@@ -147,7 +163,9 @@ def by_class(
         cut += min(tops) + '/'
     inside = [n[len(cut):] for n in names]
     check_depth(inside, cut, where, tops)
-    classes = sorted({n.split('/')[0] for n in inside})
+    classes = sorted({n.split('/')[0] for n in inside}, key=composed)
+    if {c.lower() for c in classes} <= PARTS:
+        raise Refused(f'{where} holds parts of a data set ({short_list(classes)}), not classes: name one of them, such as {within(where, cut + classes[0])}')
     beside = {f[len(cut):] for f in folders if f.startswith(cut) and not kind_left_out(f + '/x.png')}
     if empty := {f for f in beside if f and '/' not in f} - set(classes):
         others = f'; left out: {left_out}' if left_out else ''
@@ -156,9 +174,17 @@ def by_class(
         raise Refused(f'{where} holds only one class ({printable(classes[0])}); '
                       'to train without labels: sagan_train --unlabelled')
     index = {c: k for k, c in enumerate(classes)}
-    shown = [printable(c) for c in classes]
+    shown = [printable(composed(c)) for c in classes]
     if len({*shown}) < len(shown): raise Refused(f'two class folders in {where} look the same by name: rename one')
     return [index[n.split('/')[0]] for n in inside], shown
+
+
+def within(
+    where:str,            # folder or zip
+    name:str,             # of a folder in it
+)->str:                   # as a command takes it
+    "Name a folder inside a source."
+    return where + (':' if where.lower().endswith('.zip') else '/') + printable(name)
 
 
 def check_depth(
@@ -174,7 +200,7 @@ def check_depth(
         raise Refused(f'{len(direct):,} pictures lie outside of class folders ({short_list(direct, 2)}): {want}; '
                       'to train without labels: sagan_train --unlabelled')
     if deep:
-        one = where + (':' if where.lower().endswith('.zip') else '/') + printable(cut + min(tops))
+        one = within(where, cut + min(tops))
         raise Refused(f'{len(deep):,} pictures lie too deep ({printable(deep[0])}): {want}; '
                       f'if one of {short_list(tops)} holds the class folders, name it: {one}')
 
@@ -200,15 +226,20 @@ def list_pictures(
     path, inner = locate(spec)
     need_handles(path)
     if not path.is_dir() and path.suffix.lower() != '.zip':
-        raise Refused(f'{path} is neither a folder, nor a .zip, nor a pack made by sagan_pack')
+        raise Refused(f'{path} is neither a folder, nor a .zip, nor an .npz, nor a pack made by sagan_pack: unpack it into a folder')
     if not path.is_dir() and not path.is_file(): raise Refused(f'{path} is a pipe, socket or device, not a zip file')
     files, folders, read, others = folder_tree(path) if path.is_dir() else zip_tree(path, inner)
     left_out = Counter(filter(None, map(kind_left_out, files))) + Counter(others)
-    names = sorted(n for n in files if not kind_left_out(n))
+    names = sorted((n for n in files if not kind_left_out(n)), key=composed)
     said = say_left_out(left_out)
     if not names:
         holds = f'it holds {short_list(files)}' if files else f'left out: {said}' if said else 'it is empty'
         raise Refused(f'no pictures in {spec}: {holds}')
+    if 'dataset.json' in files and not unlabelled:
+        raise Refused(f'{spec} holds dataset.json, as StyleGAN writes it: its folders are parts, not classes. Sort the pictures into a '
+                      'folder for each class; to train without labels: sagan_train --unlabelled')
     labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec, said)
+    if unlabelled and len(parts := {n.split('/')[0] for n in names}) > 1 and {o.lower() for o in parts} <= PARTS:
+        print(f'{spec}: takes all of {short_list(parts)} together; name one of them for that one alone')
     if said: print(f'{spec}: not taken for pictures and left out: {said}')
     return Listing(spec, names, labels, classes, read, dict(left_out))

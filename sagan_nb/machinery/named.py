@@ -4,6 +4,7 @@ from pathlib import Path
 from ..core import Refused, choose
 from .files import cache_folder
 from .listing import Listing
+from .terminal import printable
 
 TRAIN = dict(train=dict(train=True), test=dict(train=False))
 SPLIT = dict(train=dict(split='train'), test=dict(split='test'))
@@ -115,7 +116,9 @@ def list_hub(
     names, read = [f'{i:06}' for i in range(len(found))], lambda k: found[int(k)][images]
     if unlabelled: return Listing(spec, names, [0] * len(names), [], read)
     if not classes: raise Refused(f'{spec} has no column of classes: add --unlabelled')
-    return Listing(spec, names, [int(k) for k in found[classes]], list(found.features[classes].names), read)
+    labels = [*found[classes]]
+    if any(k is None or k < 0 for k in labels): raise Refused(f'{spec} has pictures without a class: add --unlabelled')
+    return Listing(spec, names, [int(k) for k in labels], [*map(printable, found.features[classes].names)], read)
 
 
 def list_named(

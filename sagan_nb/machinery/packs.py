@@ -5,7 +5,7 @@ import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from .group import agree, texts_of_all
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
-from .pictures import Chunk, Pictures, Reading, check_bad, fingerprint_of, how_to_read, read_chunks, report_faults
+from .pictures import Chunk, Pictures, Reading, check_bad, decode, fingerprint_of, how_to_read, read_chunks, report_faults
 from .sources import check_res, describe, list_images
 from .terminal import printable
 
@@ -102,7 +102,7 @@ def identity_of(
     how:Reading,          # see there
 )->str:                   # 64 hex digits
     "Hash what a pack is made of and how, so that an unfinished one is continued only by the same call."
-    where = listing.spec if is_toy(listing.spec) else str(Path(listing.spec).expanduser().absolute())
+    where = listing.spec if is_toy(listing.spec) or is_named(listing.spec) else str(Path(listing.spec).expanduser().absolute())
     made = [where, res, *astuple(how)[1:], listing.names, listing.labels, listing.classes]
     return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
@@ -122,6 +122,17 @@ def unfinished(
     if records[0] != dict(identity=identity):
         raise Refused(f'{part} is an unfinished pack of other pictures or settings: delete it, or choose another --out')
     return records[1:]
+
+
+def before_mended(
+    records:list,         # of the chunks of an unfinished pack
+    listing:Listing,      # what it reads
+    res:int,              # pixels per side
+    how:Reading,          # see there
+)->list:                  # the same, up to the first chunk without a picture that can be read by now
+    "Take pictures in that were mended since."
+    still = lambda r: all(isinstance(decode(listing, name, res, how.stretch), str) for name in r['bad'])
+    return [*takewhile(still, records)]
 
 
 def whole_chunks(
@@ -155,7 +166,7 @@ def write_chunks(
     (rank, world), identity, size = place, identity_of(listing, res, how), 3 * res**2
     if world > 1: agree(dict(pictures=identity))
     def of_all(record): return [json.loads(o) for o in exchange(json.dumps(record), world)]
-    records = of_all(None if rank else unfinished(part, log, identity))[0]
+    records = of_all(None if rank else before_mended(unfinished(part, log, identity), listing, res, how))[0]
     records = records[:whole_chunks(part/'images.npy', records, size, place)]
     if not rank: begin_packing(part, log, identity, res, records)
     exchange('', world)                                          # the file is there

@@ -201,7 +201,7 @@ def decode(
     res:int,              # pixels per side
     stretch:bool=False,   # see square_rgb
 ):                        # uint8 array (3, res, res), or a str: why it cannot be read
-    "Read one image; a fault in it becomes a reason. Raises OSError where no more files can be opened: the image is not to blame."
+    "Read one image; a fault in it becomes a reason. Raises OSError or MemoryError where there are no more files or memory: the image is not to blame."
     from PIL import Image, UnidentifiedImageError
     try:
         data = listing.read(name)
@@ -212,7 +212,7 @@ def decode(
     except UnidentifiedImageError: return 'not a picture'
     except ValueError as e: return printable(f'{e}')
     except Exception as e:
-        if getattr(e, 'errno', None) in (errno.EMFILE, errno.ENFILE): raise
+        if isinstance(e, MemoryError) or getattr(e, 'errno', None) in (errno.EMFILE, errno.ENFILE): raise
         return printable(re.sub('<.*?>', '', f'{type(e).__name__}: {e}'.splitlines()[0]))
 
 
@@ -372,8 +372,9 @@ def load_pictures(
     "Decode everything once. Raises Refused where it would not fit into MEMORY."
     how, need = how or READING, len(listing.names) * 3 * res**2
     if need > MEMORY:
+        more = ''.join(f'{o} ' for o in ['--unlabelled']*(not listing.classes) + reading_options())
         raise Refused(f'{len(listing.names):,} pictures at {res} px need {need / 2**30:.1f} GiB of memory; '
-                      f'pack them once: sagan_pack {quoted(listing.spec)} --res {res} --out FILE, then use FILE')
+                      f'pack them once: sagan_pack {quoted(listing.spec)} {more}--res {res} --out FILE, then use FILE')
     pixels, labels, hashes, bad, dark, cut = np.empty((len(listing.names), 3, res, res), np.uint8), [], [], {}, [], []
     for chunk in read_chunks(listing, res, how):
         bad = bad | chunk.bad
@@ -397,7 +398,8 @@ def report_faults(
     "Print which images are left out, cut off or nearly black."
     if bad:
         which = short_list([f'{name} ({why})' for name, why in bad.items()])
-        print(f'{len(bad):,} of {total:,} pictures cannot be read and are left out: {which}')
+        print(f'{len(bad):,} of {total:,} pictures cannot be read and are left out: {which}'
+              '\n(leave them where they are while a run needs this data: without them it has another fingerprint)')
     if cut: print(f'{len(cut):,} of {total:,} pictures are truncated and read as far as they go: {short_list(cut)}')
     if dark:
         print(f'{len(dark):,} of {total:,} pictures are nearly black, with no value above {DARK} of 255: '

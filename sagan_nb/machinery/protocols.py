@@ -17,7 +17,7 @@ from .files import cache_folder, content_hash, file_sha256
 from .group import texts_of_all
 from .listing import list_pictures, locate
 from .packed import is_pack
-from .pictures import take_batch
+from .pictures import open_picture, take_batch
 
 
 def by_torch(x:Tensor)->Tensor:             # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
@@ -300,24 +300,24 @@ def open_pair(
 )->tuple:                     # two sources of one size; without labels where one side has none
     "Open two sets of pictures for a comparison. Raises Refused where one cannot be read."
     res = res or size_of(fake)
-    def both(unlabelled): return [open_source(o, res, unlabelled) for o in (real, fake)]
-    try: return tuple(both(False))
-    except Refused as e:
-        if not any(words in str(e) for words in ('--unlabelled', 'too deep')): raise
-        return tuple(both(True))
+    made = []
+    for spec, known in ((real, ('--unlabelled',)), (fake, ('--unlabelled', 'too deep'))):     # of real ones a part is to be named
+        try: made.append(open_source(spec, res))
+        except Refused as e:
+            if not any(words in str(e) for words in known): raise
+            return tuple(open_source(o, res, unlabelled=True) for o in (real, fake))
+    return tuple(made)
 
 
 def size_of(
     spec:str,                 # folder, zip, pack or .npz
 )->int:                       # the shorter side
     "Read the size of the first picture. Raises Refused where there is none."
-    from io import BytesIO
-
-    from PIL import Image
     from .arrays import find_arrays
     if spec.lower().endswith('.npz') and Path(spec).is_file(): return min(find_arrays(Path(spec))[0].shape[1:3])
     if is_pack(locate(spec)[0]): return open_source(spec).res
     listing = list_pictures(spec, unlabelled=True)
-    try: return min(Image.open(BytesIO(listing.read(listing.names[0]))).size)
-    except (OSError, ValueError) as e:
+    try:
+        with open_picture(listing.read(listing.names[0])) as picture: return min(picture.size)
+    except Exception as e:
         raise Refused(f'{spec}: {listing.names[0]} cannot be read ({e}): say --res') from None

@@ -264,8 +264,8 @@ def go_on(
 )->GAN:                       # at the newest checkpoint that is whole, or at step 0 where none was written yet
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
     if state := state_to_go_on_from(out, Ranks().world):
-        agree(dict(checkpoint=content_hash(dict(rng=state['rng']), dict(t=state['t'], data=state['data']))))
         gan = restore(state, cfg, stream, device)
+        agree(dict(checkpoint=content_hash(dict(rng=gan.rng.get_state()), dict(t=gan.t, data=stream.state_dict()))))
     else:
         refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)

@@ -17,6 +17,7 @@ from .core import Refused
 from .networks import Generator
 from .machinery.catalogue import CATALOGUE, is_weights_name, weights_of
 from .machinery.files import read_arrays
+from .machinery.hub import from_hub, is_repo
 from .machinery.peers import Report, convert, tensors
 from .machinery.recipe import class_names_of, restore_network
 
@@ -34,7 +35,8 @@ def load_weights(
     if part not in (None, 'G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
     if is_weights_name(weights):
         name, weights = str(weights), weights_of(weights)
-        bgr = bgr or CATALOGUE[name].bgr
+        bgr, inplace = bgr or CATALOGUE[name].bgr, CATALOGUE[name].inplace if inplace is None else inplace
+    elif is_repo(weights): weights = from_hub(weights)
     if isinstance(weights, Mapping): arrays, meta = weights, {}
     else: arrays, meta = read_arrays(weights)
     if 'sagan_nb' in meta: recipe, state, report = read_published(arrays, meta)

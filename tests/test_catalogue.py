@@ -54,6 +54,21 @@ def test_download_check_open(served):
     with pytest.raises(Refused, match='not the published file.*remove it'): load_weights('mmgen:imagenet')
 
 
+def test_what_no_tensor_says_is_known_by_the_name(served, monkeypatch):
+    "Of mmgeneration all are blue first, CIFAR too; of StudioGAN's shortcuts those of D see a rectified map."
+    blue = {name for name, p in CATALOGUE.items() if p.bgr}
+    assert blue == {name for name in CATALOGUE if name.startswith('mmgen:')} and len(blue) == 6
+    assert {name for name, p in CATALOGUE.items() if p.inplace} == {'mmgen:cifar10-inplace', 'studiogan:imagenet', 'studiogan:cifar10'}
+    _, arrays = served
+    D = {f'discriminator.{k}': torch.from_numpy(v) for k, v in renamed(released.planted('D', width=4, K=3, blocks=3, at=2), 'mmgeneration', 2).items()}
+    monkeypatch.setattr('sagan_nb.interop.weights_of', lambda name: arrays | D)
+    monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], inplace=True))
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    judge = lambda *args, **how: load_weights(*args, part='D', **how)(x, y)
+    assert torch.equal(judge('mmgen:imagenet'), judge(arrays | D, bgr=True, inplace=True))
+    assert torch.equal(judge('mmgen:imagenet', inplace=False), judge(arrays | D, bgr=True)) and not torch.equal(judge('mmgen:imagenet'), judge('mmgen:imagenet', inplace=False))
+
+
 def test_other_content_and_no_network(served, monkeypatch):
     monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], sha256='00000000'))
     with pytest.raises(Refused, match='(?s)cannot be downloaded.*invalid hash.*put it at'): weights_of('mmgen:imagenet')

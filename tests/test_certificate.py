@@ -135,6 +135,23 @@ def test_losses(monkeypatch):
     assert pair[0].verdict == CONFORMS and certify(lambda r, f: r.std() + f.std(), 'loss')[0].verdict == UNSURE
 
 
+def test_a_loss_may_name_fake_first():
+    "As BigGAN-PyTorch does; under such names in the wrong order it deviates."
+    assert not named(certify(lambda dis_fake, dis_real: hinge_d(dis_real, dis_fake), 'loss'))
+    assert 'exchanged' in named(certify(lambda dis_fake, dis_real: hinge_d(dis_fake, dis_real), 'loss'))['loss']
+
+
+@pytest.mark.parametrize('wrap, words', [
+    (lambda block: nn.utils.parametrizations.spectral_norm(block.f), 'on 1 of its 4 layers'),
+    (lambda block: [nn.utils.parametrizations.weight_norm(o) for o in (block.f, block.g, block.h, block.v)], 'none on its layers'),
+    (lambda block: [nn.utils.parametrizations.spectral_norm(o) for o in (block.f, block.g, block.h, block.v)], None)])
+def test_spectral_norm_is_asked_of_each_layer(wrap, words):
+    block = SelfAttention(64, sn=False)
+    wrap(block)
+    said = named(certify(block, 'attention')).get('spectral norm')
+    assert said is None if words is None else words in said
+
+
 def networks(module): return (getattr(module, n)(res=32, width=4, n_classes=10, attn_at=(16,)) for n in ('Generator', 'Discriminator'))
 
 
@@ -158,6 +175,9 @@ def test_planted_faults_of_networks(monkeypatch, what, more, which, property):
 
 
 def test_epsilon_of_batch_norm():
+    torchs = Generator(res=32, width=4, n_classes=10, attn_at=(), sn=False)
+    for m in [o for o in torchs.modules() if isinstance(o, (nn.Conv2d, nn.Linear))]: nn.utils.parametrizations.spectral_norm(m)
+    assert 'batch norm' not in named(certify(torchs, 'generator'))                       # torch's norm has an epsilon of its own
     assert '0.001' in named(certify(Generator(res=32, width=4, n_classes=10, attn_at=(), bn=dict(eps=1e-3)), 'generator'))['batch norm']
 
 

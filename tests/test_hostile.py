@@ -664,7 +664,11 @@ def test_a_checkpoint_to_go_on_from_must_be_whole(own, small_run, tmp_path):
 def test_arrays_that_unpack_to_a_thousand_times_are_refused(tmp_path):
     np.savez_compressed(tmp_path/'a.npz', **{'linear.weight': np.zeros((1 << 25,), np.float32)})
     np.savez_compressed(tmp_path/'b.npz', x=np.zeros((40_000, 32, 32, 3), np.uint8))
-    for read, name in ((files.read_arrays, 'a.npz'), (find_arrays, 'b.npz')):
+    torch.save({'linear.weight': torch.zeros(1 << 25)}, tmp_path/'honest.pth')
+    with zipfile.ZipFile(tmp_path/'honest.pth') as a, zipfile.ZipFile(tmp_path/'c.pth', 'w', zipfile.ZIP_DEFLATED) as b:
+        for o in a.infolist(): b.writestr(o.filename, a.read(o))
+    assert len(files.read_arrays(tmp_path/'honest.pth')[0]) == 1
+    for read, name in ((files.read_arrays, 'a.npz'), (find_arrays, 'b.npz'), (files.read_arrays, 'c.pth')):
         with pytest.raises(Refused, match='would unpack to .* MiB'): read(tmp_path/name)
 
 

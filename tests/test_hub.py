@@ -3,17 +3,21 @@ import base64
 import http.server
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from commands import shell
+from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
+from sagan_nb.data import Toy
 from sagan_nb.machinery.board import Board, flat
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.hub import from_hub, is_repo, repo_of
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.pushing import fill_repo, push
+from sagan_nb.machinery.runs import train
 from sagan_nb.networks import Generator
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
@@ -107,6 +111,17 @@ def test_the_card_of_anybodys_weights(weights, tmp_path):
     fill_repo(weights[1], tmp_path/'repo')
     text = (tmp_path/'repo'/'README.md').read_text()
     assert 'pictures: not recorded' in text and 'None is recorded' in text and 'license:' not in text
+
+
+def test_a_card_names_no_path_and_what_it_began_with(tmp_path):
+    "And a generator without attention has no picture of it."
+    cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2, data='/home/somebody/private/cats', data_id=Toy(32).fingerprint)
+    train(cfg, Toy(32), tmp_path/'run')
+    (tmp_path/'run'/'init.json').write_text(json.dumps(dict(init='mmgen:imagenet', held=0)))
+    fill_repo(tmp_path/'run', tmp_path/'repo')
+    text = (tmp_path/'repo'/'README.md').read_text()
+    assert 'pictures: cats, 4 classes' in text and 'somebody' not in text and 'attention.png' not in text
+    assert 'began with the weights of mmgen:imagenet, whose licence holds, too' in text
 
 
 def test_tensorboard(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ SIZES = [dict(width=4, K=3, Z=6, blocks=3, at=2), dict(width=3, K=2, Z=5, blocks
 def test_official_generator(size, train):
     size = dict(size, width=max(size['width'], 8)) if size['at'] > 2 else size
     p = released.planted('G', **size)
-    G = load_weights({f'model/{k}:0': v for k, v in p.items()} | {'global_step': np.array(7), 'model/g_bn/gamma/Adam': np.zeros(3)}).train(train).double()
+    G = load_weights({f'model/{k}:0': v for k, v in p.items()} | {'global_step': np.array(7), 'model/g_step:0': np.array(7), 'model/d_step:0': np.array(7), 'model/g_bn/gamma/Adam': np.zeros(3)}).train(train).double()
     assert (G.res, G.n_classes, G.z_dim) == (4 * 2**size['blocks'], size['K'], size['Z'])
     assert G.attn_at == ((4 * 2**size['at'],) if size['at'] else ())
     z, y = noise(G)

@@ -51,6 +51,11 @@ def test_the_page_draws_what_torch_draws(tab, tmp_path, which):
     assert not tab.faults
 
 
+def test_a_class_may_be_called_as_a_place_in_the_page():
+    text = live_html(random_generator('paper'), ['@DATA', 'me@IDEA', 'cat'])
+    assert '<option value="0">@DATA</option>' in text and '>me@IDEA<' in text and len(text) < 2*len(live_html(random_generator('paper'))) 
+
+
 def test_pointer_keyboard_and_a_small_screen(tab, tmp_path):
     path = tmp_path/'live.html'
     path.write_text(page('live', live_html(random_generator('paper'), ['ant', '<b>', 'cat'], fallback='<p>no script</p>')), encoding='utf-8')

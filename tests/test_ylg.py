@@ -8,6 +8,7 @@ from released import Net, planted
 from sagan_nb.core import Refused
 from sagan_nb.interop import load_weights
 from sagan_nb.machinery.local import LocalAttention, local_masks
+from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.recipe import recipe_of, restore_network
 from sagan_nb.machinery.ylg import U
 
@@ -16,7 +17,7 @@ def unit(t): return t / np.sqrt((t**2).sum())
 
 
 def patterns(side):
-    "The masks of ylg/masks.py by its definitions, cell by cell: (4, queries, keys)."
+    "The masks of ylg/masks.py by its definitions, cell by cell, in the order of ylg/ops.py: (8, queries, keys)."
     rows, stride = side//2, int(np.sqrt((side//2)**2))
     n, cell_of = rows*rows, {}
     for distance in range(2*rows - 1):
@@ -29,8 +30,8 @@ def patterns(side):
             pairs[2].append((row, col))
         pairs[1] += [(row, row), *((row, col - stride + 1) for col in range(n) if col % stride == stride - 1)]
         pairs[3] += [(row, row), *((row, col) for col in range(n) if col % stride == stride - 1)]
-    out = np.zeros((4, 4*n, n), bool)
-    for head, own in enumerate(pairs):
+    out = np.zeros((8, 4*n, n), bool)
+    for head, own in enumerate(pairs[:2]*2 + pairs[2:]*2):
         for a, b in own:
             for quarter in range(4): out[head, cell_of[a] + quarter*n, cell_of[b]] = True
     return out
@@ -56,8 +57,8 @@ class LocalNet(Net):
         B, H, W, C = x.shape
         pool = lambda t: t.reshape(B, H//2, 2, W//2, 2, -1).max((2, 4))
         theta, phi, g = (self.conv(x, f'{name}/sn_conv_{n}') for n in ('theta', 'phi', 'g'))
-        theta, phi, g = (t.reshape(B, -1, 4, t.shape[-1]//4) for t in (theta, pool(phi), pool(g)))
-        o = np.zeros((B, H*W, C//8, 4))                                      # the head is the last axis
+        theta, phi, g = (t.reshape(B, -1, 8, t.shape[-1]//8) for t in (theta, pool(phi), pool(g)))
+        o = np.zeros((B, H*W, C//16, 8))                                      # the head is the last axis
         for head, mask in enumerate(patterns(H)):
             s = theta[:, :, head] @ phi[:, :, head].swapaxes(1, 2) - 1000*~mask
             beta = np.exp(s - s.max(-1, keepdims=True))
@@ -100,9 +101,9 @@ def theirs(monkeypatch): monkeypatch.setattr(released, 'Net', LocalNet)
 
 @pytest.mark.parametrize('doubled', [True, False])
 @pytest.mark.parametrize('source', ['auto', 'tfgan'])
-def test_generator(theirs, monkeypatch, doubled, source):
+def test_generator(theirs, monkeypatch, tmp_path, doubled, source):
     monkeypatch.setattr(LocalNet, 'full', source == 'tfgan')
-    p = with_other_u(planted('G', width=16, K=3, Z=6, blocks=3, at=2))
+    p = with_other_u(planted('G', width=32, K=3, Z=6, blocks=3, at=2))
     arrays = under_their_names(p, 'Generator/generator/', doubled)
     rng, y = np.random.default_rng(0), np.array([0, 2])
     z = rng.normal(size=(2, 6)).astype(np.float32)
@@ -110,18 +111,22 @@ def test_generator(theirs, monkeypatch, doubled, source):
     assert isinstance(G.extra['16'], LocalAttention) == (source == 'auto')
     assert np.abs(G(torch.from_numpy(z), torch.from_numpy(y)).detach().permute(0, 2, 3, 1).numpy() - want).max() < 1e-4
     assert {*G.report.used} | {*G.report.unused} == {*arrays} and 'never run on their weights' in str(G.report)
+    if source == 'auto':
+        save_pretrained(G, tmp_path/'g.safetensors')
+        back = load_weights(tmp_path/'g.safetensors')
+        assert torch.equal(back(torch.from_numpy(z), torch.from_numpy(y)), G(torch.from_numpy(z), torch.from_numpy(y)))
     again = restore_network(recipe_of(G), G.state_dict())
     assert torch.equal(again(torch.from_numpy(z), torch.from_numpy(y)), G(torch.from_numpy(z), torch.from_numpy(y)))
 
 
 def test_discriminator(theirs):
-    p = with_other_u(planted('D', width=16, K=3, blocks=3, at=2))
+    p = with_other_u(planted('D', width=32, K=3, blocks=3, at=2))
     arrays = under_their_names(p, 'Discriminator/discriminator/', True)
     x, y = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32), np.array([0, 2])
     D, want = load_weights(arrays), released.discriminator(p, x, y, at=2)[0][:, 0]
     got = D(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)).detach().numpy()
     assert np.abs(got - want).max() < 1e-4*np.abs(want).max() and isinstance(D.extra['8'], LocalAttention)
-    both = arrays | under_their_names(with_other_u(planted('G', width=16, K=3, Z=6, at=2)), 'Generator/generator/', True)
+    both = arrays | under_their_names(with_other_u(planted('G', width=32, K=3, Z=6, at=2)), 'Generator/generator/', True)
     assert np.abs(load_weights(both, part='D')(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)).detach().numpy() - got).max() == 0
 
 
@@ -131,7 +136,7 @@ def test_masks_are_those_of_the_source(side):
 
 
 def test_what_does_not_fit_is_refused():
-    arrays = under_their_names(with_other_u(planted('G', width=16, K=3, Z=6, at=2)), 'Generator/generator/', False)
+    arrays = under_their_names(with_other_u(planted('G', width=32, K=3, Z=6, at=2)), 'Generator/generator/', False)
     some = next(k for k in arrays if k.endswith('g_snh0/dense/kernel'))
     u = next(k for k in arrays if k.endswith(U) and 'g_snh0' in k)
     without = lambda *names: {k: v for k, v in arrays.items() if k not in names}
@@ -139,4 +144,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(Refused, match='u of g_snh0/dense/kernel has shape'): load_weights(arrays | {u: np.zeros((3, 1), np.float32)})
     with pytest.raises(Refused, match='ylg:'): load_weights(without(some, u))
     with pytest.raises(Refused, match='those of ylg and tfgan, not of biggan'): load_weights(arrays, 'biggan')
-    with pytest.raises(Refused, match='multiple of 32'): LocalAttention(48)
+    with pytest.raises(Refused, match='multiple of 64'): LocalAttention(96)

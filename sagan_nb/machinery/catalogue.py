@@ -20,6 +20,7 @@ class Public:
     by: str = ''                  # the protocol of that score
     read_at: str = ''             # where all this was read
     bgr: bool = False             # pictures have blue first
+    inplace: bool = None          # shortcuts of D see a rectified input; None: as the tensors say
     note: str = ''                # what else a user must know
 
 
@@ -35,7 +36,7 @@ def of_mmgen(
     **more,                       # other fields
 )->Public:
     "An entry of mmgeneration's table."
-    known = dict(sha256=file[-12:-4], licence='Apache-2.0 (code)', by='mmgen', read_at=MMGEN_PAGE, bgr='imagenet' in file)
+    known = dict(sha256=file[-12:-4], licence='Apache-2.0 (code)', by='mmgen', read_at=MMGEN_PAGE, bgr=True)     # CIFAR, too
     return Public(what, MMGEN_FILES + file, **dict(known, score=score, **more))
 
 
@@ -57,15 +58,15 @@ CATALOGUE = {
         'CIFAR-10, best FID', 'IS 9.32, FID 9.43'),
     'mmgen:cifar10-inplace': of_mmgen(
         'sagan_cifar10_32_lr2e-4_ndisc5_b64x1_wReLUinplace_fid-iter460000_20210730_125155-cbefb354.pth',
-        'CIFAR-10, in-place ReLU, best FID', 'IS 9.21, FID 10.78', note='D needs inplace=True'),
+        'CIFAR-10, in-place ReLU, best FID', 'IS 9.21, FID 10.78', inplace=True),
     'studiogan:imagenet': of_mmgen(
         'sagan_128_imagenet1k_convert-studio-rgb_20210730_153357-eddb0d1d.pth',
         "StudioGAN's ImageNet 128, under mmgeneration's names", 'IS 29.85, FID 34.73 (by mmgen: 27.37, 40.12)',
-        by='studiogan', bgr=False, note='D needs inplace=True'),
+        by='studiogan', bgr=False, inplace=True),
     'studiogan:cifar10': of_mmgen(
         'sagan_32_cifar10_convert-studio-rgb_20210730_153321-080da7e2.pth',
         "StudioGAN's CIFAR-10, under mmgeneration's names", 'IS 8.68, FID 14.01 (by mmgen: 9.12, 10.20)',
-        by='studiogan', bgr=False, note='D needs inplace=True'),
+        by='studiogan', bgr=False, inplace=True),
     'nnabla:imagenet': Public(
         'ImageNet 128, a million steps on four GPUs',
         'https://nnabla.org/pretrained-models/nnabla-examples/GANs/sagan/params_999999.h5', licence='Apache-2.0 (code)',

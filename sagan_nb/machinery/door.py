@@ -13,7 +13,7 @@ from ..core import Refused
 from ..interop import load_weights
 from ..networks import Discriminator, Generator
 from ..spectral_norm import settle
-from .catalogue import CATALOGUE, is_weights_name, weights_of
+from .catalogue import CATALOGUE, Public, is_weights_name, weights_of
 from .files import CacheWarning, file_sha256, need_handles
 from .hub import from_hub, is_repo
 from .peers import Report
@@ -54,9 +54,10 @@ def open_weights(
     device,                   # where to
     part:str,                 # 'G' or 'D': which of them says how large they are
     bgr:bool=False,           # pictures have blue first
+    inplace:bool=None,        # as in `load_weights`
 )->Model:
     "Open weights that are no checkpoint of a run. Raises Refused for what is no network of a SAGAN."
-    try: first = load_weights(path, part=part, bgr=bgr).to(device)
+    try: first = load_weights(path, part=part, bgr=bgr, inplace=inplace).to(device)
     except Refused as e: raise Refused(str(e) if path.name in str(e) else f'{path}: {e}') from None
     K = first.n_classes
     head = first.head if part == 'D' else 'projection' if K else 'none'
@@ -65,7 +66,7 @@ def open_weights(
     def tell():
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
-    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr).to(device)
+    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr, inplace=inplace).to(device)
     return Model(cfg, first.report.classes or [str(k) for k in range(K)], 0, build, tell)
 
 
@@ -124,7 +125,7 @@ def open_run(
     part:str='G',             # the network that must be there: 'G' or 'D'
 )->Model:                     # with G ready to draw; D is built when it is asked for
     "Open what was trained, here or elsewhere. Raises Refused for a folder without a run and for files of another kind."
-    bgr = str(path) in CATALOGUE and CATALOGUE[str(path)].bgr
+    public = CATALOGUE.get(str(path), Public('', ''))
     if is_repo(path): path = from_hub(path)
     path = Path(weights_of(path) if is_weights_name(path) else path)
     if part not in ('G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
@@ -137,6 +138,6 @@ def open_run(
     elif is_checkpoint(path):
         from .checkpoints import read_checkpoint
         model = open_checkpoint(path, read_checkpoint(path, lazily=True), device)
-    else: model = open_weights(path, device, part, bgr)
+    else: model = open_weights(path, device, part, public.bgr, public.inplace)
     getattr(model, part)
     return model

@@ -293,7 +293,7 @@ SQUEEZED = 50             # times that an array of images or weights may shrink 
 
 
 def check_unpacked(
-    path:Path,                # .npz
+    path:Path,                # a zip: .npz, or a file of torch
 ):
     "Raise Refused before memory is taken for arrays that unpack to far more than the file holds."
     with zipfile.ZipFile(path) as z: must_fit(path, sum(o.file_size for o in z.infolist()))
@@ -359,6 +359,7 @@ def check_members(
     """Raise Refused where a zip's own checksums say that a part of it is damaged. `torch.load` does not look at them; where none fits,
     torch was told to write none."""
     if not zipfile.is_zipfile(path): return
+    check_unpacked(path)
     def whole(z, member):
         try:
             with z.open(member) as f:

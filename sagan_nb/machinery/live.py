@@ -93,7 +93,7 @@ def live_html(
     names = list(classes) or [str(k) for k in range(max(G.n_classes, 1))]
     options = ''.join(f'<option value="{k}">{html.escape(str(n))}</option>' for k, n in enumerate(names))
     name = f'live-{hashlib.sha256(data.encode()).hexdigest()[:12]}'
-    parts = dict(STYLE=asset('live.css'), FALLBACK=fallback, OPTIONS=options,
-                 SCRIPT=re.sub('\n\n+', '\n', asset('live.js')))      # an empty line would end the HTML in a page of Markdown
-    text = re.sub('@(STYLE|FALLBACK|OPTIONS|SCRIPT)', lambda m: parts[m[1]], BODY)
-    return re.sub('@(ID|DATA)', lambda m: dict(ID=name, DATA=data)[m[1]], text)
+    script = re.sub('\n\n+', '\n', asset('live.js'))               # an empty line would end the HTML in a page of Markdown
+    parts = dict(STYLE=asset('live.css'), FALLBACK=fallback, OPTIONS=options, SCRIPT=script)
+    own = lambda text: re.sub('@(ID|DATA)', lambda m: dict(ID=name, DATA=data)[m[1]], text)
+    return re.sub('@(STYLE|FALLBACK|OPTIONS|SCRIPT)', lambda m: parts[m[1]] if m[1] in ('FALLBACK', 'OPTIONS') else own(parts[m[1]]), own(BODY))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..core import Refused
 from ..spectral_norm import make_layer
 
-LOCAL_HEADS = 4               # one for each of the four patterns
+LOCAL_HEADS = 8               # two for each of the four patterns
 
 
 def diagonal_order(
@@ -21,22 +21,22 @@ def diagonal_order(
 @lru_cache(maxsize=8)
 def local_masks(
     side:int,                 # pixels per side of the map of queries, even
-)->Tensor:                    # which keys a query may look at: bool, (4, side*side, side*side/4)
-    """Make the four patterns. In the order of `diagonal_order`, keys come in stretches: a query looks to the end of its
+)->Tensor:                    # which keys a query may look at: bool, (8, side*side, side*side/4)
+    """Make the four patterns, for eight heads. In the order of `diagonal_order`, keys come in stretches: a query looks to the end of its
     stretch or back to its beginning, and, in the other two patterns, at the first or last of each stretch."""
     n, stride = (side // 2)**2, side // 2
     i, j = torch.arange(n)[:, None], torch.arange(n)
     together, same = i // stride == j // stride, i == j
     first, last = j % stride == 0, j % stride == stride - 1
-    ordered = [together & (j >= i), first | same, together & (j <= i), last | same]
+    onward, back = (together & (j >= i), first | same), (together & (j <= i), last | same)
     cells = diagonal_order(side // 2)
     masks = torch.zeros(LOCAL_HEADS, n, n, dtype=torch.bool)
-    masks[:, cells[:, None], cells] = torch.stack(ordered)
+    masks[:, cells[:, None], cells] = torch.stack([*onward*2, *back*2])
     return masks.repeat(1, 4, 1)                # row-major: each quarter of the queries has the pattern of the keys
 
 
 class LocalAttention(nn.Module):
-    "x + gamma * o, as the released form, but with four heads of which each may look at some keys only."
+    "x + gamma * o, as the released form, but with eight heads of which each may look at some keys only."
     def __init__(self,
         channels:int,         # C; keys and queries have C/8 over all heads, values C/2
         sn=True,              # spectral norm, as of `make_layer`
@@ -50,12 +50,12 @@ class LocalAttention(nn.Module):
         self.h, self.v = conv(channels, value), conv(value, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def rows(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:   # three of (B, 4, locations, width)
+    def rows(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:   # three of (B, 8, locations, width)
         "Return queries, keys and values; the heads share the channels."
         split = lambda t: t.unflatten(1, (LOCAL_HEADS, -1)).flatten(3).mT
         return split(self.g(x)), split(F.max_pool2d(self.f(x), 2)), split(F.max_pool2d(self.h(x), 2))
 
-    def weights(self, q:Tensor, k:Tensor, side:int)->Tensor: # (B, 4, N, M)
+    def weights(self, q:Tensor, k:Tensor, side:int)->Tensor: # (B, 8, N, M)
         "Compute the softmax over the keys that a head may see."
         hidden = ~local_masks(side).to(q.device)
         return (q @ k.mT - 1000.*hidden).softmax(-1)

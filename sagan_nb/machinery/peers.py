@@ -155,8 +155,9 @@ def norm(self:Conversion, ours:str, theirs:str):
 
 @patch
 def whole_gain(self:Conversion, gain:str)->bool:
-    "Tell by the mean whether a table holds the gain (mmgeneration's SAGAN and SNGAN initialisations) or gain - 1."
-    return self.source == 'mmgeneration' and self.arrays[f'{gain}.weight'].float().mean().item() > .5
+    "Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN initialisations) or gain - 1."
+    tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]          # one setting of a whole network
+    return self.source == 'mmgeneration' and sum(v.float().mean().item() for v in tables) > .5*len(tables)
 
 
 @patch
@@ -314,7 +315,7 @@ def own_map(arrays:dict, name:str)->dict:
 
 
 PREFIXES = ('generator_ema.', 'generator.', 'discriminator.')         # in the order of preference
-SPARE = ((r'/Adam(_\d+)?$|(^|/)beta[12]_power$|(^|/)global_step$', 'of the optimiser'),
+SPARE = ((r'/Adam(_\d+)?$|(^|/)beta[12]_power$|(^|/)(global|[gd])_step$', 'of the optimiser'),
          (r'\.sv\d+$', 'sigma, logged only'), (r'num_batches_tracked$|^n_averaged$', 'a counter'))
 
 
@@ -454,5 +455,5 @@ def weight_notes(source:str, recipe:dict)->list:
     if source == 'biggan' and G: out.append('class gains: 1 was added to the stored tables')
     if source == 'mmgeneration' and G:
         out.append(f'batch norm eps {recipe["bn"]["eps"]:g} is a guess from the kind of class tables; '
-                   'bn=dict(eps=...) sets another')
+                   'bn=dict(eps=...) sets another; that class tables hold the gain, or gain - 1, is told by their mean')
     return out

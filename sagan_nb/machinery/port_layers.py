@@ -1,5 +1,6 @@
 "Serves chapter 13: what somebody's spectral norm and losses do, measured from outside."
 import copy
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def moves(
         was = state_of(layer.train(mode))
         with torch.no_grad(): layer(x)
         found[mode] = changed(layer, was)
-    if found[False]: return Finding('u', DEVIATES, 'moves in evaluation, too: the same input gives other outputs')
+    if found[False]: return Finding('u', DEVIATES, 'moves in evaluation, too (as in the released generator): the same input gives other outputs')
     if not found[True]: return Finding('u', DEVIATES, 'never moves: sigma is that of the first weights')
     return Finding('u', CONFORMS, 'moves in training alone')
 
@@ -157,6 +158,15 @@ G_LOSSES = {
     'minus the sum of logits': lambda f: -f.sum()}
 
 
+def names_fake_first(
+    loss,                     # any function
+)->bool:
+    "Does it take the logits of fakes before those of real images, by the names of its arguments?"
+    try: names = [o.lower() for o in inspect.signature(loss).parameters]
+    except (TypeError, ValueError): return False
+    return len(names) > 1 and 'fake' in names[0] and 'real' in names[1]
+
+
 def check_loss(
     loss,                     # (real logits, fake logits) -> scalar or pair, or (fake logits) -> scalar
     inputs:int,               # 2: of D; 1: of G
@@ -164,7 +174,8 @@ def check_loss(
     "Certify a loss by its values."
     known, right = (D_LOSSES, 'the hinge loss') if inputs == 2 else (G_LOSSES, 'minus the mean logit')
     draws = [3*torch.randn(inputs, 7, generator=torch.Generator().manual_seed(s)) for s in range(4)]
-    value = lambda *logits: sum(v) if isinstance(v := loss(*logits), (tuple, list)) else v
+    order = -1 if names_fake_first(loss) else 1                  # as BigGAN-PyTorch has it
+    value = lambda *logits: sum(v) if isinstance(v := loss(*logits[::order]), (tuple, list)) else v
     got = [torch.as_tensor(value(*d)).detach().float() for d in draws]
     close = lambda g, v: g.ndim == 0 and torch.isclose(g, v, rtol=1e-4)
     names = [n for n, f in known.items() if all(close(g, f(*d)) for g, d in zip(got, draws))]

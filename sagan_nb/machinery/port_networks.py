@@ -61,19 +61,25 @@ def common(
     return out
 
 
+VARIANCES = 'running_var', 'var', 'stored_var'        # torch, this package, BigGAN-PyTorch
+
+
+def has_variance(
+    m:nn.Module,              # any layer
+)->bool:
+    "Does it keep a moving variance, as batch norm does?"
+    return any(isinstance(getattr(m, n, None), Tensor) for n in VARIANCES)
+
+
 def batch_norms(
     net:nn.Module,            # a generator
 )->Finding:
     "Read epsilons of batch norm where they can be read."
-    named = lambda m: any(w in type(m).__name__.lower() for w in ('norm', 'bn'))
-    found = {m.eps for m in net.modules() if isinstance(getattr(m, 'eps', None), float) and named(m)}
+    found = {m.eps for m in net.modules() if isinstance(getattr(m, 'eps', None), float) and has_variance(m)}
     if not found: return Finding('batch norm', UNSURE, 'no epsilon can be read')
     far = [e for e in found if not .9e-5 < e < 1.1e-5]
     words = f'epsilon {", ".join(f"{e:g}" for e in sorted(found))}'
     return Finding('batch norm', DEVIATES if far else CONFORMS, words + ('; the released code has 1e-5' if far else ''))
-
-
-VARIANCES = 'running_var', 'var', 'stored_var'        # torch, this package, BigGAN-PyTorch
 
 
 def watch_variance(
@@ -85,7 +91,7 @@ def watch_variance(
     def keep(m, i): before.append(getattr(m, name).clone())
     def look(m, i, o):
         was, now, x, n = before.pop(), getattr(m, name), i[0].detach(), i[0][:, 0].numel()
-        biased = x.var((0, 2, 3), correction=0)
+        biased = x.var([d for d in range(x.ndim) if d != 1], correction=0)
         spread = [((now - was)/(v - was)).std() for v in (biased, biased*n/(n - 1))]
         told[n] = 'biased' if spread[0] < spread[1] else 'unbiased'
     return [m.register_forward_pre_hook(keep), m.register_forward_hook(look)]
@@ -97,7 +103,7 @@ def variance_rule(
 )->Finding:
     "Is the moving variance that of the batch, or its unbiased estimate? Told by the layer with the fewest values."
     told = {}
-    norms = [m for m in net.modules() if any(isinstance(getattr(m, n, None), Tensor) for n in VARIANCES)]
+    norms = [m for m in net.modules() if has_variance(m)]
     handles = [h for m in norms for h in watch_variance(m, told)]
     try:
         with torch.no_grad(): run(net.train(), *inputs)

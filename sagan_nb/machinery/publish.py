@@ -26,7 +26,7 @@ def model_card(
 )->str:                           # markdown
     "Write what a stranger needs to know about the file."
     n = sum(p.numel() for p in net.parameters())
-    maps = ', '.join(f'{o["block"]} ({o["form"]} form) on the {k} map' for k, o in r['extra'].items()) or 'no attention'
+    maps = ', '.join(f'{o["block"]}{" ({} form)".format(o["form"]) if "form" in o else ""} on the {k} map' for k, o in r['extra'].items()) or 'no attention'
     use = 'G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)'
     size = f'{r["res"]}x{r["res"]} pixels, {r["n_classes"] or "no"} classes, channels {tuple(r["channels"])}'
     about = about or 'Nothing is recorded about its training.'

@@ -1,18 +1,19 @@
 "Serves chapter 16: publishing a generator on the Hugging Face hub, with a card that says how it was made."
-import json
 import os
 import tempfile
 from pathlib import Path
 
-from ..attention_maps import attention_layers, show_attention
+from ..attention_maps import show_attention
 from ..core import Refused, save_fig
 from .door import Model, open_run
 from .drawing import maps_of_run
-from .evaluate import one_line
+from .evaluate import one_line, run_scores
+from .files import read_json
 from .hub import NO_HUB, repo_of
 from .options import folder_of
 from .publish import save_pretrained
 from .queries import find_queries
+from .runs import BEGAN
 
 FRONT = '---\nlibrary_name: sagan_nb\ntags: [gan, sagan, self-attention]\n{licence}---\n'
 
@@ -23,10 +24,12 @@ def facts_of(
 )->list:                          # lines of Markdown
     "Write down data, classes and scores, with their protocol, as far as they are known."
     known = {k: v for k, v in model.about.items() if k in ('preset', 'step', 'batch_norm', 'checkpoint_sha256')}
-    lines = ['## How it was made', '', f'- pictures: {model.cfg.data or "not recorded"}, {len(model.classes) or "no"} classes',
-             *[f'- {k}: {v}' for k, v in known.items()]]
-    path = folder_of(run)/'metrics.json'
-    records = json.loads(path.read_text(encoding='utf-8')) if Path(run).is_dir() and path.exists() else []
+    data, began = str(model.cfg.data), folder_of(run)/BEGAN
+    pictures = Path(data).name if Path(data).is_absolute() or os.sep in data and not data.startswith('hf:') else data      # no path of yours
+    init = read_json(began, 'it says what the run began with').get('init') if began.exists() else ''
+    lines = ['## How it was made', '', f'- pictures: {pictures or "not recorded"}, {len(model.classes) or "no"} classes',
+             *[f'- began with the weights of {Path(init).name}, whose licence holds, too']*bool(init), *[f'- {k}: {v}' for k, v in known.items()]]
+    records = run_scores(folder_of(run)) if Path(run).is_dir() else []
     return [*lines, '', '## Scores', '', one_line(records) if records else 'None is recorded.', '']
 
 
@@ -50,9 +53,9 @@ def fill_repo(
     save_pretrained(run, folder)
     card = folder/'README.md'
     more = facts_of(run, model)
-    if attention_layers(model.G):
-        attention_figure(run, folder/'attention.png')
-        more += ['## What it attends to', '', '![attention](attention.png)', '']
+    try: attention_figure(run, folder/'attention.png')
+    except Refused: pass                                         # it has no attention to draw
+    else: more += ['## What it attends to', '', '![attention](attention.png)', '']
     front = FRONT.format(licence=f'license: {licence}\n' if licence else '')
     card.write_text(front + card.read_text(encoding='utf-8') + '\n'.join(['', *more]), encoding='utf-8')
 

@@ -1,5 +1,5 @@
 """Serves chapter 13: the networks of Your Local GAN, and of TF-GAN's SAGAN, from which it is made, under the released
-code's names. Read in ylg at 1fa9e0f (ops.py: 40b6072) and in TF-GAN at 4a5d92e; never run on their weights."""
+code's names. Read in ylg at f41c818 and in TF-GAN at 4a5d92e; never run on their weights."""
 import re
 
 from torch import Tensor
@@ -82,5 +82,5 @@ def notes_of(
     source:str,                   # 'ylg' or 'tfgan'
 )->list:
     "List what a user should know."
-    other = "attention is sparse, in four heads; TF-GAN has the same names for full attention: source='tfgan'"
+    other = "attention is sparse, in eight heads; TF-GAN has the same names for full attention: source='tfgan'"
     return [*YLG_NOTES, *[other]*(source == 'ylg')]

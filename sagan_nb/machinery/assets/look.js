@@ -4,6 +4,7 @@ const floats = s => new Float32Array(bytes(s).buffer), make = t => document.crea
 const [H, W] = d.shape, h = H/d.cell, w = W/d.cell, n = d.width, zoom = Math.ceil(320/d.res), side = d.res*zoom;
 const shown = d.pictures.map(p => ({rgb: bytes(p.rgb), q: floats(p.q), k: floats(p.k), name: p.name}));
 const [picture, heat] = [0, 1].map(() => Object.assign(make('canvas'), {width: side, height: side, tabIndex: 0}));
+for (const c of [picture, heat]) c.setAttribute('role', 'img');
 picture.setAttribute('aria-label', 'picture: click a pixel, or move with the arrow keys');
 heat.setAttribute('aria-label', 'attention of the chosen pixel'); heat.tabIndex = -1;
 const hint = make('p'); hint.textContent = 'Click a pixel of the picture, or move with the arrow keys.';

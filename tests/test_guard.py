@@ -301,7 +301,7 @@ def test_a_layer_that_is_not_finite_is_named(place, tmp_path, part, words):
 @pytest.mark.parametrize('part', ENDINGS)
 def test_a_part_that_fails_costs_no_other(place, tmp_path, part, monkeypatch, capsys):
     "Names, locale, backend, disk: whatever it is. One line says what is not made, and how to make up for it; the rest is there."
-    out, made = tmp_path/'run', {name: (lambda gan, source, out, name=name: (out/name).write_text('made')) for name in ENDINGS}
+    out, made = tmp_path/'run', {name: (lambda gan, source, out, *more, name=name: (out/name).write_text('made')) for name in ENDINGS}
     gan = train(replace(cfg_of(place), steps=2), place.source, out)
     def fails(*args): raise RuntimeError('no such font')
     monkeypatch.setattr('sagan_nb.machinery.ending.ENDINGS', made | {part: fails})
@@ -318,7 +318,7 @@ def test_a_damaged_incident_hides_nothing(place, tmp_path, monkeypatch, capsys):
     gan = train(replace(cfg_of(place), steps=2), place.source, out)
     (out/'incidents.jsonl').write_text('nonsense\n')
     (out/'samples.png').mkdir()
-    monkeypatch.setattr('sagan_nb.machinery.ending.measure', lambda *args: [])
+    monkeypatch.setattr('sagan_nb.machinery.ending.measure', lambda *args, **how: [])
     with pytest.raises(Refused, match=r'trained and saved, but not made are: samples\.png .*; incidents\.jsonl .*delete this line.*To make up for it: .*sagan_train --resume'): summarise(gan, place.source, out)
     assert 'curves.png' in capsys.readouterr().out
 

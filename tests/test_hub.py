@@ -135,6 +135,11 @@ def test_tensorboard(tmp_path, monkeypatch):
     for n in (1, 2):
         (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines[:n]))
         board(None, {})
+    (tmp_path/'samples'/'step_0000003.png').write_bytes(b'damaged')          # costs that picture, and not the training
+    reads = []
+    monkeypatch.setattr('sagan_nb.machinery.board.read_log', lambda *args: reads.append(args) or [])
+    for _ in range(3): board(None, {})
+    assert not reads                                                         # nothing new: nothing is read again
     board.writer.close()
     read = EventAccumulator(str(tmp_path/'tensorboard')).Reload()
     assert [(o.step, o.value) for o in read.Scalars('loss_d')] == [(1, 2.), (2, 1.)] and read.Scalars('usage_G/16/ratio')[0].value == .5

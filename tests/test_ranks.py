@@ -18,7 +18,7 @@ from sagan_nb import blocks, distributed, train
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
-from sagan_nb.machinery import checkpoints, cli, evaluate as evaluation, finetune, group, jobs, options, packs, pictures, protocols, runs
+from sagan_nb.machinery import checkpoints, cli, ending, evaluate as evaluation, finetune, group, jobs, options, packs, pictures, protocols, runs
 from sagan_nb.machinery.bench import peak_of
 from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step_of
 from sagan_nb.machinery.crew import Crew, free_port
@@ -607,6 +607,29 @@ def rows_made(place, out):
                                            set=['width=2', 'batch=4', 'steps=2', 'standing=16'])
     finally: undo.undo()
     return made
+
+
+def ended(place, out):
+    "Train and end as the command does; over how many ranks this one measured."
+    seen, right, undo = [], ending.measure, pytest.MonkeyPatch()
+    undo.setattr(ending, 'measure', lambda *args, ranks: seen.append(ranks.world) or right(*args, sizes=(64, 64), ranks=ranks))
+    undo.setattr(ending, 'write_report', lambda *args: None)
+    undo.setattr(ending, 'ENDINGS', {k: f for k, f in ending.ENDINGS.items() if k in ('metrics.json', 'incidents.jsonl')})
+    undo.setenv('SAGAN_NB_CACHE', str(place.folder/f'cache-{out.name}'))
+    try:
+        with small(place):
+            gan = runs.train(replace(SMOKE, data_id=place.source.fingerprint, n_classes=len(place.source.classes)), place.source, out)
+            ending.summarise(gan, place.source, out, place.features)
+    finally: undo.undo()
+    return seen
+
+
+def test_ranks_measure_the_end_of_a_run_together(crew, tmp_path):
+    "Else all wait for one, and torchrun for no longer than five minutes."
+    place = Place(tmp_path/'place')
+    assert ended(place, tmp_path/'alone') == [1] and crew.regroup(2)(ended, place, tmp_path/'together') == [[2], [2]]
+    one, two = ({(o['metric'], o.get('splits')): o['value'] for o in json.loads((tmp_path/name/'metrics.json').read_text())} for name in ('alone', 'together'))
+    assert one == pytest.approx(two, rel=.05, nan_ok=True) and len(one) > 3
 
 
 def test_ranks_share_a_table(crew, tmp_path):

@@ -1,8 +1,9 @@
 "Serves chapter 16: the log of a run on TensorBoard."
+from contextlib import suppress
 from pathlib import Path
 
 from ..core import Refused
-from .runs import kept_samples, read_log
+from .runs import kept_samples, read_log, sample_files
 
 
 def flat(
@@ -25,18 +26,20 @@ class Board:
     ):
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError: raise Refused(NO_BOARD) from None
-        self.run, self.done, self.shown, self.make = Path(run), -1, -1, SummaryWriter
+        self.run, self.done, self.shown, self.size, self.make = Path(run), -1, -1, 0, SummaryWriter
         self.writer = None
 
     def __call__(self, gan, log:dict):
         "Write what is new."
         self.writer = self.writer or self.make(str(self.run/'tensorboard'))
-        for line in read_log(self.run/'log.jsonl'):
+        path = self.run/'log.jsonl'
+        size = path.stat().st_size if path.exists() else 0
+        for line in read_log(path) if size != self.size else ():         # a long log is not read in vain
             if line['t'] <= self.done: continue
             for name, v in flat(line): self.writer.add_scalar(name, v, line['t'])
             self.done = line['t']
-        if any((self.run/'samples').glob('step_*.png')):
-            for t, grid in kept_samples(self.run).items():
-                if t > self.shown: self.writer.add_image('samples', grid, t)
-                self.shown = max(t, self.shown)
+        self.size = size
+        for t in [t for t in sample_files(self.run) if t > self.shown]:
+            with suppress(Refused): self.writer.add_image('samples', kept_samples(self.run, steps=[t])[t], t)       # a damaged one is passed over
+            self.shown = t
         self.writer.flush()

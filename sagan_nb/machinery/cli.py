@@ -18,7 +18,7 @@ from .board import Board
 from .certificate import certificate, certify, find_object, guess_kind, insist
 from .checkpoints import disk_price
 from .door import open_run
-from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows
+from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows, shown_classes
 from .evaluate import as_table, evaluate, left_out, save_records
 from .ending import summarise
 from .features import FEWEST
@@ -67,7 +67,7 @@ def sagan_train(
     look_every:int=0,         # steps between looks at distance and diversity, for signs of collapse (default: none)
     keep:str=None,            # best:K keeps the K checkpoints with the smallest distance, as best_STEP.pt
     on_collapse:str='go',     # go on, stop (exit code 3), or back: to the last good checkpoint, with other noise
-    features:str='domain',    # what a look measures with: domain, inception, or inception:PATH
+    features:str='domain',    # what looks and the end measure with: domain, inception, or inception:PATH
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
@@ -105,7 +105,7 @@ def sagan_train(
         while within is not None and (n := steps_still_within(within, time.monotonic() - began, gan.t, wanted)) > gan.t:
             cfg = replace(cfg, steps=n)
             gan = train_guarded(cfg, source, out, True, *rest)
-    return summarise(gan, source, out) if ranks.first else None
+    return summarise(gan, source, out, features)
 
 
 def open_to_draw(
@@ -136,20 +136,21 @@ def sagan_sample(
     out = out or free_path(folder_of(run)/('samples.png' if kind == 'grid' else f'{kind}.png'))
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
-    if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run)), out, 400)
+    if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run, 100)), out, 400)
     model = open_to_draw(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
         print(write_many(model, wanted, n, out, **how))
         return say_next(('sagan_eval', data or model.cfg.data or 'REAL', out))
+    wanted = wanted if classes else shown_classes(wanted, kind, n, steps)
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
-    elif kind == 'timelapse': x, at = timelapse(kept_samples(run), model.cfg.res)
+    elif kind == 'timelapse': x, at = timelapse(kept_samples(run, 12), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
     rows = row_names(kind, len(x), names, model.classes)
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
-             'classes': ' > '.join(names)}
+             'classes': ' > '.join(names[:10]) + ' > ...'*(len(names) > 10)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None

@@ -18,6 +18,16 @@ from .runs import pictures_of
 from .sources import describe
 
 
+def shown_classes(
+    wanted:list,              # all classes of a model
+    kind:str,                 # as of `sample_rows`
+    n:int,                    # pictures in all
+    steps:int,                # pictures along a walk
+)->list:                      # the first of them: of a thousand, one picture would be of a thousand rows
+    "Take no more rows than there are to be pictures, or ten; a walk between classes visits all."
+    return wanted if kind == 'classes' else wanted[:max(10, n // (steps if kind == 'z' else 1))]
+
+
 def sample_rows(
     model:Model,              # from `open_run`
     kind:str,                 # 'grid', or 'z', 'classes': walks

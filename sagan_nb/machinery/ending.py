@@ -46,10 +46,12 @@ def write_metrics(
     gan:GAN,                  # a trained model
     source,                   # the real pictures
     out:Path,                 # its run folder
+    features='domain',        # as of `measure`
 ):
-    "Measure, write metrics.json, and print the numbers."
-    try: records = measure(out, source, gan.device)
-    except TooFew as e: return print(f'not measured: {e}')       # as was said before the run
+    "Measure, all ranks together; write metrics.json, and print the numbers."
+    try: records = measure(out, source, gan.device, features, ranks=gan.ranks)
+    except TooFew as e: return gan.ranks.first and print(f'not measured: {e}')       # as was said before the run
+    if not gan.ranks.first: return
     save_records(out/'metrics.json', records)
     print(f'\n{wrap(as_table(records))}\nOne seed: shows the machinery, decides nothing.\n')
 
@@ -80,12 +82,16 @@ def summarise(
     gan:GAN,                  # a trained model
     source,                   # the real pictures
     out,                      # its run folder
+    features='domain',        # what the scores measure with, as of `evaluate`
 ):
     """Write pictures, curves, scores and page into the run folder, and say where they are and what to try next. A part
-    that fails costs no other. Raises Refused, naming those that failed, and the command that makes up for them."""
+    that fails costs no other. All ranks call this, and measure; rank 0 does the rest. Raises Refused, naming those that failed,
+    and the command that makes up for them."""
     out, failed = Path(out), {}
+    if not gan.ranks.first: return write_metrics(gan, source, out, features)
     for name, write in ENDINGS.items():
-        try: write(gan, source, out)
+        more = [features]*(name == 'metrics.json')
+        try: write(gan, source, out, *more)
         except Exception as e: failed[name] = fault_line(e, '') or f'{type(e).__name__}: {e}'
     for name, what in WRITTEN.items():
         if (out/name).exists() and name not in failed: print(f'  {out/name}   {what}')

@@ -75,7 +75,13 @@ class Table:
         "Return rows a to b; all by default."
         b, size = self.n if b is None else b, self.shard
         if a == b: return self[0][what][:0]
-        return torch.cat([self[i][what][max(a - i*size, 0):b - i*size] for i in range(a // size, -(-b // size))])
+        out, at = None, 0
+        for i in range(a // size, -(-b // size)):                # into one tensor: both together would take twice the memory
+            part = self[i][what][max(a - i*size, 0):b - i*size]
+            if out is None: out = part.new_empty(b - a, *part.shape[1:])
+            out[at:at + len(part)] = part
+            at += len(part)
+        return out
 
     def stats(self)->Stats:
         "Compute mean and covariance of the features; they are kept with the shards."

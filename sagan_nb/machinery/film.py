@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ..core import from_uint8, grid_image
+from .runs import evenly
 
 
 def gif(
@@ -35,8 +36,7 @@ def timelapse(
     most:int=12,              # steps to show, evenly spaced, first and last among them
 )->tuple:                     # pictures (rows, steps, 3, res, res) in [-1, 1], the steps
     "One column of every grid: a row per class, time from left to right."
-    steps = list(grids)
-    steps = [steps[round(i*(len(steps) - 1)/max(1, min(most, len(steps)) - 1))] for i in range(min(most, len(steps)))]
+    steps = evenly(grids, most)
     pitch = res + 2
     cut = lambda g, r: g[:, r*pitch + 2:r*pitch + 2 + res, column*pitch + 2:column*pitch + 2 + res]
     rows = range((grids[steps[0]].shape[1] - 2) // pitch)

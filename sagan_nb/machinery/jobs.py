@@ -23,7 +23,7 @@ from .door import open_run
 from .evaluate import evaluate, is_record, run_scores
 from .features import Features, open_features
 from .files import read_json, sweep, write_json
-from .runs import (BUSY, InUse, NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, settings_of,
+from .runs import (BUSY, InUse, NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, sample_files, settings_of,
                    train, with_numbers)
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
@@ -109,13 +109,14 @@ def measure(
     device='cpu',             # where to
     features='domain',        # see `evaluate`; here and below, a Features object will do
     sizes:tuple=None,         # generated and real pictures; None: SIZES of its scale
+    ranks=None,               # see `evaluate`
 )->list:                      # records
     "The metrics that every run ends with, of its newest checkpoint; of unrounded images at paper scale, as the released evaluator."
     model = open_run(run, device)
     metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * (source.long_range is not None)
     n_fake, n_real = sizes or SIZES[model.cfg.scale]
     about = dict(model.about, numerics=NUMERICS)
-    return evaluate(model.G, source, metrics, features, n_fake, n_real, rounding=model.cfg.scale != 'paper', about=about)
+    return evaluate(model.G, source, metrics, features, n_fake, n_real, rounding=model.cfg.scale != 'paper', about=about, ranks=ranks)
 
 
 def timed_curve(
@@ -134,9 +135,10 @@ def sample_strip(
 )->tuple:                     # a PIL image; the steps of its grids
     "Samples at several steps, side by side (Figure 4), from the same noise."
     from PIL import Image
-    kept = kept_samples(run)
-    wanted = np.linspace(0, max(kept), times + 1)[1:]
-    steps = sorted({min(kept, key=lambda t: abs(t - w)) for w in wanted})
+    there = sample_files(run)
+    wanted = np.linspace(0, max(there, default=0), times + 1)[1:]
+    steps = sorted({min(there, key=lambda t: abs(t - w)) for w in wanted if there})
+    kept = kept_samples(run, steps=steps)
     grids = [kept[t].permute(1, 2, 0).numpy() for t in steps]
     cut = [g[:, :g.shape[1]*columns // 12] for g in grids]
     gap = np.full((cut[0].shape[0], 6, 3), 255, np.uint8)

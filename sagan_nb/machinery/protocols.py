@@ -1,4 +1,5 @@
 "Serves chapter 10: other people's protocols by name, and two sets of pictures measured without a generator."
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .files import cache_folder, content_hash, file_sha256
 from .group import texts_of_all
 from .listing import list_pictures, locate
 from .packed import is_pack
-from .pictures import open_picture, take_batch
+from .pictures import open_picture, take_batch, threads_to_use
 
 
 def by_torch(x:Tensor)->Tensor:             # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
@@ -29,7 +30,8 @@ def by_pillow(x:Tensor)->Tensor:            # uint8 (B, 3, H, W) -> (B, 3, 299, 
     "Resize by clean-fid's rule: each channel as floats by Pillow's antialiased bicubic, clipped and not rounded."
     from PIL import Image
     channel = lambda c: np.asarray(Image.fromarray(c.astype(np.float32)).resize((299, 299), Image.BICUBIC)).clip(0, 255)
-    out = np.stack([[channel(c) for c in picture] for picture in x.cpu().numpy()])
+    with ThreadPoolExecutor(threads_to_use()) as pool:           # Pillow works beside Python
+        out = np.stack([*pool.map(lambda picture: np.stack([*map(channel, picture)]), x.cpu().numpy())])
     return (torch.from_numpy(out).to(x.device) - 128) / 128
 
 
@@ -37,7 +39,7 @@ def by_pillow_in_bytes(x:Tensor)->Tensor:   # uint8 (B, 3, H, W) -> (B, 3, 299, 
     "mmgeneration's for the score: Pillow's bicubic on RGB pictures, which rounds to bytes."
     from PIL import Image
     resize = lambda p: np.asarray(Image.fromarray(p).resize((299, 299), Image.BICUBIC))
-    resized = np.stack([resize(p) for p in x.cpu().permute(0, 2, 3, 1).numpy()])
+    with ThreadPoolExecutor(threads_to_use()) as pool: resized = np.stack([*pool.map(resize, x.cpu().permute(0, 2, 3, 1).numpy())])
     return (torch.from_numpy(resized).to(x.device).permute(0, 3, 1, 2).float() - 128) / 128
 
 

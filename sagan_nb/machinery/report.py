@@ -23,7 +23,7 @@ from .guard import incidents
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
 from .live import live_html
 from .queries import find_queries
-from .runs import kept_samples, machines, pictures_of, read_log
+from .runs import kept_samples, machines, pictures_of, read_log, sample_files
 from .settings import meaning
 from .summary import summary_html
 
@@ -121,13 +121,16 @@ def moving_html(
     return figure_html(tag, f'The same road, walked there and back: {listed}. Pictures learned by heart would jump.')
 
 
+FRAMES = 24               # of the film of a training: a page carries them
+
+
 def film_html(
     run,                      # run folder
     cfg:Config,               # of the run
     names:list,               # class names
 )->str:                       # HTML; empty where the run kept no samples
     "The training, from its fixed noise."
-    try: grids = kept_samples(run)
+    try: grids = kept_samples(run, FRAMES)
     except Refused: return ''
     strip, steps = timelapse(grids, cfg.res)
     (wide, names), pitch = (next(iter(grids.values())).shape[2], names[:10]), cfg.res + 2
@@ -148,7 +151,7 @@ def incidents_html(
     done = dict(go='it went on', stop='it was stopped', back='it went back to the last good checkpoint')
     rows = [(o['t'], o['words'], 'none' if o['good'] is None else o['good'], done[o['action']]) for o in happened]
     table = table_html(['step', 'what was seen', 'last good checkpoint', 'what was done'], rows)
-    try: grids = {t: x for t, x in kept_samples(run).items() if t <= (happened[0]['good'] or 0)}
+    try: grids = kept_samples(run, steps=[t for t in sample_files(run) if t <= (happened[0]['good'] or 0)][-1:])
     except Refused: grids = {}
     if not grids: return {'Incidents': table + '<p>No samples were drawn before it.</p>'}
     at, x = max(grids.items())

@@ -407,15 +407,35 @@ def stop_at(
     return check
 
 
+def sample_files(
+    run,                      # run folder
+)->dict:                      # step -> file, in order. Empty where it kept none
+    "List the grids that a run kept."
+    files = [p for p in (Path(run)/'samples').glob('step_*.png') if re.fullmatch(r'step_\d+', p.stem)]
+    return {int(p.stem.removeprefix('step_')): p for p in sorted(files)}
+
+
+def evenly(
+    items,                    # in order
+    most:int,                 # how many to take
+)->list:                      # first and last among them
+    "Take some of many, evenly spaced."
+    items = list(items)
+    n = min(most, len(items))
+    return [items[round(i*(len(items) - 1)/max(1, n - 1))] for i in range(n)]
+
+
 def kept_samples(
     run,                      # run folder
+    most:int=None,            # read so many at most, evenly spaced
+    steps=None,               # read those of these steps
 )->dict:                      # step -> grid, uint8 (3, H, W)
-    "The grids that a run kept. Raises Refused where there is none."
+    "The grids that a run kept. Raises Refused where there is none, or one is damaged."
     import numpy as np
     from PIL import Image
 
     from .pictures import check_png
-    files = sorted(p for p in (Path(run)/'samples').glob('step_*.png') if re.fullmatch(r'step_\d+', p.stem))
+    files = sample_files(run)
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
         must_be_file(path)
@@ -423,7 +443,7 @@ def kept_samples(
             check_png(path.read_bytes())
             return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
         except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
-    return {int(p.stem.removeprefix('step_')): read(p) for p in files}
+    return {t: read(files[t]) for t in evenly(files if steps is None else steps, most or len(files))}
 
 
 def pictures_of(

@@ -1,4 +1,4 @@
-# Other names for the commands of README.md; nothing is done here that start.py does not do.
+# Other names for the commands of README.md; `long` alone is more than start.py does.
 run:
 	python3 start.py
 test:

@@ -28,9 +28,9 @@ def presets()->str:
         own = [f'{k}={typed_text(v)}' for k, (_, v) in differences(base, cfg, ignore=('preset',)).items()]
         numbers = PUBLISHED.get(name, {})
         rows.append([name, ' '.join(own) or 'nothing', source_of(name),
-                     *(f'{numbers[k][0]:g}' if k in numbers else '' for k in ('fid', 'inception_score'))])
+                     *(f'{numbers[k][0]:g}' + '*'*(not numbers[k][1]) if k in numbers else '' for k in ('fid', 'inception_score'))])
     notes = 'Each row is `paper` (rb_ rows: `released`) with these settings, at paper scale; --scale shrinks it. ' \
-            'FID and IS are those of the paper; which of them were checked: docs/reproduce.md.'
+            'FID and IS are those of the paper; * not checked against its text (chapter 07).'
     return text_table(['preset', 'what it changes', 'source', 'FID', 'IS'], rows) + '\n\n' + wrap(notes)
 
 

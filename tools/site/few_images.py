@@ -28,7 +28,7 @@ ADVICE = """## With few images of your own
 
 - `--set augment=diffaug` changes all that D sees; `--set flip=true` adds mirror images, where a mirrored one is as good.
 - Begin with weights that know images, and hold the first blocks of D: `--init` and `--freeze` ([weights](weights.md)).
-- Look on the way, and keep the best checkpoint: `--look_every 250 --keep best:3`.
+- Look on the way, and keep the best checkpoint: `--look_every 300 --keep best:3` (a multiple of `checkpoint_every`: 300 at laptop scale, 1,000 at gpu).
 - Look at the nearest real image of each generated one: `sagan_sample RUN --kind neighbours`."""
 
 

@@ -183,8 +183,10 @@ def survives():
         rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows'] if o['tries']]
         days, seconds = sorted({o['date'] for o in about['slices']}), sum(o['seconds'] for o in about['slices'])
         made = ', '.join(sorted({(o['commit'] or 'unknown')[:7] for o in about['slices']}))
-        n = sum(o['tries'] for o in about['rows'])
-        out += [f'## {title}', '', f'{n:,} tries in slices: {len(about["slices"])}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.', '',
+        n, all_made, wrong = sum(o['tries'] for o in about['rows']), *(sum(o[k] for o in about['slices']) for k in ('tries', 'wrong'))
+        of = f', of {all_made:,} made (rows that were renamed or left out since are not shown)' if all_made != n else ''
+        bad = f' In {wrong} of them, in an earlier slice, something went wrong; it was mended, and the slices after it show none.' if wrong else ''
+        out += [f'## {title}', '', f'{n:,} tries in slices: {len(about["slices"])}{of}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.{bad}', '',
                 table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
     return '\n'.join(out).strip()
 
@@ -196,7 +198,9 @@ CAME = dict(refused='refused by name', named='named, and made again or an earlie
 def came_of(o):
     "The outcome of a row, in words."
     if o['wrong']: return f'**{len(o["wrong"])} went wrong**: ' + o['wrong'][0].replace('|', '/').splitlines()[0][:200]
-    if 'outcomes' in o: return '; '.join(f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items())
+    if 'outcomes' in o:
+        rest = o['tries'] - sum(o['outcomes'].values())
+        return '; '.join([*(f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items()), *[f'{rest:,} went wrong, and were mended since']*bool(rest)])
     if 'found' in o:
         branches = f'; {o["branches"][0]} branches of the code by good inputs, {o["branches"][1]} at the end' if 'branches' in o else ''
         return 'taken or refused' + branches + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')

@@ -16,7 +16,7 @@ PICTURE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.png', '.bmp', '.
                     '.tif', '.tiff'}
 DANGEROUS = 'links, absolute names or names with ..'
 REPEATED = 'older of a name that is there twice'
-PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test'}       # of a data set: no classes
+DATA_PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test'}       # of a data set: no classes
 LARGEST_FILE = 128 * 2**20       # bytes of one file, after it is taken out of a zip
 
 
@@ -164,7 +164,7 @@ def by_class(
     inside = [n[len(cut):] for n in names]
     check_depth(inside, cut, where, tops)
     classes = sorted({n.split('/')[0] for n in inside}, key=composed)
-    if {c.lower() for c in classes} <= PARTS:
+    if {c.lower() for c in classes} <= DATA_PARTS:
         raise Refused(f'{where} holds parts of a data set ({short_list(classes)}), not classes: name one of them, such as {within(where, cut + classes[0])}')
     beside = {f[len(cut):] for f in folders if f.startswith(cut) and not kind_left_out(f + '/x.png')}
     if empty := {f for f in beside if f and '/' not in f} - set(classes):
@@ -239,7 +239,7 @@ def list_pictures(
         raise Refused(f'{spec} holds dataset.json, as StyleGAN writes it: its folders are parts, not classes. Sort the pictures into a '
                       'folder for each class; to train without labels: sagan_train --unlabelled')
     labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec, said)
-    if unlabelled and len(parts := {n.split('/')[0] for n in names}) > 1 and {o.lower() for o in parts} <= PARTS:
+    if unlabelled and len(parts := {n.split('/')[0] for n in names}) > 1 and {o.lower() for o in parts} <= DATA_PARTS:
         print(f'{spec}: takes all of {short_list(parts)} together; name one of them for that one alone')
     if said: print(f'{spec}: not taken for pictures and left out: {said}')
     return Listing(spec, names, labels, classes, read, dict(left_out))

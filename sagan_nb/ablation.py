@@ -83,9 +83,9 @@ def measured_alike(
     rows,                     # names of rows
     kind:str,                 # metric
 )->bool:
-    "Check that these rows were measured alike: by the same features, on as many of the same images."
+    "Check that these rows were measured alike: by the same features, on as many of the same images, rounded or not."
     found = [o for r in results if r['row'] in rows for o in r['records'] if o['metric'] in RESULT_KINDS[kind]]
-    return len({tuple(map(o.get, ('features_hash', 'n_fake', 'n_real', 'data_id'))) for o in found}) < 2
+    return len({tuple(map(o.get, ('features_hash', 'n_fake', 'n_real', 'data_id', 'pictures'))) for o in found}) < 2
 
 def verdict(
     results:list,             # runs

@@ -64,7 +64,7 @@ def _power_steps_shapes(W, u, steps, eps, eps_rule):
 
 # %% ../nbs/01_spectral_norm.ipynb #3bc7ccbf
 class Divided(torch.autograd.Function):
-    "W / sigma, sigma = u^T W v, for constant u and v (SNGAN, section 2.2)."
+    "W / sigma, sigma = u^T W v, for constant u and v (SNGAN, section 2.3)."
     generate_vmap_rule = True                                   # `torch.func.vmap` may run both parts on a batch
 
     @staticmethod

@@ -1,4 +1,4 @@
-"Certificates of ports: ours pass, and each fault that tools/mutate.py plants is named in words."
+"Certificates of ports: ours pass, and twelve faults that tools/mutate.py plants are named in words."
 import sys
 import tempfile
 import types

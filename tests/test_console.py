@@ -127,7 +127,8 @@ def test_names_and_words_for_other_systems(monkeypatch, tmp_path):
     with monkeypatch.context() as m:
         m.setattr('os.path.relpath', lambda path: (_ for _ in ()).throw(ValueError('on another drive')))
         assert options.from_here('D:/runs/metrics.json') == 'D:/runs/metrics.json'
-    assert str(options.folder_of('hf:somebody/sagan')) == '.' and options.folder_of(tmp_path) == tmp_path
+    assert str(options.folder_of('hf:somebody/sagan')) == str(options.folder_of('mmgen:imagenet')) == '.' and options.folder_of(tmp_path) == tmp_path
+    assert options.folder_of(tmp_path/'model.ckpt-7') == tmp_path                     # TensorFlow's: the name of several files
 
 
 @pytest.mark.parametrize('columns', [100, 60, 40])

@@ -105,7 +105,12 @@ def test_where_torchrun_starts_it_again_it_stays_stopped(place, tmp_path, monkey
     with monkeypatch.context() as m:
         m.setenv('TORCHELASTIC_RESTART_COUNT', '1')
         with pytest.raises(Stopped, match=r'it had collapsed; the last good checkpoint is .*good\.pt'): run(place, out, resume=True, action='stop')
-    assert step_of(checkpoints_of(out)[-1]) == 6 and run(place, out, resume=True, action='stop').t == STEPS
+    assert step_of(checkpoints_of(out)[-1]) == 6
+    def stop(gan, log):
+        if gan.t == 9: raise Stopped
+    with pytest.raises(Stopped): run(place, out, [(1, stop)], resume=True, action='stop')                  # somebody went on, and a rank was lost
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert run(place, out, resume=True, action='stop').t == STEPS
 
 
 @pytest.mark.parametrize('action, ends', [('stop', 6), ('back', STEPS), ('go', STEPS)])

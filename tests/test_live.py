@@ -53,7 +53,7 @@ def test_the_page_draws_what_torch_draws(tab, tmp_path, which):
 
 def test_a_class_may_be_called_as_a_place_in_the_page():
     text = live_html(random_generator('paper'), ['@DATA', 'me@IDEA', 'cat'])
-    assert '<option value="0">@DATA</option>' in text and '>me@IDEA<' in text and len(text) < 2*len(live_html(random_generator('paper'))) 
+    assert '<option value="0">@DATA</option>' in text and '>me@IDEA<' in text
 
 
 def test_pointer_keyboard_and_a_small_screen(tab, tmp_path):

@@ -1,4 +1,5 @@
 "Scores by other people's protocols, and of pictures without a generator of ours."
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -14,7 +15,7 @@ from commands import as_folders, shell
 from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Toy, open_source
 from sagan_nb.metrics import frechet_distance
-from sagan_nb.machinery import features as features_module, protocols
+from sagan_nb.machinery import cli, features as features_module, options, protocols
 from sagan_nb.machinery.arrays import find_arrays
 from sagan_nb.machinery.dino import Dino
 from sagan_nb.machinery.evaluate import evaluate
@@ -334,6 +335,8 @@ def test_the_command_on_two_sets(tmp_path, monkeypatch, capsys, real, fake, nets
                        (['--protocol', 'clean', '--metrics', 'prdc'], 'a protocol says it'), (['--protocol', 'clean', '--floats'], 'a protocol says it')):
         code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'real', 'fake', *words)
         assert code == 1 and f'leave out {words[-2] if words[-1] != "--floats" else "--floats"}: {why}' in err
+    defaults = {k: o.default for k, o in inspect.signature(cli.sagan_eval).parameters.items()}
+    assert all(defaults[k] == v for k, v in options.EVAL.items()) and all(o is None for k, o in defaults.items() if k in ('n_fake', 'n_real', 'data', 'res'))
     code, _, err = shell(monkeypatch, capsys, 'sagan_eval', 'fake-run', '--res', 32)
     assert code == 1 and 'leave out --res: it is for two sets of pictures' in err
     if not torch.cuda.is_available():                                         # the device is asked for, not passed over

@@ -624,6 +624,25 @@ def ended(place, out):
     return seen
 
 
+def opened_in_turn(who, kind):
+    "One rank is refused what all of them open in turn."
+    ranks = distributed.Ranks()
+    def opens():
+        if ranks.rank == who: raise kind('nothing to open here')
+        return 'open'
+    try: return evaluation.in_turn(ranks, opens)
+    except Refused as e: return type(e).__name__, str(e)
+
+
+def test_what_one_rank_is_refused_all_are(crew):
+    "Else the others would wait in another exchange, and torchrun would call a finished run failed."
+    if len(crew.pools) != 2: crew.regroup(2)
+    assert crew(opened_in_turn, None, Refused) == ['open']*2
+    for who in (0, 1):
+        for kind in (Refused, evaluation.TooFew): assert crew(opened_in_turn, who, kind) == [(kind.__name__, 'nothing to open here')]*2
+    with pytest.raises(evaluation.TooFew): evaluation.in_turn(distributed.Ranks(0, 1), lambda: (_ for _ in ()).throw(evaluation.TooFew('few')))
+
+
 def test_ranks_measure_the_end_of_a_run_together(crew, tmp_path):
     "Else all wait for one, and torchrun for no longer than five minutes."
     place = Place(tmp_path/'place')

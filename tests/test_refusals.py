@@ -85,6 +85,12 @@ def test_records_are_added_and_a_walk_moves(place, monkeypatch, capsys):
     assert '14 frames' in capsys.readouterr().out and Image.open('walk.gif').n_frames == 14
 
 
+def test_features_are_asked_before_anything_is_trained(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(Refused, match='choose domain, inception'): sagan_train('t1_attn_16', data='zoo', scale='smoke', out='none', features='incepton')
+    assert not Path('none').exists()
+
+
 def test_a_pack_trains_alike(place, monkeypatch):
     monkeypatch.chdir(place)
     sagan_pack('zoo', res=32, out='zoo.pack')

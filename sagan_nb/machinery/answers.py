@@ -154,7 +154,8 @@ def unseen_words(
     if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
                           f'a smaller one less often: {missed}.')
     versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"
-    unfair = 'are unfair to attention: it started from narrower weights than its controls'
+    unfair = ("are not comparable with today's: attention's raw weights started narrower than its controls'. Spectral norm divides "
+              'that out at first; Adam then turns them faster')
     if old: out.append(f'Tables of {versions} {unfair}.')
     return ' '.join(out)
 

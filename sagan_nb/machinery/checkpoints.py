@@ -337,7 +337,8 @@ class Keeper:
     def __call__(self, gan:GAN, log:dict=None):
         "Let rank 0 write checkpoints/step_XXXXXXX.pt. Raises Diverged on every rank, whichever saw what is not finite."
         check_alike(gan)
-        if words := text_of_first(lambda: self.save(gan)): raise Diverged(words)
+        save = lambda: self.save(gan)
+        if words := text_of_first(save) if gan.ranks.world > 1 else save(): raise Diverged(words)
 
     def save(self, gan:GAN)->str:            # what is not finite; '' where it is written
         "Write a checkpoint. A later one is damaged, or it had been gone on with: it goes, too."

@@ -21,7 +21,7 @@ from .door import open_run
 from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows, shown_classes
 from .evaluate import as_table, evaluate, left_out, save_records
 from .ending import summarise
-from .features import FEWEST
+from .features import FEWEST, check_features
 from .figures import deciding_measure, show_pairs, show_samples, show_training
 from .film import film, gif, there_and_back, timelapse
 from .guard import check_watch, train_guarded
@@ -82,12 +82,13 @@ def sagan_train(
     cfg = run_settings(preset, data, scale, out, pairs, resume, unlabelled, pick_device(device))
     if tuning and not resume: cfg = tuning.settings(cfg, {setting_name(p) for p in pairs})
     where = pick_device(device, cfg.compiled, cfg.precision == 'bf16')
-    best = check_watch(cfg, look_every, keep, on_collapse)    # refuses before pictures are read
-    check_networks(cfg, tuning)                               # before pictures are read, too
+    check_features(features)                                  # refuses before pictures are read, as the next two do
+    best = check_watch(cfg, look_every, keep, on_collapse)
+    check_networks(cfg, tuning)
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
-    if len(source) < FEWEST: print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
+    if len(source) < FEWEST and features == 'domain': print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg, wanted = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), cfg.steps
     if tuning and not resume: tuning.fits(cfg)

@@ -1,4 +1,5 @@
 "Serves chapter 16: what a run ends with: its pictures, curves, scores and page; what fails of it costs nothing else."
+import sys
 from pathlib import Path
 
 from ..config import PRESETS
@@ -88,14 +89,16 @@ def summarise(
     that fails costs no other. All ranks call this, and measure; rank 0 does the rest. Raises Refused, naming those that failed,
     and the command that makes up for them."""
     out, failed = Path(out), {}
-    if not gan.ranks.first: return write_metrics(gan, source, out, features)
+    if not gan.ranks.first:
+        try: return write_metrics(gan, source, out, features)
+        except Exception as e: return print(f'rank {gan.ranks.rank}: {fault_line(e, "") or e}', file=sys.stderr)       # rank 0 has the word
     for name, write in ENDINGS.items():
         more = [features]*(name == 'metrics.json')
         try: write(gan, source, out, *more)
         except Exception as e: failed[name] = fault_line(e, '') or f'{type(e).__name__}: {e}'
     for name, what in WRITTEN.items():
         if (out/name).exists() and name not in failed: print(f'  {out/name}   {what}')
-    again = ('sagan_train', '--resume', '--out', out)
+    again = ('sagan_train', '--resume', '--out', out, *(['--features', features] if isinstance(features, str) and features != 'domain' else []))
     if failed:
         words = '; '.join(f'{name} ({why})' for name, why in failed.items())
         raise Refused(f'the run is trained and saved, but not made are: {words}. To make up for it: {command_path(*again)}')

@@ -19,6 +19,7 @@ from .atomic import atomic_write
 from .features import Features, TooFew, open_features, weights_hash
 from .files import (cache_folder, content_hash, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
                     write_cache)
+from .group import texts_of_all
 from .pictures import take_batch
 from .sources import uneven
 from .terminal import progress
@@ -276,10 +277,16 @@ def in_turn(
     f,                        # what to call
     *args,                    # with what
 ):                            # what it returned
-    "Call a function on rank 0, which may keep what it makes, and then on the others."
-    if not ranks.first: ranks.any(False)
-    made = f(*args)
-    if ranks.first: ranks.any(False)
+    "Call a function on rank 0, which may keep what it makes, and then on the others. What one is refused, all are."
+    made, own = None, None
+    for turn in (True, False):
+        if ranks.first == turn:
+            try: made = f(*args)
+            except Refused as e: own = e
+        words = f'{type(own).__name__} {own}' if own else ''
+        kind, _, why = max(texts_of_all(words) if ranks.world > 1 else [words], key=len).partition(' ')
+        if own: raise own
+        if kind: raise (TooFew if kind == TooFew.__name__ else Refused)(why)
     return made
 
 

@@ -191,11 +191,12 @@ def act_again(
     run,                      # run folder
     action:str,               # 'stop' or 'back'
 ):
-    """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and it was torchrun, not
-    somebody who has seen it, that started it again."""
+    """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and torchrun started it again
+    before it has moved: nobody has seen it."""
     def fell(): return 'collapse' in (read_log(Path(run)/'curve.jsonl', newest_step(run)) or [{}])[-1]
+    def unseen(): return bool(seen := incidents(run)) and seen[-1]['t'] == newest_step(run) and fell()
     if action == 'back' and went_back(run, 'it had collapsed', fell): return
-    if restarted() and text_of_first(lambda: str(fell())) == 'True': raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
+    if restarted() and text_of_first(lambda: str(unseen())) == 'True': raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
 
 
 def went_back(

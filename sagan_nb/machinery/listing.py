@@ -164,7 +164,7 @@ def by_class(
     inside = [n[len(cut):] for n in names]
     check_depth(inside, cut, where, tops)
     classes = sorted({n.split('/')[0] for n in inside}, key=composed)
-    if {c.lower() for c in classes} <= DATA_PARTS:
+    if len(classes) > 1 and {c.lower() for c in classes} <= DATA_PARTS:
         raise Refused(f'{where} holds parts of a data set ({short_list(classes)}), not classes: name one of them, such as {within(where, cut + classes[0])}')
     beside = {f[len(cut):] for f in folders if f.startswith(cut) and not kind_left_out(f + '/x.png')}
     if empty := {f for f in beside if f and '/' not in f} - set(classes):

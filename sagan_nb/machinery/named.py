@@ -56,6 +56,8 @@ def open_torchvision(
     from torchvision import datasets
     kind, root = getattr(datasets, NAMED[name][0]), data_folder()
     root.mkdir(parents=True, exist_ok=True)
+    try: return kind(root, download=False, **options)             # it may be there, in a folder that cannot be written
+    except Exception: pass
     try:
         with FileLock(root/f'.{name}.lock'): return kind(root, download=True, **options)       # one process fetches and unpacks
     except (RuntimeError, OSError, EOFError, ImportError, ValueError) as e:

@@ -22,9 +22,11 @@ from ..train import average, fit, make_gan
 from .checkpoints import Diverged
 from .console import complain, read_words
 from .evaluate import check_metrics
+from .catalogue import is_weights_name
 from .features import check_features
 from .files import CacheWarning
 from .group import AGAIN, Lost, place, text_of_first, texts_of_all
+from .hub import is_repo
 from .guard import Collapsed
 from .jobs import row_configs, setting_name
 from .machine import fast_bf16, out_of_memory, short_of_memory
@@ -175,7 +177,7 @@ def folder_of(
     run,                      # run folder, a checkpoint, or a file of weights
 )->Path:                      # the run folder, or the file's folder
     "Where what is made of a run belongs."
-    if not Path(run).exists(): return Path()                  # a public name
+    if is_weights_name(run) or is_repo(run): return Path()    # of nobody's folder
     folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
     return folder.parent if folder.name == 'checkpoints' else folder
 
@@ -349,14 +351,16 @@ def check_eval_options(
     else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
+EVAL = dict(metrics='score,distance,intra', labels='uniform', features='domain', per_class=0, floats=False)     # usual options of sagan_eval
+
+
 def refuse_idle(
     protocol:str,             # as in sagan_eval
     fake:str,                 # as in sagan_eval
     given:dict,               # option -> value, of those that may be of no use
 ):
     "Raise Refused for options of sagan_eval that would change nothing."
-    usual = dict(metrics='score,distance,intra', labels='uniform', features='domain', per_class=0, floats=False)
-    said = [o for o in given if given[o] != usual.get(o) and not (o == 'features' and given[o].startswith('inception'))]
+    said = [o for o in given if given[o] != EVAL.get(o) and not (o == 'features' and given[o].startswith('inception'))]
     by = ('metrics', 'features', 'n_real', 'per_class', 'labels', 'floats') if protocol else ()
     for names, why in ((by, 'a protocol says it'), (('data', 'n_fake', 'per_class', 'labels') if fake else (), 'two sets of pictures have it'),
                        (() if fake else ('res',), 'it is for two sets of pictures')):

@@ -141,7 +141,7 @@ def norm(self:Conversion, ours:str, theirs:str):
         offset = gain.replace('weight_embedding', 'bias_embedding').replace('embed0', 'embed1')
         offset = offset[:-4] + 'bias' if offset.endswith('.gain') else offset
         turn = torch.t if self.source == 'studiogan' and gain.endswith('.gain') else lambda t: t
-        lacks = 1 if raw == 'weight' and not self.whole_gain(gain) else 0          # a normalised table gets its 1 later
+        lacks = 1 if raw == 'weight' and not self.whole_gain() else 0          # a normalised table gets its 1 later
         self.weight(ours, 'gain', gain, lambda t: turn(t) + lacks, dim=int(turn is torch.t))
         self.weight(ours, 'offset', offset, turn, dim=int(turn is torch.t))
     else:
@@ -154,7 +154,7 @@ def norm(self:Conversion, ours:str, theirs:str):
 
 
 @patch
-def whole_gain(self:Conversion, gain:str)->bool:
+def whole_gain(self:Conversion)->bool:
     "Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN initialisations) or gain - 1."
     tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]          # one setting of a whole network
     return self.source == 'mmgeneration' and sum(v.float().mean().item() for v in tables) > .5*len(tables)

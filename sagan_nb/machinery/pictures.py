@@ -384,6 +384,7 @@ def load_pictures(
         hashes.append(hashlib.sha256(chunk.pixels.tobytes()).hexdigest())
         dark, cut = dark + chunk.dark, cut + chunk.cut
     report_faults(bad, dark, cut, len(listing.names))
+    if bad: print('(leave them where they are while a run needs this data: without them it has another fingerprint)')
     made_of = fingerprint_of(hashes, labels, listing.classes, res)
     found = dict(left_out=listing.left_out, truncated=cut, nearly_black=dark)
     return Pictures(pixels[:len(labels)], labels, listing.classes, listing.spec, made_of, bad, found)
@@ -398,8 +399,7 @@ def report_faults(
     "Print which images are left out, cut off or nearly black."
     if bad:
         which = short_list([f'{name} ({why})' for name, why in bad.items()])
-        print(f'{len(bad):,} of {total:,} pictures cannot be read and are left out: {which}'
-              '\n(leave them where they are while a run needs this data: without them it has another fingerprint)')
+        print(f'{len(bad):,} of {total:,} pictures cannot be read and are left out: {which}')
     if cut: print(f'{len(cut):,} of {total:,} pictures are truncated and read as far as they go: {short_list(cut)}')
     if dark:
         print(f'{len(dark):,} of {total:,} pictures are nearly black, with no value above {DARK} of 255: '

@@ -75,7 +75,7 @@ def batch_norms(
     net:nn.Module,            # a generator
 )->Finding:
     "Read epsilons of batch norm where they can be read."
-    found = {m.eps for m in net.modules() if isinstance(getattr(m, 'eps', None), float) and has_variance(m)}
+    found = {m.eps for m in net.modules() if isinstance(getattr(m, 'eps', None), float) and (has_variance(m) or isinstance(m, nn.modules.batchnorm._BatchNorm))}
     if not found: return Finding('batch norm', UNSURE, 'no epsilon can be read')
     far = [e for e in found if not .9e-5 < e < 1.1e-5]
     words = f'epsilon {", ".join(f"{e:g}" for e in sorted(found))}'

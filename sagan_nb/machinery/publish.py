@@ -1,6 +1,7 @@
 "Serves chapter 13: networks for others: safetensors, ONNX, and the names of BigGAN-PyTorch."
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from ..core import Refused
 from ..networks import Generator
 from ..self_attention import SelfAttention
 from .atomic import atomic_write
+from .catalogue import is_weights_name
 from .door import open_run
 from .files import body_sha256, must_be_utf8, safetensors_bytes, sweep
+from .hub import is_repo
 from .peers import PEER_NAMES, halving_blocks
 from .recipe import recipe_of, restore_network
 
@@ -204,7 +207,8 @@ def export(
     "Publish a trained generator. Raises Refused for another format."
     if format not in ('safetensors', 'onnx'): raise Refused(f"format is {format!r}; choose 'safetensors' or 'onnx'")
     if half and format == 'onnx': raise Refused('--half is for safetensors')
-    path = Path(out or (f'{Path(run)}.{format}' if Path(run).exists() else f'{run}.{format}'.replace(':', '-').replace('/', '-')))
+    public = is_weights_name(run) or is_repo(run)
+    path = Path(out or (re.sub('[:/]', '-', f'{run}.{format}') if public else f'{Path(run)}.{format}'))
     if format == 'safetensors': return save_pretrained(run, path, half=half)
     export_onnx(open_run(run).G, path)
     return path

@@ -265,7 +265,7 @@ def go_on(
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
     if state := state_to_go_on_from(out, Ranks().world):
         gan = restore(state, cfg, stream, device)
-        agree(dict(checkpoint=content_hash(dict(rng=gan.rng.get_state()), dict(t=gan.t, data=stream.state_dict()))))
+        if gan.ranks.world > 1: agree(dict(checkpoint=content_hash(dict(rng=gan.rng.get_state()), dict(t=gan.t, data=stream.state_dict()))))
     else:
         refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)

@@ -72,7 +72,7 @@ def probe_table(
         share = f'{o["share"]:.0%} ({o["share_low"]:.0%} to {o["share_high"]:.0%})'
         lines.append(f'| {row_name(row)} | {o["n"]} | {share} | {reached_at(o)} | {o["restricted_mean"]:,.0f} | '
                      f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
-    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference over pairs, at its own 95 % | verdict |', '| --- '*5 + '|']
+    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference of restricted times over pairs, at its own 95 % | verdict |', '| --- '*5 + '|']
     for o in judged['claims']:
         lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
                      f'{over_pairs(o)} | {o["verdict"]} ({o["pairs"]} seeds) |')

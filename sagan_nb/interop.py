@@ -23,7 +23,7 @@ from .machinery.recipe import class_names_of, restore_network
 
 # %% ../nbs/13_interop.ipynb #9ca338c4
 def load_weights(
-    weights,                      # name -> array; a file (.npz, .safetensors, .pt, .h5, TensorFlow's); a public name, or hf:USER/REPO
+    weights,                      # name -> array; a file (.npz, .safetensors, .pt, .h5, TF's); a public name; hf:NAME
     source:str='auto',            # official, biggan, studiogan, mmgeneration, ylg, tfgan, sagan_nb; auto: by the names
     part:str=None,                # 'G' or 'D' where a file holds both; None: G (the averaged one first) before D
     sn:dict=None,                 # options of `SpectralNorm` in place of the source's
@@ -35,7 +35,8 @@ def load_weights(
     if part not in (None, 'G', 'D'): raise Refused(f"part is {part!r}; choose 'G' or 'D'")
     if is_weights_name(weights):
         name, weights = str(weights), weights_of(weights)
-        bgr, inplace = bgr or CATALOGUE[name].bgr, CATALOGUE[name].inplace if inplace is None else inplace
+        bgr = bgr or CATALOGUE[name].bgr
+        inplace = CATALOGUE[name].inplace if inplace is None else inplace
     elif not isinstance(weights, Mapping) and is_repo(weights): weights = from_hub(weights)
     if isinstance(weights, Mapping): arrays, meta = weights, {}
     else: arrays, meta = read_arrays(weights)

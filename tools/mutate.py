@@ -66,7 +66,7 @@ MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('loss of diversity not seen', '12', "o['diversity'] < .25*min(best, real)", "o['diversity'] < .025*min(best, real)", '12'),
     ('a finished row trained again', '12', 'missing, failed, took = [j for j in jobs if not stored_result(j, out)]', 'missing, failed, took = [*jobs]', '12'),
     ('even growth taken for a jump', '12', 'if third > 2*goes_on:', 'if third > 2*second:', '12'),
-    ('rows compared across other features', '12', "'data_id'))) for o in found}) < 2", "'data_id'))) for o in found}) < 9", '12'),
+    ('rows compared across other features', '12', "'data_id', 'pictures'))) for o in found}) < 2", "'data_id', 'pictures'))) for o in found}) < 9", '12'),
     ('moving variance unbiased', '03', 'var if self.unbiased else var*((n - 1)/n)', 'var', '03'),
 ]
 

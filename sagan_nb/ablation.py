@@ -95,7 +95,8 @@ def verdict(
     among:int=1,              # the interval is taken at 1 - .05/among, see `shares`
 )->str:                       # 'holds', 'is reversed', 'not resolved', 'no difference', 'not comparable', or 'not run'
     "Judge an ordering, and say from how many pairs."
-    if not measured_alike(results, (better, worse), kind): return 'not comparable: by other features, images or sizes'
+    alike = measured_alike(results, (better, worse), kind)
+    if not alike: return 'not comparable: by other features, images, sizes or rounding'
     d, *own, n = paired_difference(results, better, worse, kind)
     shared = paired_difference(results, better, worse, kind, 1 - .05/among)[1:3]
     seeds = '(1 seed)' if n == 1 else f'({n} seeds)'

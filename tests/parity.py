@@ -116,7 +116,7 @@ def gradients_off(f, net, out, mode):
 
 def after_off(f, net, mode):
     "What one forward changed: power vectors and batch statistics; and that nothing else did."
-    prefix = f'after_{mode}/' if mode != 'no_ops' else 'nothing'
+    prefix = f'after_{mode}/'
     changed = f.ours({k[len(prefix):]: v for k, v in f.io.items() if k.startswith(prefix)})
     state, before = net.state_dict(), f.load(mode).state_dict()
     for name in state:

@@ -686,7 +686,7 @@ def test_tables_fit_a_terminal(name, monkeypatch):
 
 
 def test_what_a_table_could_have_seen(tmp_path, monkeypatch, capsys):
-    "Of tables with a true gap as large as they say they could have seen, four in five resolve it."
+    "What it says for the number of seeds and the spread at hand; that four in five tables then resolve it, chapter 12 draws."
     d = power.spread_of([*twins_runs(range(10, 20))], 't1_attn_16', 't1_none', 'mi')
     assert .3 < d < 1.3                                                            # noise of two rows, without the seed's luck: .7
     row = next(o for o in power.power_rows(TABLES['twins'], [*twins_runs(range(10, 20), gap=0.)]) if 'none' in o['words'])

@@ -148,6 +148,13 @@ def test_a_loss_may_name_fake_first():
 def test_spectral_norm_is_asked_of_each_layer(wrap, words):
     block = SelfAttention(64, sn=False)
     wrap(block)
+    class Kept(nn.Module):                                      # the same layers in one container
+        def __init__(self):
+            super().__init__()
+            self.of, self.gamma = nn.ModuleDict({k: getattr(block, k) for k in 'fghv'}), block.gamma
+        def forward(self, x): return block(x)
+    inside = named(certify(Kept(), 'attention')).get('spectral norm')
+    assert inside == named(certify(block, 'attention')).get('spectral norm')
     said = named(certify(block, 'attention')).get('spectral norm')
     assert said is None if words is None else words in said
 

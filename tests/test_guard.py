@@ -148,7 +148,7 @@ def test_numbers_that_are_not_finite_send_it_back_too(place, tmp_path):
     out = tmp_path/'run'
     assert run(place, out, collapse_once(5, float('nan')), action='back').t == STEPS
     seen = guard.incidents(out)
-    assert len(seen) == 1 and 'is not finite' in seen[0]['words'] or 'not a finite number' in seen[0]['words']
+    assert len(seen) == 1 and ('is not finite' in seen[0]['words'] or 'not a finite number' in seen[0]['words'])
 
 
 def test_the_best_looks_are_kept(place, tmp_path):
@@ -284,7 +284,7 @@ def test_images_that_are_not_those_of_the_settings_are_refused(place, tmp_path, 
     assert not (tmp_path/'run').exists()
 
 
-@pytest.mark.parametrize('part, words', [('weight', r'so is G\.linear\.'), ('gradient', r'so is gradient of G\.linear\.|so is G\.')])
+@pytest.mark.parametrize('part, words', [('weight', r'so is G\.linear\.'), ('gradient', r'so is gradient of G\.linear\.')])
 def test_a_layer_that_is_not_finite_is_named(place, tmp_path, part, words):
     def spoil(gan, log):
         if gan.t != 3: return

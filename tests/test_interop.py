@@ -687,8 +687,8 @@ def test_a_shape_that_lies_costs_no_memory(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wide = dict(recipe, channels=[4_000_000]*4, n_classes=4_000_000)
     big = dict(state, extra=torch.empty(4_000_000, device='meta'))                          # an axis that would allow it
-    for r in (wide, dict(recipe, bn=dict(eps='x')), dict(recipe, sn=dict(steps=10**9)), dict(recipe, channels=[0]*4)):
-        with pytest.raises(Refused): recipe_room.restore_network(r, big)
+    for r, words in ((wide, 'has shape'), (dict(recipe, bn=dict(eps='x')), 'eps'), (dict(recipe, sn=dict(steps=10**9)), 'steps'), (dict(recipe, channels=[0]*4), 'not one of ours')):
+        with pytest.raises(Refused, match=words): recipe_room.restore_network(r, big if r is wide else state)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200*1024
     for text in ('{"recipe": null}', '{"recipe": []}', '{"recipe": "x"}'):
         with pytest.raises(Refused): interop.read_published(state, dict(sagan_nb=text))

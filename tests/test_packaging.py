@@ -117,11 +117,14 @@ def test_start_says_what_is_missing():
 
 
 def test_start_on_the_old_pythons_at_hand():
+    tried = []
     for name in ('python2.7', *(f'python3.{i}' for i in range(6, 10))):
         exe = shutil.which(name)
         if not exe or subprocess.run([exe, '-c', ''], capture_output=True).returncode: continue     # not really there
         done = subprocess.run([exe, ROOT/'start.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 1 and done.stdout.count('\n') == 1 and 'or newer' in done.stdout, (name, done.stdout)
+        tried.append(name)
+    if not tried: pytest.skip('no old Python on this machine')
 
 
 def test_out_folder(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def make_fault(name, tmp, run):
     if name == 'missing folder': return [*smoke(out), '--data', tmp/'nowhere'], 'no file or folder'
     if name == 'corrupt zip':
         (tmp/'x.zip').write_bytes(b'PK\3\4' + bytes(200))
-        return [*smoke(out), '--data', tmp/'x.zip'], 'zip'
+        return [*smoke(out), '--data', tmp/'x.zip'], 'is no zip file, or a damaged one'
     if name == 'text named .jpg':
         for k in 'ab':
             (tmp/'zoo'/k).mkdir(parents=True)

@@ -221,6 +221,7 @@ def restore(
         gan.t = state['t']
         gan.rng.set_state(state['rng'])
         if data is not None: data.load_state_dict(state['data'])
+        if not 0 <= getattr(data, 't', 0) < 2**48: raise ValueError('no place among the images')
     return gan
 
 

@@ -91,7 +91,7 @@ def summarise(
     out, failed = Path(out), {}
     if not gan.ranks.first:
         try: return write_metrics(gan, source, out, features)
-        except Exception as e: return print(f'rank {gan.ranks.rank}: {fault_line(e, "") or e}', file=sys.stderr)       # rank 0 has the word
+        except Exception as e: return print(f'rank {gan.ranks.rank}: {fault_line(e, "") or f"{type(e).__name__}: {e}"}', file=sys.stderr)       # rank 0 has the word
     for name, write in ENDINGS.items():
         more = [features]*(name == 'metrics.json')
         try: write(gan, source, out, *more)

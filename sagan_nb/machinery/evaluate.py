@@ -282,7 +282,7 @@ def in_turn(
     for turn in (True, False):
         if ranks.first == turn:
             try: made = f(*args)
-            except Refused as e: own = e
+            except Exception as e: own = e
         words = f'{type(own).__name__} {own}' if own else ''
         kind, _, why = max(texts_of_all(words) if ranks.world > 1 else [words], key=len).partition(' ')
         if own: raise own

@@ -193,8 +193,9 @@ def act_again(
 ):
     """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and torchrun started it again
     before it has moved: nobody has seen it."""
-    def fell(): return 'collapse' in (read_log(Path(run)/'curve.jsonl', newest_step(run)) or [{}])[-1]
-    def unseen(): return bool(seen := incidents(run)) and seen[-1]['t'] == newest_step(run) and fell()
+    def looks(): return read_log(Path(run)/'curve.jsonl', newest_step(run)) or [{}]
+    def fell(): return 'collapse' in looks()[-1]
+    def unseen(): return fell() and looks()[-1]['t'] == newest_step(run) and not any('collapse' in o for o in looks()[:-1])
     if action == 'back' and went_back(run, 'it had collapsed', fell): return
     if restarted() and text_of_first(lambda: str(unseen())) == 'True': raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
 

@@ -56,14 +56,15 @@ def open_torchvision(
     from torchvision import datasets
     kind, root = getattr(datasets, NAMED[name][0]), data_folder()
     root.mkdir(parents=True, exist_ok=True)
-    try: return kind(root, download=False, **options)             # it may be there, in a folder that cannot be written
-    except Exception: pass
-    try:
-        with FileLock(root/f'.{name}.lock'): return kind(root, download=True, **options)       # one process fetches and unpacks
+    lock, held = FileLock(root/f'.{name}.lock'), True                 # one process fetches and unpacks
+    try: lock.acquire()
+    except OSError: held = False                                   # a folder that cannot be written: it may be there
+    try: return kind(root, download=held, **options)
     except (RuntimeError, OSError, EOFError, ImportError, ValueError) as e:
         why = f'{e}'.strip().splitlines()[-1] if f'{e}'.strip() else type(e).__name__
         raise Refused(f'{name} is not in {root} and cannot be downloaded here ({why}): '
                       f'{what_to_get(kind, options, root)}') from None
+    finally: lock.release()
 
 
 def attribute_labels(

@@ -179,7 +179,8 @@ def folder_of(
     "Where what is made of a run belongs."
     if is_weights_name(run) or is_repo(run): return Path()    # of nobody's folder
     folder = Path(run) if Path(run).is_dir() else Path(run).absolute().parent
-    return folder.parent if folder.name == 'checkpoints' else folder
+    if folder.name == 'checkpoints': return folder.parent
+    return folder if folder.is_dir() else Path()              # of a run that is not there, which its reader says
 
 
 def free_path(

@@ -240,8 +240,8 @@ def normed(
 )->Finding:
     "Is there spectral norm on the 1x1 layers?"
     kept = [*dict(block.named_parameters()), *dict(block.named_buffers())]
-    of = lambda o: [f'{o}.', f'{o.rpartition(".")[0]}.'] if '.' in o else [f'{o}.']       # a wrapper keeps them itself
-    there = [any(k.startswith(tuple(of(o))) and k.endswith(VECTORS) for k in kept) for o in layers]
+    def own(k, o): return k.startswith(f'{o}.') or '.' in o and k.rpartition('.')[0] == o.rpartition('.')[0]     # or its wrapper's
+    there = [any(own(k, o) and k.endswith(VECTORS) for k in kept) for o in layers]
     if all(there): return Finding('spectral norm', CONFORMS, 'on its layers, as in the released code')
     words = f'on {sum(there)} of its {len(there)} layers' if any(there) else 'none on its layers'
     return Finding('spectral norm', DEVIATES, f'{words}; the released code has it on all')

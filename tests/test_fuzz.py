@@ -22,7 +22,9 @@ def test_nothing_but_a_refusal(name, tmp_path):
 
 @pytest.mark.parametrize('name', TARGETS)
 def test_good_inputs_are_taken_and_mutated_ones_do_no_harm(name, tmp_path):
-    for data in seeds()[name]: TARGETS[name](data, tmp_path) if name not in ('pack.json', 'npz', 'pth', 'checkpoint', 'safetensors') else attempt(TARGETS[name], data, tmp_path)
+    for data in seeds()[name]:
+        if name not in ('pack.json', 'npz', 'pth', 'checkpoint', 'safetensors'): TARGETS[name](data, tmp_path)
+        else: assert attempt(TARGETS[name], data, tmp_path) is None              # some of these are refused: their arrays lie elsewhere
     assert campaign(name, 10 if name in SLOW else 200, 0, tmp_path) == {}
 
 

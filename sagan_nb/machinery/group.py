@@ -132,9 +132,14 @@ def text_of_first(
     return texts_of_all(make() if first else '')[0]
 
 
+def started_again()->bool:
+    "Did torchrun start this process in place of one before it?"
+    return os.environ.get(AGAIN, '0') != '0'
+
+
 def restarted()->bool:
     "Did torchrun start any of the ranks again? All ranks call this."
-    return any(o != '0' for o in texts_of_all(os.environ.get(AGAIN, '0')))
+    return 'True' in texts_of_all(str(started_again()))
 
 
 def differences_between(

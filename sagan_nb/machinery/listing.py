@@ -134,11 +134,11 @@ def zip_tree(
     try: z = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
         raise Refused(f'{path} is no zip file, or a damaged one ({e})') from e
-    every = z.infolist()
-    members = {tidy_name(info): info for info in every}          # of one name twice the last, as unzip leaves it
-    dangerous = sum(not tidy_name(info) for info in every if info.filename.strip('./\\'))
+    every = [(tidy_name(info), info) for info in z.infolist()]
+    members = dict(every)                                        # of one name twice the last, as unzip leaves it
+    dangerous = sum(not name for name, info in every if info.filename.strip('./\\'))
     members.pop('', None)
-    usable = [name for name in map(tidy_name, every) if name and not name.endswith('/')]
+    usable = [name for name, _ in every if name and not name.endswith('/')]
     twice = len(usable) - len({*usable})
     start = inner.strip('/') + '/' if inner.strip('/') else ''
     below = [n[len(start):] for n in members if n.startswith(start)]

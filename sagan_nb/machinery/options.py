@@ -25,7 +25,7 @@ from .evaluate import check_metrics
 from .catalogue import is_weights_name
 from .features import check_features
 from .files import CacheWarning
-from .group import AGAIN, Lost, place, text_of_first, texts_of_all
+from .group import Lost, place, started_again, text_of_first, texts_of_all
 from .hub import is_repo
 from .guard import Collapsed
 from .jobs import row_configs, setting_name
@@ -206,7 +206,7 @@ def begun(
 )->bool:                      # is it to be gone on with?
     """A run that torchrun starts again, after one of its ranks was lost, goes on where it was; so do all ranks where one was
     asked to, as on a machine that came later."""
-    again = 'True' in texts_of_all(str(resume or os.environ.get(AGAIN, '0') != '0'))
+    again = 'True' in texts_of_all(str(resume or started_again()))
     there = text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
     return resume or again and there
 
@@ -416,7 +416,7 @@ def asked_rows(
     if odd := [r for r in again if r not in rows]: raise Refused(f'--retrain {odd[0]}: --only leaves this row out')
     if again and adopt: raise Refused('--retrain and --adopt are two commands')
     if print_commands and (again or adopt): raise Refused('--print_commands goes with neither --retrain nor --adopt')
-    return rows, numbers, [] if os.environ.get(AGAIN, '0') != '0' else again       # done when torchrun started first
+    return rows, numbers, [] if started_again() else again       # done when torchrun started first
 
 
 def commands(

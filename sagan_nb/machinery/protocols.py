@@ -15,7 +15,6 @@ from ..distributed import Ranks
 from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
 from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, inception, open_features
 from .files import cache_folder, content_hash, file_sha256
-from .group import texts_of_all
 from .listing import list_pictures, locate
 from .packed import is_pack
 from .pictures import open_picture, take_batch, threads_to_use
@@ -156,13 +155,10 @@ def open_together(
     nets:set,                 # of protocols
     paths:dict,               # see `features_by`
     device='cpu',             # where to
+    ranks:Ranks=None,         # see `evaluate`
 )->dict:                      # net -> Features
     "Open networks. Raises Refused on every rank where any of them lacks weights."
-    found, why = {}, ''
-    try: found = {net: features_by(net, paths, device) for net in nets}
-    except Refused as e: why = str(e)
-    if words := max(texts_of_all(why), key=len): raise Refused(words)
-    return found
+    return in_turn(ranks or Ranks(0, 1), lambda: {net: features_by(net, paths, device) for net in nets})
 
 
 def departures(
@@ -203,7 +199,7 @@ def measure_by(
     n = n_fake or p.n_fake if drawn else len(fake)
     said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about, drawn))
     out, net = [], dict(distance=p.net, score=p.score_net or p.net) if p.splits else dict(distance=p.net, kid=p.net)
-    opened = open_together({*net.values()}, paths or {}, device)
+    opened = open_together({*net.values()}, paths or {}, device, ranks)
     for metric in net:
         how = dict(features=opened[net[metric]], n_real=p.n_real or len(source), seed=seed, cache=cache, rounding=p.rounding,
                    about=said, ranks=ranks)

@@ -226,6 +226,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'sagan_nb.machinery.finetune': {},
             'sagan_nb.machinery.group': {},
             'sagan_nb.machinery.guard': {},
+            'sagan_nb.machinery.held_out': {},
             'sagan_nb.machinery.html': {},
             'sagan_nb.machinery.hub': {},
             'sagan_nb.machinery.jobs': {},

@@ -19,8 +19,9 @@ from .core import Refused
 # %% ../nbs/12_ablation.ipynb #c3cfb154
 RESULT_KINDS = dict(distance=('FID', 'Fréchet classifier distance'), score=('IS', 'classifier score'),
                     intra=('intra-FID', 'intra distance'), mi=('long_range_mi',), joint=('long_range_joint',),
-                    diversity=('diversity',), spread=('long_range_spread',))
-LOWER = ('distance', 'intra')                                    # the smaller the better
+                    diversity=('diversity',), spread=('long_range_spread',), kid=('KID', 'kernel classifier distance'),
+                    precision=('precision',), recall=('recall',))
+LOWER = ('distance', 'intra', 'kid')                             # the smaller the better
 
 def value_of(
     result:dict,              # one run

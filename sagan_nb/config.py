@@ -202,7 +202,7 @@ def at_scale(
     cfg:Config,               # a row at paper scale
     scale:str,                # 'smoke', 'laptop', 'gpu' or 'paper'
     fast_bf16:bool=False,     # does this machine compute bfloat16 in hardware? then laptop scale uses it
-)->Config:                    # the row at that scale; its claim is untouched
+)->Config:                    # the row at that scale: place, block, form, spectral norm and ratio of rates stay
     "Shrink a row. Raises Refused for an unknown scale."
     if choose(scale, SCALES, 'scale') == 'paper': return cfg
     own = dict(SCALES[scale], scale=scale, bn_ghost=0)

@@ -160,11 +160,11 @@ def frechet_distance(
 
 # %% ../nbs/10_metrics.ipynb #6f3272fb
 def inception_score(
-    logits:Tensor,            # class logits, (N, K)
+    logits:Tensor,            # class logits, (N, C)
     splits:int=1,             # parts that are scored apart; 1: released code
     shuffle:bool=True,        # shuffle before splitting
     seed:int=2020,            # of the shuffle (NumPy's RandomState, as in torch-fidelity)
-)->tuple[float,float]:        # mean and standard deviation over the splits; between 1 and K
+)->tuple[float,float]:        # mean and standard deviation over the splits; between 1 and C
     "Compute exp(H(mean p) - mean H(p)). Raises Refused for fewer rows than splits."
     if splits < 1: raise Refused(f'splits must be 1 or more, got {splits}')
     check_rows(logits, splits, 'logits')

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 import numpy as np
+from scipy import stats
 import torch
 from PIL import Image
 
@@ -25,7 +26,7 @@ from sagan_nb.config import NUMERICS, PRESETS, to_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Pairs, Stream, Toy, Twins
 from sagan_nb.train import fit, make_gan
-from sagan_nb.machinery import answers, cli, curve, figures, files, jobs, mechanism, power, runs as runs_room, tables, takeoff, terminal
+from sagan_nb.machinery import answers, cli, curve, figures, files, held_out, jobs, mechanism, power, runs as runs_room, tables, takeoff, terminal
 from sagan_nb.machinery.jobs import Job, collect, row_configs, run_rows
 from sagan_nb.machinery.pictures import WithoutLabels
 from sagan_nb.machinery.evaluate import run_scores
@@ -658,15 +659,21 @@ def test_the_map_of_the_paper_shows_the_numbers_of_the_tables():
 
 
 def test_runs_on_photographs_beside_held_out_images():
-    record = lambda metric, value, **more: dict(metric=metric, value=value, **more)
+    record = lambda metric, value, **more: dict(metric=metric, value=value, n_fake=2000, n_real=1000, **more)
     runs = [dict(row=row, seed=s, copies=dict(generated=.01*s, real=.02), usage={'16': dict(ratio=.1*s)} if row == 't1_attn_16' else {}, silenced=[record('Fréchet classifier distance', 9. + s)]*(row == 't1_attn_16'),
-                 held_out=[record('Fréchet classifier distance', 2. + s), record('diversity', .25, real=.5)])
+                 held_out=[record('Fréchet classifier distance', 2. + s - .5*(row == 't1_attn_16')*(1 + s)), record('diversity', .25, real=.5)])
             for row in ('t1_res_16', 't1_none', 't1_attn_16') for s in (0, 1, 2, 7)]
-    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in tables.held_out_table(runs).replace('\u00a0', ' ').splitlines()]
-    assert [o[0] for o in lines] == ['', '---', '`t1_none` no block', '`t1_attn_16` attention at 16', '`t1_res_16` residual at 16', 'real images']
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in held_out.held_out_table(runs).replace('\u00a0', ' ').splitlines()]
+    *lines, _, (note,) = lines
+    assert [o[0] for o in lines] == ['', '---', '`t1_none` no block', '`t1_attn_16` attention at 16', '`t1_res_16` residual at 16', 'real images', 'attention at 16 minus no block', 'attention at 16 minus residual at 16']
     assert len({len(o) for o in lines}) == 1
     assert lines[2] == ['`t1_none` no block', '3', '3 ± 1', '-', '-', '-', '0.25 ± 0', '1 ± 1', '-', '-'] and lines[3][-2:] == ['10 ± 1', '10 ± 10']
-    assert lines[-1] == ['real images', '9', '-', '-', '-', '-', '0.5', '2', '-', '-']
+    assert lines[5] == ['real images', '-', '-', '-', '-', '-', '0.5', '2', '-', '-']
+    low, high = stats.ttest_1samp([-.5, -1, -1.5], 0).confidence_interval()
+    assert lines[6][:3] == ['attention at 16 minus no block', '3 pairs', f'-1 [{low:.3g}, {high:.3g}]'] and lines[6][3:] == ['-', '-', '-', '+0', '-', '-', '-']
+    assert '2,000 generated images against 1,000' in note
+    runs[0]['held_out'][0]['features_hash'] = 'another'
+    with pytest.raises(Refused, match='not measured alike'): held_out.held_out_table(runs)
 
 
 def test_a_claim_by_distance_says_which_way_is_better():
@@ -674,7 +681,7 @@ def test_a_claim_by_distance_says_which_way_is_better():
     runs = [dict(row=row, seed=s, numerics=NUMERICS, collapse=[], records=[dict(metric='Fréchet classifier distance', value=v)])
             for row, own in values.items() for s, v in enumerate(own)]
     text = answers.answers(dict(twins=[], photographs=runs))
-    assert 'attention at 16 is better than none: -2.0 distance (less is better) [-2.4, -1.6], holds (3 seeds)' in text, text
+    assert 'attention at 16 is better than none: -2.00 distance (less is better) [-2.36, -1.64], holds (3 seeds)' in text, text
 
 
 @pytest.mark.parametrize('name', ['table1', 'table2', 'fig3', 'reduction', 'best', 'twins'])

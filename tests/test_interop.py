@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 import parity
 import released
@@ -532,6 +534,14 @@ def run(tmp_path_factory):
     cfg, out = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), tmp_path_factory.mktemp('run')/'toy'
     train(cfg, source, out)
     return out
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'results').glob('*/t1_*.safetensors')), ids=lambda path: path.stem)
+def test_the_code_on_the_card_of_a_published_file_runs(path):
+    "As it stands in the file: what it imports must be there today."
+    with safe_open(path, 'pt') as f: card = f.metadata()['model_card']
+    code, = re.findall('```python\n(.*?)```', card, re.S)
+    exec(code, dict(PATH=str(path)))
 
 
 def test_publish_a_run(run, tmp_path):

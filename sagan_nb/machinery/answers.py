@@ -71,9 +71,10 @@ def claim_words(
     found = ruling(TABLES[name], results, a, b, kind, among)
     d, low, high, n = paired_difference(results, a, b, kind, 1 - .05/among)
     if found.startswith(UNJUDGED): return f'on {PLACES[name]}, {words}: {found}'
-    ends = '' if math.isnan(low) else f' [{low:+.1f}, {high:+.1f}]'
+    digits = 2 if kind in LOWER else 1                       # a distance may be below one
+    ends = '' if math.isnan(low) else f' [{low:+.{digits}f}, {high:+.{digits}f}]'
     unit = SHORT[kind] + ' (less is better)'*(kind in LOWER)
-    return f'on {PLACES[name]}, {words}: {d:+.1f} {unit}{ends}, {found}'
+    return f'on {PLACES[name]}, {words}: {d:+.{digits}f} {unit}{ends}, {found}'
 
 
 def sorted_claims(
@@ -152,7 +153,7 @@ def unseen_words(
            'and its million updates of ImageNet a GPU: {:,.0f} to {:,.0f} hours of a V100 for each row and '
            'seed, by what others report (`sagan_table table1 --data toy --scale paper --plan step=SECONDS`).'.format(*reported_hours())]
     if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
-                          f'a smaller one less often: {missed}.')
+                          f'a smaller one less often: {missed}. Where seeds are few, these sizes are themselves rough.')
     versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"
     unfair = ("are not comparable with today's: attention's raw weights started narrower than its controls'. Spectral norm divides "
               'that out at first; Adam then turns them faster')

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ablation import TABLES, Plan, by_seed, name_of, paired_difference, seed_differences, shares
+from ..ablation import LOWER, TABLES, Plan, by_seed, name_of, paired_difference, seed_differences, shares
 from .tables import has_collapsed, words_of
 
 BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-blind readers
@@ -102,7 +102,7 @@ def show_pairs(
         draw_rows(left, rows, results, kind)
         draw_claims(right, plan, results, kind)
         left.set_xlabel(AXES.get(kind, name_of(results, kind)))
-        right.set_xlabel('difference, seed by seed')
+        right.set_xlabel('difference, seed by seed' + '\n(left of 0 the first is better)'*(kind in LOWER))
         if not rows:
             for ax in (left, right): ax.text(.5, .5, 'no run has this measure yet', ha='center', transform=ax.transAxes)
     return fig
@@ -211,15 +211,11 @@ def sample_strips(
     return strips
 
 
-def show_samples(
-    name: str,                # a key of TABLES
-    results: list,            # runs
-    out,                      # folder where `run_job` put their images
+def show_strips(
+    strips: dict,             # title -> image, floats (H, W, 3 or 4)
 ):                            # figure, or None where there is no image
-    """Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed. Images are as
-    large as they are, pixel for pixel; strips stand side by side where a page has room."""
+    "Show images as large as they are, pixel for pixel, each under its title; side by side where a page has room."
     import matplotlib.pyplot as plt
-    strips = sample_strips(name, results, out)
     if not strips: return None
     dpi, gap, title = 100, 12, 24                             # pixels; the title stands above its strip
     h, w = (max(o.shape[i] for o in strips.values()) for i in (0, 1))
@@ -233,6 +229,15 @@ def show_samples(
         ax.set_axis_off()
         fig.text(x/size[0], (y + h + 4)/size[1], words, fontsize=9)
     return fig
+
+
+def show_samples(
+    name: str,                # a key of TABLES
+    results: list,            # runs
+    out,                      # folder where `run_job` put their images
+):                            # figure, or None where there is no image
+    "Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
+    return show_strips(sample_strips(name, results, out))
 
 
 def fig3(

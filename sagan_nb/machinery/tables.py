@@ -28,7 +28,7 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
 TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
            'no difference': 'without a difference', 'not comparable': 'not comparable', 'not judged:': 'not judged',
            'not judged yet': 'not judged yet'}
-WORTH_SEEING = ('Worth seeing is the published difference where there is one (with a plus sign where the paper, too, has '
+WORTH_SEEING = ('Worth seeing is the published difference, in per cent of the other row, where there is one (with a plus sign where the paper, too, has '
                 "the row a little worse), else a quarter of the other row's distance or a tenth of the real images' bits. "
                 '"Could have seen" is at the share of the 5 % that an ordering has among so many.')
 BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
@@ -175,7 +175,7 @@ def reading_note(
 ) -> str:                     # one paragraph of Markdown
     "Say what the columns hold."
     names = [name_of(results, k) for k in plan.kinds]
-    long = [f'{COLUMN_HEADS[name]} is the {name}' for name in names if name.startswith('Fréchet')]
+    long = [f'{COLUMN_HEADS[name]} is the {name}, the less the better' for name in names if name.startswith('Fréchet')]
     said = ['After ± comes the standard deviation over seeds', *long,
             f'the base row is {words_of(plan.base)}',
             'a difference has its 95 % interval, over the seeds that both rows have']
@@ -287,7 +287,7 @@ def protocol(
 ) -> str:                     # one paragraph
     "Say how the numbers were made; where runs differ, list all values."
     if not results: return 'Nothing was run.'
-    each = lambda values: ' / '.join(sorted({harmless(v) for v in values}))
+    each = lambda values: ' / '.join(sorted({re.sub(r'[^\s/\\]*[/\\]', '', harmless(v)) for v in values}))      # names, not paths
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
     of = lambda key: each(o[key] for o in rows if key in o)
     cfg = lambda key: each(r['config'].get(key) for r in results)
@@ -438,35 +438,6 @@ def folded_table(
                       *folded_lines('Each comparison: its verdict, and what it could have missed', each),
                       *folded_lines('How it was made', made)])
     return text.replace(' (unchecked)', r'\*')
-
-
-HELD_OUT_HEADS = {'Fréchet classifier distance': 'distance', 'kernel classifier distance': 'kernel distance',
-                  'precision': 'precision', 'recall': 'recall', 'diversity': 'diversity'}
-
-
-def held_out_cells(
-    words: str,               # the first cell
-    runs: list,               # as of `held_out_table`
-    key: str = 'value',       # in a record: 'value', or 'real' for the real images
-) -> list:                    # cells of a line
-    "Take means over runs."
-    def of(metric, part): return [r[key] for o in runs for r in o.get(part, []) if r['metric'] == metric and key in r]
-    numbers = [of(metric, 'held_out') for metric in HELD_OUT_HEADS]
-    numbers += [[round(100*o['copies'][dict(value='generated', real='real')[key]], 6) for o in runs], of('Fréchet classifier distance', 'silenced'),
-                [100*use['ratio'] for o in runs for use in o['usage'].values() if key == 'value']]
-    numbers = [dict.fromkeys(v) if key == 'real' else v for v in numbers]                           # real images have one value
-    return [words, str(len(runs)), *[mean_spread(v, 3) for v in numbers]]
-
-
-def held_out_table(
-    found: list,              # what `tools/study/photographs.py` wrote, a dict for each run
-) -> str:                     # Markdown
-    "Write how runs of the design measure against images that no training saw: a line for each row, and one for the real images."
-    found = TABLES['photographs'].of_its_seeds(found)
-    head = ['', 'runs', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, block silenced', 'what the block adds, % of the map']
-    own = {row: [o for o in found if o['row'] == row] for row in TABLES['photographs'].rows}
-    lines = [held_out_cells(row_name(row), runs) for row, runs in own.items()] + [held_out_cells('real images', found, 'real')]
-    return '\n'.join(f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in (head, ['---']*len(head), *lines))
 
 
 def table1(

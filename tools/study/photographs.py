@@ -17,7 +17,7 @@ from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.files import write_json
 from sagan_nb.machinery.jobs import features_of as judge_of
-from sagan_nb.machinery.machine import keep_memory
+from sagan_nb.machinery.machine import keep_memory, machine_facts
 from sagan_nb.machinery.runs import machines, read_log
 
 from .few_images import copied_share, features_of, looked_up
@@ -52,7 +52,7 @@ def main(
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
     scores = lambda: evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
     copied, picture = copies(model.G, judge, source, held, n // 5)
-    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], held_out=scores(),
+    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], measured=machine_facts(), held_out=scores(),
                  copies=copied,
                  usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
     if model.G.extra:

@@ -1,0 +1,53 @@
+"Serves chapter 12: runs on photographs, measured against images that no training saw."
+from ..ablation import RESULT_KINDS, TABLES, measured_alike, seed_differences
+from ..core import Refused
+from .tables import difference, mean_spread, row_name, words_of
+
+HEADS = dict(distance='distance', kid='kernel distance', precision='precision', recall='recall', diversity='diversity')    # kind -> a column
+READ_SO = ('Means over seeds, after ± their standard deviation; of distances less is better, of precision and recall more. Each run is measured by '
+           '{n_fake:,} generated images against {n_real:,} that no training saw, the claims above by fewer and against training images, so the two distances '
+           'are not to be subtracted. A copy is nearer to a training image than 99 of 100 real images are, in the features of the '
+           'classifier. A silenced block is one that a trained network misses, with the statistics of its batch norm unchanged; the column says '
+           'nothing of a network that never had one. A difference has its own 95 % interval: of so many, chance lets some leave out zero. '
+           'None of this is judged.')
+
+
+def mean_cells(
+    words: str,               # the first cell
+    runs: list,               # as of `held_out_table`
+    key: str = 'value',       # in a record: 'value', or 'real' for the real images
+) -> list:                    # cells of a line
+    "Take means over runs."
+    def of(kind, part): return [r[key] for o in runs for r in o.get(part, []) if r['metric'] in RESULT_KINDS[kind] and key in r]
+    numbers = [of(kind, 'held_out') for kind in HEADS]
+    numbers += [[round(100*o['copies'][dict(value='generated', real='real')[key]], 6) for o in runs], of('distance', 'silenced'),
+                [100*use['ratio'] for o in runs for use in o['usage'].values() if key == 'value']]
+    numbers = [dict.fromkeys(v) if key == 'real' else v for v in numbers]                           # real images have one value
+    return [words, '-' if key == 'real' else str(len(runs)), *[mean_spread(v, 3) for v in numbers]]
+
+
+def difference_cells(
+    scored: list,             # runs, whose records are those against held-out images
+    better: str,              # a row
+    worse: str,               # another
+) -> list:                    # cells of a line
+    "Subtract two rows seed by seed, each number with its own 95 % interval."
+    pairs = len(seed_differences(scored, better, worse, 'distance'))
+    return [f'{words_of(better)} minus {words_of(worse)}', f'{pairs} pairs', *[difference(scored, better, worse, kind) for kind in HEADS], '-', '-', '-']
+
+
+def held_out_table(
+    found: list,              # what `tools/study/photographs.py` wrote, a dict for each run
+) -> str:                     # Markdown
+    """Write a line for each row of the design, one for the real images, and one for the difference that each claim is about; and how to
+    read them. Raises Refused where runs were measured against different images or by different features."""
+    plan = TABLES['photographs']
+    found = plan.of_its_seeds(found)
+    scored = [dict(o, records=o['held_out']) for o in found]
+    if not all(measured_alike(scored, plan.rows, kind) for kind in HEADS): raise Refused('these runs were not measured alike')
+    head = ['', 'runs', *HEADS.values(), 'copies, %', 'distance, block silenced', 'what the block adds, % of the map']
+    lines = [mean_cells(row_name(row), [o for o in found if o['row'] == row]) for row in plan.rows]
+    lines += [mean_cells('real images', found, 'real'), *(difference_cells(scored, a, b) for a, b, _ in plan.claims)]
+    table = [f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in (head, ['---']*len(head), *lines)]
+    distance = next(r for r in found[0]['held_out'] if r['metric'] in RESULT_KINDS['distance'])
+    return '\n'.join([*table, '', READ_SO.format(**distance)])

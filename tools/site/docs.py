@@ -169,11 +169,12 @@ class Page:
 
 
 def tag(cell, told):
-    "Tag a cell whose code is left out, exported or folded. Folded are imports, and cells that say `fold`."
+    "Tag a cell whose code is left out, exported or folded. Folded are imports, and cells that say `fold`; what one says `fold: all` shows, too."
     tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
     if only_imports(cell.source) or 'fold' in told:
-        tags.append('hide-input')
-        words = what_it_does(cell.source, told)
+        whole = told.get('fold') == 'all'
+        tags.append('hide-cell' if whole else 'hide-input')
+        words = 'The figure, and its code' if whole else what_it_does(cell.source, told)
         cell.metadata['mystnb'] = dict(code_prompt_show=words, code_prompt_hide=words)
     if tags: cell.metadata['tags'] = tags
 

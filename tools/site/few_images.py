@@ -107,7 +107,7 @@ def few_page(folder=ROOT/'results'/'few_images', scale='laptop'):
     head = ['images', 'augmentation', *SHOWN.values(), 'copies', 'known']
     return '\n\n'.join([
         HEAD, '## The result', table(head, [(*name_of_row(row), *cells(own)) for row, own in rows.items()]), about, READING,
-        'Judged by distance, paired by seed, each interval at its share of the 5 %:', '\n'.join(judged(results)),
+        'Judged by distance, paired by seed, each interval at its share of the 5 %. A difference below 0 speaks for the claim:', '\n'.join(judged(results)),
         '## On the way', 'The distance of 500 generated images, mean over the seeds. More images have a smaller distance: compare within this table alone.',
         table(['images', 'augmentation', *(f'{t:,} updates' for t in looks_of(results)), 'lowest at'], on_the_way(results)),
         '## What it draws', *pictures(results, folder), ADVICE]) + '\n'

@@ -185,13 +185,13 @@ def survives():
         made = ', '.join(sorted({(o['commit'] or 'unknown')[:7] for o in about['slices']}))
         n, all_made, wrong = sum(o['tries'] for o in about['rows']), *(sum(o[k] for o in about['slices']) for k in ('tries', 'wrong'))
         of = f', of {all_made:,} made (rows that were renamed or left out since are not shown)' if all_made != n else ''
-        bad = f' In {wrong} of them, in an earlier slice, something went wrong; it was mended, and the newest shows none.' if wrong and not about['slices'][-1]['wrong'] else f' In {wrong} of them something went wrong.' if wrong else ''
-        out += [f'## {title}', '', f'{n:,} tries in slices: {len(about["slices"])}{of}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.{bad}', '',
+        bad = f' In {wrong} of them, on an earlier occasion, something went wrong; it was mended, and the newest shows none.' if wrong and not about['slices'][-1]['wrong'] else f' In {wrong} of them something went wrong.' if wrong else ''
+        out += [f'## {title}', '', f'{n:,} tries, made on {len(about["slices"])} occasion{"s"*(len(about["slices"]) > 1)}{of}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.{bad}', '',
                 table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
     return '\n'.join(out).strip()
 
 
-PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'What nobody meant', 'soak': 'A long run', 'oldest': 'The oldest versions that are allowed'}
+PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'Malformed input', 'soak': 'A long run', 'oldest': 'The oldest versions that are allowed'}
 CAME = dict(refused='refused by name', named='named, and made again or an earlier one used', same='the same values', other='other values: nothing guards it')
 
 

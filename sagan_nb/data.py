@@ -274,7 +274,7 @@ def paint_twins(
 
 # %% ../nbs/06_data.ipynb #848f0df2
 class Twins(Toy):
-    "Two soft squares on dark ground, one centre in each half, that carry one pattern of k x k random colours. They are one class."
+    "Two soft squares on dark ground, one centre in each half, with one pattern of k x k random colours. One class."
     name, version = 'twins', 1
     def __init__(
         self,

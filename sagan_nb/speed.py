@@ -39,7 +39,7 @@ class Net:
 
 NETS = {'32': Net(32, 32, 10, (16,), (128,)*4, (True, True, False, False)),      # the 32-pixel net of GAN benchmarks
         '128': Net(128, 8, 1000, (64,)),                                        # the released size
-        'paper': Net(128, 256, 1000, (64,)),                                    # with the released code's batch: for a GPU
+        'paper': Net(128, 256, 1000, (64,)),                                 # with the released code's batch: for a GPU
         'small': Net(32, 16, 10, (16,), (64,)*4, (True, True, False, False))}   # for quick guards
 
 @dataclass(frozen=True)

@@ -190,6 +190,17 @@ def test_epsilon_of_batch_norm():
 
 # the command
 
+def test_a_port_is_imported_as_anybody_may_have_written_it(tmp_path):
+    "With a dataclass whose annotations wait, or a parser that ends the process; and the places to import from stay as they were."
+    (tmp_path/'late.py').write_text('from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n  n: int = 3\n')
+    (tmp_path/'asks.py').write_text('raise SystemExit("--data is required")\n')
+    places = [*sys.path]
+    assert find_object(f'{tmp_path}/late.py:A')().n == 3
+    with pytest.raises(Refused, match='asks.py cannot be imported .SystemExit: --data is required'): find_object(f'{tmp_path}/asks.py:A')
+    with pytest.raises(Refused, match='no such file'): find_object(f'{tmp_path}/none.py:A')
+    assert sys.path == places
+
+
 def test_objects_are_found_and_built(tmp_path):
     (tmp_path/'port.py').write_text('from torch import nn\nclass A(nn.Module):\n  def __init__(self, in_dim, n): super().__init__()\n')
     A = find_object(f'{tmp_path}/port.py:A')
@@ -201,8 +212,8 @@ def test_objects_are_found_and_built(tmp_path):
     for spec, words in (('nothing', 'say MODULE:NAME'), ('no.such.module:A', 'cannot be imported'), (f'{tmp_path}/none.py:A', 'no such file'),
                         ('math:none', 'has no none')):
         with pytest.raises(Refused, match=words): find_object(spec)
-    assert [guess_kind(None, n) for n in ('Self_Attn', 'netG', 'D', 'SpectralNorm', 'hinge_loss')] == ['attention', 'generator', 'discriminator', 'norm', 'loss']
-    with pytest.raises(Refused, match='--what'): guess_kind(None, 'Block')
+    assert [guess_kind(n) for n in ('Self_Attn', 'netG', 'D', 'SpectralNorm', 'hinge_loss')] == ['attention', 'generator', 'discriminator', 'norm', 'loss']
+    with pytest.raises(Refused, match='--what'): guess_kind('Block')
     with pytest.raises(Refused, match='does not run as generator'): certify(nn.Linear(3, 3), 'generator')
 
 

@@ -18,7 +18,6 @@ import yaml
 from browser import Tab
 from PIL import Image
 
-from tools.site import tables
 from tools.site.docs import WAYS_IN, chapters, page_of, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,19 +385,6 @@ def test_captions_are_split():
     assert sentences('**Figure 1.1.** It works. If not, it would not.') == ('**Figure 1.1.** It works.', 'If not, it would not.')
     assert sentences('**Figure 1.2.** A rate of 0.5 in `a. B` is best. "So" it is.') == ('**Figure 1.2.** A rate of 0.5 in `a. B` is best.', '"So" it is.')
     assert sentences('**Figure 1.3.** No end') == ('**Figure 1.3.** No end', '')
-
-
-def test_wide_tables_are_made_narrow():
-    head = '| row | a | b | c | d | e | empty | s/step | seeds | notes |\n|' + '---|'*10
-    rows = ['| `x` | 1 ± 2 | 2 | 3 | 4 | 5 (unchecked) | - | 7 | 3 | slow |', '| `y` | - | - | - | - | - | - | - | 0 | not run |',
-            '| `z` | - | - | - | - | 6 | - | - | 0 | not applicable: too small |']
-    table = '\n'.join([head, *rows]) + '\n'
-    narrow, whole = tables.fitted(f'Before.\n\n{table}\nAfter.').split('<details')
-    assert '| row | a | b | c | d | e |\n' in narrow and '| `x` | 1\u00a0±\u00a02 | 2 | 3 | 4 | 5\\* |' in narrow and '| `y`' not in narrow
-    for words in ('Before.', 'Not run: `y`.', 'Cannot exist at this size: `z`.', '`x`: slow'): assert words in narrow
-    assert table.strip() in whole and whole.rstrip().endswith('After.')                                     # nothing is lost
-    small = '| a | b |\n|---|---|\n| - | - |\n'
-    assert tables.fitted(small) == small
 
 
 def test_first_screens_and_credit():

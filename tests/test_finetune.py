@@ -140,8 +140,9 @@ def test_what_does_not_fit(first, tmp_path):
         with pytest.raises(Refused, match='d:N'): blocks_held(text)
     with pytest.raises(Refused, match='D has'): FineTune('', 9, tmp_path)(make_gan(cfg))
     with pytest.raises(Refused, match='for a new run'): tuning_of('x', None, tmp_path, True)
-    (tmp_path/'init.json').write_text('{')
-    with pytest.raises(Refused, match='damaged'): tuning_of(None, None, tmp_path, True)
+    for text in ('{', '[]'):
+        (tmp_path/'init.json').write_text(text)
+        with pytest.raises(Refused, match='damaged'): tuning_of(None, None, tmp_path, True)
     assert tuning_of(None, None, tmp_path/'new', False) is None
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from sagan_nb.config import PRESETS, at_scale
 from sagan_nb.core import Refused, show_grid
 from sagan_nb.data import open_source
-from sagan_nb.machinery import checkpoints, door, files, listing, options, pictures, runs
+from sagan_nb.machinery import checkpoints, door, drawing, files, listing, options, pictures, runs
 from sagan_nb.machinery.arrays import find_arrays
 from sagan_nb.machinery.options import pick_classes
 from sagan_nb.machinery.packs import pack
@@ -678,6 +678,23 @@ def test_other_pictures_in_the_old_place_are_not_taken_for_the_old_ones(small_ru
     other = tree(tmp_path/'d', n=13)
     with pytest.raises(Refused, match='other pictures than the run was trained on.*--data'): runs.pictures_of(replace(cfg, data=str(other)))
     assert len(runs.pictures_of(cfg, str(other))) == 26 and len(runs.pictures_of(cfg)) == 20
+    with pytest.raises(Refused, match='say with --data'): runs.pictures_of(replace(cfg, data=''))             # of a published file
+
+
+def test_a_run_is_not_measured_against_other_pictures_in_the_old_place(small_run):
+    data = Path(runs.settings_of(small_run).data)
+    (data/'a'/'more.png').write_bytes(encoded(seed=99))
+    try:
+        with pytest.raises(Refused, match='other pictures than the run was trained on.*--data'): drawing.open_measured(small_run, None, 'cpu')
+        assert len(drawing.open_measured(small_run, str(data), 'cpu')[1]) == 21
+    finally: (data/'a'/'more.png').unlink()
+    assert len(drawing.open_measured(small_run, None, 'cpu')[1]) == 20
+
+
+def test_samples_are_in_order_beyond_seven_digits(tmp_path):
+    (tmp_path/'samples').mkdir()
+    for t in (10_000_000, 20, 9_990_000): (tmp_path/'samples'/f'step_{t:07d}.png').touch()
+    assert [*runs.sample_files(tmp_path)] == [20, 9_990_000, 10_000_000]
 
 
 # well-formed, and wrong inside

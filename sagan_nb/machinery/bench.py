@@ -30,7 +30,7 @@ def callable_from(
     if not Path(file).is_file(): raise Refused(f'{path}: there is no such file')
     if folder and not Path(folder).is_dir(): raise Refused(f'{folder}: there is no such folder')
     spec = importlib.util.spec_from_file_location('against', file)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules['against'] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path(file).parent))                   # as where it is run: it finds its neighbours
     try: spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
@@ -161,11 +161,11 @@ def bench(
 
 
 def bench_drawing(
-    net:Net=replace(NETS['128'], batch=16),     # sizes
-    rounds:int=5,                 # timed calls of each
-    device='cpu',                 # where
+    rounds:int,                   # timed calls of each
+    device,                       # where
 )->dict:                          # a row for plain, for all in fp32 and in bf16
-    "Time sampling in turns."
+    "Time sampling at 128 pixels in turns."
+    net = replace(NETS['128'], batch=16)
     draws = {n: Draw(net, VARIANTS[n], device) for n in usable_variants(device, ENDS)}
     return dict(asdict(net), rounds=rounds, rows=timing_table(in_turns(draws, rounds), net.batch))
 
@@ -177,7 +177,6 @@ def bench_all(
     against=None,                 # `make_step` of another implementation
     device='cpu',                 # where
     drawing:bool=True,            # time sampling, too
-    memory:bool=True,             # measure peak memory of plain and of all, in a process for each
     note:str='',                  # what else should be known, for instance who shared the machine
     save=lambda out: None,        # is called with what is there after each net
 )->dict:                          # as it is written to JSON
@@ -186,13 +185,13 @@ def bench_all(
     for name in nets:
         result = out['nets'][name] = bench(name, rounds, names, against, device)
         for n, r in result['rows'].items():
-            if not memory or n not in ENDS: continue
+            if n not in ENDS: continue
             try: r['peak_bytes'] = peak_bytes(NETS[name], VARIANTS[n], device)
             except subprocess.CalledProcessError as e: r['no_peak'] = (e.stderr.strip().splitlines() or [str(e)])[-1]
         print(f'\n{result["res"]} px, batch {result["batch"]}\n{show_table(result["rows"])}', flush=True)
         save(out)
     if drawing:
-        out['drawing'] = bench_drawing(rounds=rounds, device=device)
+        out['drawing'] = bench_drawing(rounds, device)
         print(f'\nsampling, 128 px, batch {out["drawing"]["batch"]}\n{show_table(out["drawing"]["rows"])}')
         save(out)
     return out

@@ -24,20 +24,21 @@ def find_object(
     "Import what a spec names; this runs its code. Raises Refused where there is no such thing."
     place, _, name = spec.rpartition(':')
     if not place: raise Refused(f'{spec}: say MODULE:NAME or FILE.py:NAME')
+    before = [*sys.path]
     try:
         if place.endswith('.py'):
             path = Path(place)
             if not path.is_file(): raise Refused(f'{place}: there is no such file')
             sys.path.insert(0, str(path.resolve().parent))
-            found = importlib.util.spec_from_file_location(path.stem, path)
-            module = importlib.util.module_from_spec(found)
+            found = importlib.util.spec_from_file_location('_ported', path)
+            module = sys.modules['_ported'] = importlib.util.module_from_spec(found)         # where a dataclass looks
             found.loader.exec_module(module)
         else:
             sys.path.insert(0, '')
             module = importlib.import_module(place)
     except Refused: raise
-    except Exception as e: raise Refused(f'{place} cannot be imported ({type(e).__name__}: {e})') from None
-    finally: sys.path[:] = sys.path[1:]
+    except (Exception, SystemExit) as e: raise Refused(f'{place} cannot be imported ({type(e).__name__}: {e})') from None
+    finally: sys.path[:] = before
     if not hasattr(module, name): raise Refused(f'{place} has no {name}')
     return getattr(module, name)
 
@@ -63,10 +64,9 @@ def needed(
 
 
 def guess_kind(
-    thing,                    # what was imported
     name:str,                 # how it is called
 )->str:                       # one of KINDS
-    "Guess what a thing is by its name and by what it takes. Raises Refused where neither says."
+    "Guess what a thing is by its name. Raises Refused where that does not say."
     low = name.lower()
     for kind, words in dict(attention=('att', 'nonlocal', 'non_local'), generator=('generator', 'netg', 'g_net'),
                             discriminator=('discriminator', 'netd', 'd_net', 'critic'),

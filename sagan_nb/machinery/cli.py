@@ -137,7 +137,8 @@ def sagan_sample(
     out = out or free_path(folder_of(run)/('samples.png' if kind == 'grid' else f'{kind}.png'))
     check_sample_options(kind, n, seed, steps, out)
     moving, how = Path(out).suffix.lower() == '.gif', dict(seed=seed, truncation=truncation)
-    if kind == 'timelapse' and moving: return write_gif(film(kept_samples(run, 100)), out, 400)
+    home = folder_of(run) if Path(run).exists() else run          # of a checkpoint, its run
+    if kind == 'timelapse' and moving: return write_gif(film(kept_samples(home, 100)), out, 400)
     model = open_to_draw(run, pick_device(device))
     wanted, words, at = pick_classes(classes, model.classes), '', [model.step]
     if goes_to_many(out):
@@ -145,7 +146,7 @@ def sagan_sample(
         return say_next(('sagan_eval', data or model.cfg.data or 'REAL', out))
     wanted = wanted if classes else shown_classes(wanted, kind, n, steps)
     if kind == 'neighbours': x, words = neighbours_of(model, wanted, n, how, data)
-    elif kind == 'timelapse': x, at = timelapse(kept_samples(run, 12), model.cfg.res)
+    elif kind == 'timelapse': x, at = timelapse(kept_samples(home, 12), model.cfg.res)
     else: x = sample_rows(model, kind, wanted, n, steps, how)
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
@@ -434,8 +435,7 @@ def sagan_report(
     source = pictures_of(open_run(run).cfg, data) if data else None
     was, path = replaces(out) if out else '', report(run, out, source, device=pick_device(device))
     print(f'wrote {path}{was}')
-    cfg = open_run(run).cfg                                   # and not its G, whose batch statistics may take long
-    say_next('open it in a browser: it needs no network', *[('sagan_attention', run)]*bool(cfg.block == 'attention' and cfg.attn_at))
+    say_next('open it in a browser: it needs no network', *attention_tip(open_run(run).G, run))
 
 
 @command
@@ -451,7 +451,7 @@ def sagan_check(
 ):
     "Certify a port: what in somebody's block, norm, loss or network deviates from the paper and its code?"
     thing = find_object(spec)
-    kind = what or guess_kind(thing, spec.rpartition(':')[2])
+    kind = what or guess_kind(spec.rpartition(':')[2])
     found = certify(thing, kind, args, dict(channels=channels, z_dim=z_dim, n_classes=n_classes, res=res))
     print(wrap(certificate(spec, kind, found)))
     if not strict: say_next(('sagan_check', spec, '--strict'))

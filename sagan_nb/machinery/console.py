@@ -79,10 +79,9 @@ def declared(
 
 def parser_of(
     name:str,                 # a command such as sagan_train
-    prog:str=None,            # what it is called in its help
 )->argparse.ArgumentParser:
     "The options of a command, with examples, the version, and lists where they belong."
-    parser, short = anno_parser(declared(name), prog or name), name.removeprefix('sagan_')
+    parser, short = anno_parser(declared(name), name), name.removeprefix('sagan_')
     parser.formatter_class, parser.description = Formatter, wrap(parser.description)
     parser.epilog = 'examples:\n' + indent(cleandoc(EXAMPLES[short]), '  ')
     for action in parser._actions:                      # one default is enough: what the comment says
@@ -104,12 +103,11 @@ def parser_of(
 def read_words(
     name:str,                 # a command such as sagan_train
     words:list,               # of the command line
-    prog:str=None,            # what it is called in its help
 )->tuple[dict,dict]:          # parameter -> value; arguments of `reading_images`
     "Read a command line. Options take hyphens too; `~/` is the home folder. Ends the process after help and mistakes."
     words = [f' {a}' if re.match(r'-[\d.]+,', a) else a for a in words]                     # -1,3: a place, no option
     words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), a) for a in words]
-    given = {k: expand_home(v) for k, v in vars(parser_of(name, prog).parse_args(words)).items()}
+    given = {k: expand_home(v) for k, v in vars(parser_of(name).parse_args(words)).items()}
     how = {k: given[k] for k in ('bad', 'truncated') if k in given}
     return {k: v for k, v in given.items() if k not in ('bad', 'truncated', 'pdb', 'xtra')}, how
 

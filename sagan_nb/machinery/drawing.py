@@ -53,7 +53,6 @@ def neighbours_of(
     data:str,                 # real pictures; None: those of the run
 )->tuple:                     # (rows, 8, 3, res, res), a sentence
     "Generated pictures and the seven nearest real ones. Raises Refused without data, and where they do not fit."
-    if not data and not model.cfg.data_id: raise Refused('say with --data where the real pictures are')
     source, z = pictures_of(model.cfg, data), draw_z(math.ceil(n / 8), model.cfg.z_dim, **how)
     y = torch.tensor([wanted[i % len(wanted)] for i in range(len(z))])
     return beside_real(draw(model.G, z, y), source, domain(source, device=next(model.G.parameters()).device))
@@ -139,8 +138,7 @@ def open_measured(
     "Open a generator and its real pictures. Raises Refused where they do not fit, or nobody says where they are."
     model = open_run(run, device)
     if not (spec := data or model.cfg.data): raise Refused(f'{run} does not say on what it was trained: say --data')
-    K = model.cfg.n_classes
-    source = open_source(spec, res=model.cfg.res, unlabelled=not K, n_classes=K or None)
+    source = pictures_of(model.cfg, data)
     print(describe(source))
     check_names(model, source.classes, run, spec)
     return model.G, source, dict(model.about, numerics=NUMERICS)

@@ -143,11 +143,10 @@ class Classifier(nn.Module):
     def __init__(self,
         res:int,                  # pixels per side; halved by each layer until 4
         n_classes:int,            # K
-        width:int=32,             # channels after the first layer; doubled by each, up to 128
     ):
         super().__init__()
         depth = max(2, math.ceil(math.log2(res / 4)))
-        widths = [3, *[min(width * 2**i, 128) for i in range(depth)]]
+        widths = [3, *[min(32 * 2**i, 128) for i in range(depth)]]
         layer = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
         last = nn.Conv2d(widths[-1], 128, 3, 1, 1), nn.ReLU()
         self.layers = nn.Sequential(*[layer(a, b) for a, b in zip(widths, widths[1:])], *last)
@@ -197,7 +196,6 @@ def train_classifier(
     source,                   # pictures, from `open_source`
     seed:int=0,               # of weights, split and order
     device='cpu',             # where to
-    steps:int=None,           # at most; None: two rounds through the pictures, but 200 to 5,000
 )->tuple[Classifier,dict]:    # the network, and what to say of it
     "Train the domain classifier, holding out a tenth (at most 2,000); stop early when nothing is left to learn."
     rng, n, K, began = torch.Generator().manual_seed(seed), len(source), len(source.classes), time.perf_counter()
@@ -206,7 +204,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = Classifier(source.res, K if K > 1 else 4).to(device).train()
-    opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., steps or min(max(200, 2*n // 64), 5000)
+    opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., min(max(200, 2*n // 64), 5000)         # two rounds through the pictures
     for t in progress(range(steps), 'training the classifier that measures, once'):
         x, y = task_of(source, rest[torch.randint(len(rest), (64,), generator=rng)], rng)
         logits, y = net(x.to(device))[1], y.to(device)

@@ -1,5 +1,4 @@
 "Serves chapter 13: training that begins with somebody's weights, for other classes, with parts of D held."
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +9,9 @@ from torch import nn
 from ..config import FIELDS, Config
 from ..core import Refused
 from ..train import GAN, networks
-from .atomic import atomic_write
 from .checkpoints import checkpoints_of
 from .door import open_run
+from .files import read_json, write_json
 from .lists import typed_text
 from .recipe import map_options
 from .runs import BEGAN
@@ -98,7 +97,7 @@ class FineTune:
     def note(self):
         "Write it down, before the run has settings: what fails later is done again by --resume."
         self.out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.out/BEGAN) as part: part.write_text(json.dumps(dict(init=self.init, held=self.held)), encoding='utf-8')
+        write_json(self.out/BEGAN, dict(init=self.init, held=self.held))
 
     def check(self, D:nn.Module):
         "Raise Refused for more blocks to hold than there are."
@@ -143,8 +142,7 @@ def tuning_of(
     saved, held = Path(out)/BEGAN, blocks_held(freeze)
     if (resume if asked is None else asked) and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
     if resume and saved.exists():
-        try: known = json.loads(saved.read_text(encoding='utf-8'))
-        except ValueError: raise Refused(f'{saved} is damaged: it says what the run began with') from None
+        known = read_json(saved, 'it says what the run began with')
         began = FineTune(str(known.get('init', '')), int(known.get('held', 0)), Path(out))
         if (init or freeze) and (began.init, began.held) != (init or '', held): raise Refused(f'{out} began with other weights: choose another --out')
         return began

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..core import Refused
+from .files import as_bytes
 
 WAIT = 'SAGAN_NB_TIMEOUT'     # seconds that a rank waits for the others, at the start and in every exchange
 
@@ -175,5 +176,4 @@ def digests(
     tensors,                  # pairs (name, tensor)
 )->dict:                      # name -> hash of its bits
     "Hash every tensor."
-    bits = lambda v: v.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return {name: hashlib.sha256(bits(v)).hexdigest()[:16] for name, v in tensors}
+    return {name: hashlib.sha256(as_bytes(name, v)).hexdigest()[:16] for name, v in tensors}

@@ -129,18 +129,16 @@ def timed_curve(
 
 
 def sample_strip(
-    run,                      # run folder
-    columns:int=4,            # draws of z in each grid
-    times:int=4,              # grids, evenly over the run
+    run,                      # run folder, with samples
 )->tuple:                     # a PIL image; the steps of its grids
-    "Samples at several steps, side by side (Figure 4), from the same noise."
+    "Four draws of z at four steps, evenly over the run, side by side (Figure 4), from the same noise."
     from PIL import Image
     there = sample_files(run)
-    wanted = np.linspace(0, max(there, default=0), times + 1)[1:]
-    steps = sorted({min(there, key=lambda t: abs(t - w)) for w in wanted if there})
+    wanted = np.linspace(0, max(there), 5)[1:]
+    steps = sorted({min(there, key=lambda t: abs(t - w)) for w in wanted})
     kept = kept_samples(run, steps=steps)
     grids = [kept[t].permute(1, 2, 0).numpy() for t in steps]
-    cut = [g[:, :g.shape[1]*columns // 12] for g in grids]
+    cut = [g[:, :g.shape[1] // 3] for g in grids]
     gap = np.full((cut[0].shape[0], 6, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([p for c in cut for p in (c, gap)][:-1], 1)), steps
 
@@ -217,7 +215,7 @@ def write_result(
     run, out, result = Path(run), Path(out), result_of(job, run, records, status, took)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out, f'{job.name}.*')
-    if any((run/'samples').glob('step_*.png')):
+    if sample_files(run):
         picture, result['samples_at'] = sample_strip(run)
         with atomic_write(out/f'{job.name}.png') as part: picture.save(part, format='PNG', optimize=True)
     write_json(out/f'{job.name}.json', result)

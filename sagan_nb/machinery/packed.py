@@ -1,5 +1,6 @@
 "Serves chapter 06: a pack: images and labels as .npy files that any NumPy maps, and a JSON that says what they are."
 import hashlib
+import math
 import random
 from itertools import accumulate
 from pathlib import Path
@@ -85,20 +86,11 @@ def map_array(
 )->np.ndarray:            # mapped
     "Map an array, of which nothing is read. Raises ValueError for another type, shape or length; never unpickles."
     if not path.is_file(): raise ValueError(f'{path.name} is not there')
-    wanted = HEAD + int(np.dtype(dtype).itemsize) * product(shape)
+    wanted = HEAD + np.dtype(dtype).itemsize * math.prod(shape)
     if (size := path.stat().st_size) != wanted: raise ValueError(f'{path.name} has {size} bytes instead of {wanted}')
     with open(path, 'rb') as f: head = f.read(HEAD)
     if head != npy_header(dtype, shape): raise ValueError(f'{path.name} holds another type or shape')
     return np.memmap(path, dtype, 'r', HEAD, shape)
-
-
-def product(
-    numbers,              # whole numbers of any size
-)->int:
-    "Multiply whole numbers without overflow."
-    out = 1
-    for k in numbers: out *= k
-    return out
 
 
 def check_labels(

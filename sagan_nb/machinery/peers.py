@@ -70,6 +70,7 @@ BN = dict(official=dict(eps=1e-5, momentum=1e-3), biggan=dict(TORCH_BN, eps=1e-5
           mmgeneration=dict(TORCH_BN, eps=1e-4), sagan_nb={})
 
 OFFICIAL_LAST = dict(eps=1.001e-5, momentum=1e-4, unbiased=True)      # TensorFlow 1.5's fused kernel raises its epsilon
+PEER_ATTENTION = dict(block='attention', form='released', reduction=8)      # as all four have it
 HEADS = {'embed': 'projection', 'classify': 'acgan', None: 'none'}
 MMGEN = 'names and order from the source of mmgeneration at 34a85691 (August 2021): never run on real weights'
 
@@ -78,7 +79,7 @@ class Conversion:
     "Arrays of one network on their way from a peer's names to ours. Raises Refused for one that is missing."
     def __init__(self,
         arrays:dict,              # name -> tensor, of one network, without prefixes
-        source:str,               # a key of NAMES
+        source:str,               # a key of PEER_NAMES
         kind:str,                 # 'Generator' or 'Discriminator'
     ):
         self.arrays, self.source, self.names = arrays, source, PEER_NAMES[source]
@@ -222,13 +223,13 @@ def convert_g(c:Conversion)->dict:      # the recipe; fills c.state
     channels = [rows // 16, *(first_weight(c.state, f'blocks.{8 << i}.conv2').shape[0] for i in range(len(blocks)))]
     table = c.state.get('blocks.8.bn1.gain', c.state.get('blocks.8.bn1.parametrizations.gain.original'))
     stored = c.state.get('blocks.8.bn1.parametrizations.gain.0.u')
-    sn, bn = sn_of(c, 'linear'), BN[c.source]
+    sn, bn = sn_of(c), BN[c.source]
     if c.source == 'mmgeneration' and stored is None and len(table) > 1: bn = dict(bn, eps=1e-5)
     by_column = c.source == 'studiogan' and 'blocks.0.0.bn1.gain' in c.modules
     return dict(kind='Generator', res=4 << len(blocks), n_classes=len(table) if len(table) > 1 else 0, z_dim=z_dim,
                 channels=channels, sn=sn, late_u=c.source == 'official', bn=bn,
                 bn_last=OFFICIAL_LAST if c.source == 'official' else bn,
-                extra={str(8 << i): dict(peer_attention(), at=str(8 << i)) for i in attention},
+                extra={str(8 << i): dict(PEER_ATTENTION, at=str(8 << i)) for i in attention},
                 tables=None if stored is None else dict(sn, dim=int(by_column)))
 
 
@@ -252,8 +253,8 @@ def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
     if head == 'classify' and 'classify.bias' not in c.state:
         c.state['classify.bias'], c.report.missing['classify.bias'] = torch.zeros(K), 'bias of the classifier, zero'
     return dict(kind='Discriminator', res=res, n_classes=K, head=HEADS[head], channels=channels, down=down,
-                inner=inner if inner != channels else None, sn=sn_of(c, 'linear'), late_u=c.source == 'official',
-                extra={keys[i]: dict(peer_attention(), at=i) for i in attention}, rectified=c.source == 'studiogan')
+                inner=inner if inner != channels else None, sn=sn_of(c), late_u=c.source == 'official',
+                extra={keys[i]: dict(PEER_ATTENTION, at=i) for i in attention}, rectified=c.source == 'studiogan')
 
 
 def first_weight(state:dict, module:str)->Tensor:
@@ -263,18 +264,13 @@ def first_weight(state:dict, module:str)->Tensor:
     return state[name]
 
 
-def sn_of(c:Conversion, module:str):
+def sn_of(c:Conversion):
     "Choose the options of spectral norm for this source; False where the first layer has none."
-    if f'{module}.parametrizations.weight.original' not in c.state: return False
+    if 'linear.parametrizations.weight.original' not in c.state: return False
     sn = dict(SN[c.source])
     if c.source == 'official': sn['update'] = 'always' if c.report.kind == 'Generator' else 'real'
-    if f'{module}.parametrizations.weight.0.v' in c.report.missing: sn.pop('eval_sigma', None)     # without v: one step
+    if 'linear.parametrizations.weight.0.v' in c.report.missing: sn.pop('eval_sigma', None)     # without v: one step
     return sn
-
-
-def peer_attention()->dict:
-    "Describe attention as all four peers have it: the released form."
-    return dict(block='attention', form='released', reduction=8)
 
 
 def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, state, report

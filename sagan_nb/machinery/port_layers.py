@@ -10,11 +10,10 @@ from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding
 
 
 def matrix_of(
-    layer:nn.Module,          # linear, however it is wrapped
-    width:int,                # inputs
+    layer:nn.Module,          # linear, 24 inputs, however it is wrapped
 )->Tensor:                    # (outputs, inputs)
     "Read the weight that a layer computes with off its outputs."
-    return (layer(torch.eye(width)) - layer(torch.zeros(width, width))).t()
+    return (layer(torch.eye(24)) - layer(torch.zeros(24, 24))).t()
 
 
 def raw_weight(
@@ -32,7 +31,7 @@ def norm_after(
     layer = copy.deepcopy(layer).train()
     with torch.no_grad():
         for _ in range(forwards): layer(torch.randn(2, 24))
-        return torch.linalg.svdvals(matrix_of(layer.eval(), 24))[0].item()
+        return torch.linalg.svdvals(matrix_of(layer.eval()))[0].item()
 
 
 def gradient_rule(
@@ -45,7 +44,7 @@ def gradient_rule(
     layer.eval()
     name, W = raw_weight(layer)
     layer.zero_grad()
-    (matrix_of(layer, 24)*G).sum().backward()
+    (matrix_of(layer)*G).sum().backward()
     got, W = W.grad, W.detach()
     u, s, v = torch.linalg.svd(W)
     full = (G - (G*W).sum()/s[0]*torch.outer(u[:, 0], v[0])) / s[0]

@@ -140,7 +140,6 @@ def run_missing(
     wanted: list,             # Settings
     out,                      # folder of results
     end: float = math.inf,    # time.monotonic() after which nothing new is begun
-    say=print,                # where progress goes
 ) -> list:                    # Settings that have no result yet
     "Run every probe that has no file. Several processes may share a folder: each takes what no other is at."
     out = Path(out)
@@ -155,7 +154,7 @@ def run_missing(
                 write_json(path, result)
         except Timeout: continue
         seen = ' '.join(f'{o["auc"]:.2f}' for o in result['curve'])
-        say(f'{own.row} seed {own.seed}, {result["seconds"]:.0f} s: {seen}', flush=True)
+        print(f'{own.row} seed {own.seed}, {result["seconds"]:.0f} s: {seen}', flush=True)
     return [own for own in wanted if not (out/f'{own.name}.json').exists()]
 
 
@@ -321,8 +320,3 @@ def with_probe(
         try: sys.exit(main(sys.argv[2:]))
         except Refused as e: sys.exit(f'{f.__name__} probe: {e}')
     return run
-
-
-if __name__ == '__main__':
-    try: sys.exit(main())
-    except Refused as e: sys.exit(str(e))

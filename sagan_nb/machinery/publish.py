@@ -18,7 +18,7 @@ from .catalogue import is_weights_name
 from .door import open_run
 from .files import body_sha256, must_be_utf8, safetensors_bytes, sweep
 from .hub import is_repo
-from .peers import PEER_NAMES, halving_blocks
+from .peers import PEER_ATTENTION, PEER_NAMES, halving_blocks
 from .recipe import recipe_of, restore_network
 
 
@@ -87,8 +87,7 @@ def save_pretrained(
 def fits_biggan(r:dict):          # raises Refused where it does not
     "Check that BigGAN-PyTorch can express this network. Raises Refused if it cannot."
     short = [d or a != b for d, a, b in zip(r.get('down', ()), [3, *r['channels']], r['channels'])]
-    released = dict(block='attention', form='released', reduction=8)
-    other = [o for o in r['extra'].values() if not released.items() <= o.items()]
+    other = [o for o in r['extra'].values() if not PEER_ATTENTION.items() <= o.items()]
     trouble = dict(zip(('a map block other than the released attention', 'normalised class tables',
                         'rectified shortcuts', 'sigma from stored vectors', "a head other than 'projection'",
                         'another batch norm epsilon',

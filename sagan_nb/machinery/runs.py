@@ -412,7 +412,7 @@ def sample_files(
 )->dict:                      # step -> file, in order. Empty where it kept none
     "List the grids that a run kept."
     files = [p for p in (Path(run)/'samples').glob('step_*.png') if re.fullmatch(r'step_\d+', p.stem)]
-    return {int(p.stem.removeprefix('step_')): p for p in sorted(files)}
+    return dict(sorted((int(p.stem.removeprefix('step_')), p) for p in files))
 
 
 def evenly(
@@ -451,6 +451,7 @@ def pictures_of(
     data:str=None,            # where its pictures are now; None: where they were
 ):                            # a source
     "The real pictures of a run. Raises Refused where they are not there, do not fit, or, where none are named, are not the same any more."
+    if not (data or cfg.data): raise Refused('say with --data where the real pictures are')
     source = open_source(data or cfg.data, res=cfg.res, unlabelled=not cfg.n_classes, n_classes=cfg.n_classes or None)
     if data or not cfg.data_id or source.fingerprint == cfg.data_id: return source
     raise Refused(f'{cfg.data} holds other pictures than the run was trained on (fingerprint {source.fingerprint}, then {cfg.data_id}): '

@@ -81,14 +81,13 @@ def probe_table(
 
 def show_takeoff(
     found: dict,              # from `probe_runs`
-    rows=ROWS,                # which, in order
 ):                            # matplotlib Figure
     "Draw the share of runs that have taken off against updates, and the mean AUC on the way."
     import matplotlib.pyplot as plt
     from scipy import stats
     with plt.rc_context(FONTS):
         fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-        for row in (r for r in rows if r in found):
+        for row in (r for r in ROWS if r in found):
             kind = row.split('_')[1]
             look = dict(color=COLOURS[kind], ls=':' if row.endswith('_8') else '-', label=words_of(row), lw=2)
             curves = [o['curve'] for o in found[row].values()]

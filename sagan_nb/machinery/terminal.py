@@ -37,9 +37,8 @@ def wrap(
 def text_table(
     head:list,                # names of the columns
     rows:list,                # lists of cells; '' and '-' are empty
-    whole:int=1,              # so many columns from the left are never broken
 )->str:                       # aligned, and no wider than the screen
-    """Lay cells out in columns; words stay whole. Columns without a single value are left out. What is too wide for the
+    """Lay cells out in columns; words stay whole, and so do the cells of the first column. Columns without a single value are left out. What is too wide for the
     screen becomes a paragraph a row."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -48,7 +47,7 @@ def text_table(
     columns = [[head[i], *(row[i] for row in rows)] for i in used]
     wanted = [longest(cells, True) for cells in columns]
     tight = sum(wanted) + 3*len(used) > screen_width()
-    widths = column_widths([longest(cells, i < whole) for i, cells in zip(used, columns)], wanted, tight)
+    widths = column_widths([longest(cells, i == 0) for i, cells in zip(used, columns)], wanted, tight)
     if not widths: return paragraphs(head, rows, used)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=tight)
     for i, width in zip(used, widths): table.add_column(head[i], width=width, overflow='fold')

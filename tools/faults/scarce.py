@@ -113,12 +113,12 @@ class Scarcity(Harness):
         except RuntimeError as e: return [*wrong, f'it does not go on: {e}']
         return wrong + differences(outcome(folder), self.ends[name])
 
-    def trial(self, name, fault, at=None):
+    def trial(self, name, fault):
         "One work, one fault: how it ended, what is wrong."
         if name not in self.ends: self.undisturbed(name)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         self.begin(name, folder)
-        at = at or self.rng.randrange(1, self.operations[name] + 1)
+        at = self.rng.randrange(1, self.operations[name] + 1)
         spare = self.rng.randrange(12)
         within = partial(handles, spare) if fault == FEW else LIMITS[fault] if fault in LIMITS else lambda: Layer(folder, at, INJECTED[fault], lasts=self.rng.random() < .7).on()
         code, line = self.disturb(name, folder, within)
@@ -126,14 +126,14 @@ class Scarcity(Harness):
         if not wrong: shutil.rmtree(folder)
         return line, [f'{f"{spare} spare" if fault == FEW else f"at {at}"}: {o}' for o in wrong]
 
-    def small_disk(self, name, share):
-        "A real file system that holds only a share of what the work writes; then it is read-only; then all is well. Raises PermissionError."
+    def small_disk(self, name):
+        "A real file system that holds only half of what the work writes; then it is read-only; then all is well. Raises PermissionError."
         if name not in self.ends: self.undisturbed(name)
         need = size_of(self.folder/f'{name}-whole')
         with mounted(self.folder/f'disk-{self.rng.random()}', 16*need + (1 << 20)) as folder:
             self.begin(name, folder)
             there = size_of(folder)
-            remount(folder, f'size={there + int(share*(need - there))}')
+            remount(folder, f'size={there + (need - there)//2}')
             code, line = self.disturb(name, folder, nullcontext)
             remount(folder, 'ro')
             again, _ = self.disturb(name, folder, nullcontext)
@@ -178,7 +178,7 @@ def main(
         for fault, name in (pairs[i % len(pairs)] for i in range(tries)):
             note(name, fault, HOW[fault in LIMITS], *harness.trial(name, fault))
         try:
-            for name in names[:max(1, tries // 8)]: note(name, 'a small disk', 'a file system that holds half of what is written, then is read-only', *harness.small_disk(name, .5))
+            for name in names[:max(1, tries // 8)]: note(name, 'a small disk', 'a file system that holds half of what is written, then is read-only', *harness.small_disk(name))
         except PermissionError as e: print(f'not tried: a small disk ({e})')
     print(f'{sum(o["tries"] for o in rows.values())} times something was taken from {", ".join(names)} in {time.time() - began:.0f} s')
     if out: add_rows(Path(out)/'scarce.json', [*rows.values()], time.time() - began)

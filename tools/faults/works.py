@@ -3,7 +3,6 @@
 A work goes on where it was stopped, when it is called again on the same folder. Two ways to the same end leave equal `outcome`s.
 """
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -34,12 +33,12 @@ CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), width=1, attn_at=(8,), s
 CHUNK = 16                                                           # pictures written together, so that a small pack has several
 
 
-def pictures_in(folder, classes='abcd', n=15):
+def pictures_in(folder):
     "A folder of small pictures of noise."
     rng = np.random.default_rng(0)
-    for k in classes:
+    for k in 'abcd':
         (folder/k).mkdir(parents=True)
-        for i in range(n): Image.fromarray(rng.integers(0, 256, (34, 36, 3), dtype=np.uint8)).save(folder/k/f'{i:02}.png')
+        for i in range(15): Image.fromarray(rng.integers(0, 256, (34, 36, 3), dtype=np.uint8)).save(folder/k/f'{i:02}.png')
     return folder
 
 
@@ -98,12 +97,11 @@ def publish_run(place, folder):
 class Work:
     "Something that takes a while and writes files."
     do: callable                     # (place, folder), again and again until it is done
-    begun: str                       # what is there once it is done
     starts: str = ''                 # a folder of the place that it begins with, copied to `run`
 
 
-WORKS = dict(training=Work(train_run, 'run'), resuming=Work(resume_run, 'run', 'half'), packing=Work(pack_pictures, 'pictures.pack'),
-             evaluation=Work(measure_run, 'metrics.json'), table=Work(run_table, 'table'), publishing=Work(publish_run, 'published'))
+WORKS = dict(training=Work(train_run), resuming=Work(resume_run, 'half'), packing=Work(pack_pictures), evaluation=Work(measure_run),
+             table=Work(run_table), publishing=Work(publish_run))
 
 
 @contextlib.contextmanager
@@ -131,13 +129,10 @@ def timeless(value):
     return [*map(timeless, value)] if isinstance(value, list) else value
 
 
-def sha(path): return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def of_run(run):
     "What must be equal in two runs that end alike."
     log = [timeless(o) for o in read_log(run/'log.jsonl')]
-    own = {p.name: sha(p) for p in (checkpoints_of(run)[-1], *sorted((run/'samples').glob('*.png')))}
+    own = {p.name: files.file_sha256(p) for p in (checkpoints_of(run)[-1], *sorted((run/'samples').glob('*.png')))}
     curve = [timeless(o) for o in read_log(run/'curve.jsonl')] if (run/'curve.jsonl').exists() else []
     return own | dict(log=log, curve=curve, config=(run/'config.json').read_text(), data=(run/'data.json').read_text())
 
@@ -148,9 +143,9 @@ def outcome(folder):
     for path in sorted(folder.rglob('*')):
         name = path.relative_to(folder).as_posix()
         if path.name == 'config.json': found[name] = of_run(path.parent)
-        if path.name == 'pack.json': found |= {f'{name}:{p.name}': sha(p) for p in path.parent.iterdir()}
+        if path.name == 'pack.json': found |= {f'{name}:{p.name}': files.file_sha256(p) for p in path.parent.iterdir()}
         if path.name == 'metrics.json' or path.match('table/*.json'): found[name] = timeless(json.loads(path.read_text()))
-        if path.match('table/*.png') or path.suffix == '.safetensors' or path.name == 'README.md': found[name] = sha(path)
+        if path.match('table/*.png') or path.suffix == '.safetensors' or path.name == 'README.md': found[name] = files.file_sha256(path)
         if path.suffix == '.part' or path.name.endswith('.part.log'): found[f'{path.parent.name}/*.part'] = 'left over'
     return found
 

@@ -26,7 +26,7 @@ from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
 from sagan_nb.config import PRESETS
-from tools.site import home, pages, tables
+from tools.site import home, pages
 from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
@@ -151,7 +151,7 @@ class Page:
         tag(cell, told)
         if 'fig-cap' in told: self.figure(cell, told)
         for o in cell.get('outputs', []):
-            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(tables.fitted(o.data['text/markdown']))
+            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(o.data['text/markdown'])
         marks = [] if 'export' in told else [f'({name})=' for text, name in self.checks.items() if text in cell.source]
         named = [new_markdown_cell('\n'.join(marks))] if marks else []
         return [*named, cell] if cell.source.strip() or cell.outputs else []

@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from sagan_nb.ablation import paired_difference, seed_differences, shares
 from sagan_nb.machinery.answers import capital
 from sagan_nb.machinery.power import UNJUDGED, ruling
+from tools.site.readme import table
 from tools.study.few_images import FEW, collect_few
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,9 +40,6 @@ def spread(values, digits=2):
 
 
 def percent(values, digits=0): return f'{100*fmean(values):.{digits}f} %'
-
-
-def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in (head, ['---']*len(head), *rows))
 
 
 def cells(own):

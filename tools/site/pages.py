@@ -10,6 +10,7 @@ import yaml
 
 from sagan_nb.ablation import TABLES
 from tools.site.api import plain
+from tools.site.readme import table
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
@@ -118,12 +119,6 @@ def ours(row):
 
 
 def number(value, checked): return f'{value:g}' + ('' if checked else '\\*')
-
-
-def row_of(*cells): return '| ' + ' | '.join(str(c) for c in cells) + ' |'
-
-
-def table(head, rows): return '\n'.join([row_of(*head), row_of(*['---']*len(head)), *(row_of(*r) for r in rows)])
 
 
 KINDS = {'checked': 'good', 'at paper scale': 'good', 'smaller': 'part', 'not run': 'open'}      # how a state looks

@@ -18,6 +18,7 @@ from sagan_nb.core import from_uint8, to_uint8
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.machine import machine_facts
+from sagan_nb.machinery.public import without_blocks
 from sagan_nb.machinery.runs import pictures_of
 from sagan_nb.train import draw
 
@@ -62,19 +63,6 @@ def mapped(G, make):
         with patch.object(self_attention, 'softmax_map', make): yield
     finally:
         for b, fast in zip(blocks, were): b.fast = fast
-
-
-@contextmanager
-def without_blocks(G):
-    "Within it, gamma is 0 in every block of G: attention, as with `attention_maps.silenced`, or its control."
-    gammas = [block.gamma for block in G.extra.values()]
-    were = [gamma.detach().clone() for gamma in gammas]
-    with torch.no_grad():
-        for gamma in gammas: gamma.zero_()
-    try: yield
-    finally:
-        with torch.no_grad():
-            for gamma, was in zip(gammas, were): gamma.copy_(was)
 
 
 def ways(G, res):

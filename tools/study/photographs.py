@@ -18,11 +18,11 @@ from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.files import write_json
 from sagan_nb.machinery.jobs import features_of as judge_of
 from sagan_nb.machinery.machine import keep_memory, machine_facts
+from sagan_nb.machinery.public import without_blocks
 from sagan_nb.machinery.runs import machines, read_log
 
 from .few_images import copied_share, features_of, looked_up
 from .generator import HELD_OUT, METRICS, TRAINED_ON, renamed
-from .mechanism import without_blocks
 
 OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
 

@@ -658,6 +658,12 @@ def test_the_map_of_the_paper_shows_the_numbers_of_the_tables():
         assert ', 3 seeds' in state and numbers.startswith(f'Fréchet classifier distance {np.mean(values):.2f};')
 
 
+def test_how_a_table_was_made_names_files_and_not_where_they_lie():
+    for name, said in (('../cifar10-train.zip', 'cifar10-train.zip'), ('/home/me/my data/photos.zip', 'photos.zip'), ('C:\\My data\\x.zip', 'x.zip'), ('toy:4', 'toy:4'),
+                       ('a/photos.zip:train/real', 'photos.zip:train/real'), ('classifier of ../cifar10-train.zip', 'classifier of cifar10-train.zip')):
+        assert tables.file_alone(name) == said
+
+
 def test_runs_on_photographs_beside_held_out_images():
     record = lambda metric, value, **more: dict(metric=metric, value=value, n_fake=2000, n_real=1000, **more)
     runs = [dict(row=row, seed=s, copies=dict(generated=.01*s, real=.02), usage={'16': dict(ratio=.1*s)} if row == 't1_attn_16' else {}, silenced=[record('Fréchet classifier distance', 9. + s)]*(row == 't1_attn_16'),
@@ -672,6 +678,7 @@ def test_runs_on_photographs_beside_held_out_images():
     low, high = stats.ttest_1samp([-.5, -1, -1.5], 0).confidence_interval()
     assert lines[6][:3] == ['attention at 16 minus no block', '3 pairs', f'-1 [{low:.3g}, {high:.3g}]'] and lines[6][3:] == ['-', '-', '-', '+0', '-', '-', '-']
     assert '2,000 generated images against 1,000' in note
+    with pytest.raises(Refused, match='no run was measured'): held_out.held_out_table([])
     runs[0]['held_out'][0]['features_hash'] = 'another'
     with pytest.raises(Refused, match='not measured alike'): held_out.held_out_table(runs)
 

@@ -282,14 +282,23 @@ def moved_attention(
     return {(here, there) for here, there in maps if here and here != there}
 
 
+def file_alone(
+    name: str,                # images or features, as a record names them; 'classifier of IMAGES', and FILE.zip:FOLDER, are such names
+) -> str:
+    "Leave out the folders that a file lies in: they belong to a machine."
+    what, of, images = name.rpartition('classifier of ')
+    file, zipped, folder = images.partition('.zip:')
+    return what + of + re.split(r'[/\\]', file)[-1] + zipped + folder
+
+
 def protocol(
     results: list,            # runs
 ) -> str:                     # one paragraph
     "Say how the numbers were made; where runs differ, list all values."
     if not results: return 'Nothing was run.'
-    each = lambda values: ' / '.join(sorted({re.sub(r'[^\s/\\]*[/\\]', '', harmless(v)) for v in values}))      # names, not paths
+    each = lambda values: ' / '.join(sorted({harmless(v) for v in values}))
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
-    of = lambda key: each(o[key] for o in rows if key in o)
+    of = lambda key: each(file_alone(str(o[key])) for o in rows if key in o)
     cfg = lambda key: each(r['config'].get(key) for r in results)
     env = lambda key: each(e.get(key) for r in results for e in envs_of(r))
     versions = {o['numerics'] for o in results}

@@ -647,6 +647,8 @@ def test_pages_count_the_claims_that_hold():
     pages = {name: ' '.join((ROOT/name).read_text(encoding='utf-8').split()) for name in ('README.md', 'docs/tour.md')}
     assert 'thirteen comparisons were written down beforehand. Five hold' in pages['README.md'] and 'Eight are not resolved, among them three of' in pages['README.md']
     assert 'five of thirteen comparisons that were written down beforehand' in pages['docs/tour.md']
+    photos = answers.sorted_claims('photographs', TABLES['photographs'].of_its_seeds(others['photographs']))
+    assert len(photos['open']) == 2 and all('Neither is resolved' in text for text in pages.values())
 
 
 def test_the_map_of_the_paper_shows_the_numbers_of_the_tables():

@@ -319,6 +319,7 @@ def test_drawings_are_dark_in_the_dark(site, tab):
         if not re.search(r'class="[^"]*chart|<img[^>]*\.svg"', path.read_text(encoding='utf-8')): continue
         for dark in (False, True):
             tab.open(path, dark=dark)
+            tab.page.evaluate('document.querySelectorAll("details").forEach(o => o.open = true)')       # some figures are folded
             for o in tab.page.query_selector_all(DRAWN):
                 ground, contrast = seen_in(o.screenshot())
                 assert (ground < .05 if dark else ground > .9) and contrast > 4.5, (path.name, o.get_attribute('alt')[:60], dark, ground, contrast)

@@ -135,7 +135,7 @@ def test_a_run_of_photographs_is_measured_by_images_that_it_never_saw(folders, t
         train_guarded(cfg, source, tmp_path/row)
         photographs.main(str(tmp_path/row), str(folders/'train'), str(folders/'test'), str(out), 100)
         made = json.loads((out/'held_out'/f'{row}-s3.json').read_text())
-        assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'held_out', 'copies'} | parts
+        assert made.keys() - {'seal'} == {'row', 'seed', 'step', 'env', 'measured', 'held_out', 'copies'} | parts
         with Image.open(out/'held_out'/f'{row}-s3.png') as strip: assert strip.width >= 4*32 and strip.height >= 2*32
         found = {o['metric']: o for o in made['held_out']}
         assert {'Fréchet classifier distance', 'kernel classifier distance', 'precision', 'recall', 'diversity'} <= found.keys()

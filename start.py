@@ -18,6 +18,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
+WORLDS = 'toy', 'pairs', 'twins', 'cifar10'
 MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
 SHORT = ['--within', '3']                # minutes; the two runs of the excerpt take three more, and measuring all of them the other four
 EXCERPT = ['table1', '--data', 'toy', '--scale', 'laptop']
@@ -52,8 +53,12 @@ def complaint(version, modules=('venv', 'ensurepip')):
 
 
 def call(command, env=None, out=None):
-    "Run to the end and return the exit code. Ctrl-C is for the command, which may have something to save."
-    process = subprocess.Popen(command, cwd=HERE, env=env, stdout=out)
+    "Run to the end and return the exit code."
+    return end_of(subprocess.Popen(command, cwd=HERE, env=env, stdout=out))
+
+
+def end_of(process):
+    "Wait, and return the exit code. Ctrl-C is for the process, which may have something to save."
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return process.wait()
@@ -111,7 +116,8 @@ def pip_install(what):
 
 def install(extra):
     "Make .venv and install the package, editable; '' or '[dev]' is what to install with it. Returns an exit code."
-    if installed('[dev]') or installed(extra):
+    python = any(os.path.exists(tool(o)) for o in ('python', 'python.exe'))          # a link may lead nowhere by now
+    if python and (installed('[dev]') or installed(extra)):
         return 0
     if not usable():
         print('Making the environment .venv', flush=True)
@@ -138,6 +144,15 @@ def out_folder(args):
     return ['--out', names[max(0, free - 1) if '--resume' in args else free]]
 
 
+def absolute(args):
+    "The same with paths that hold in the folder of this file, too. A world keeps its name, whatever folders there are."
+    words = [part for o in args for part in (o.split('=', 1) if o.startswith('--') else [o])]
+    def path(before, a):
+        mine = before in ('--out', '--init') or before == '--data' and a not in WORLDS
+        return os.path.abspath(a) if mine and (before == '--out' or os.path.exists(a)) else a
+    return [path(before, a) for before, a in zip([''] + words, words)]
+
+
 def typed(words):
     "A command as it is typed: the program in quotes, the rest in them where the shell needs it."
     if os.name == 'nt':
@@ -159,7 +174,7 @@ def excerpt(run):
     first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=mute, stderr=mute, env=alone)
     code = call(table + BESIDE[1:], alone, mute)             # one bar; the table is printed when it is whole
     whole = table + [','.join(['t1_attn_16'] + BESIDE), '--adopt', run]
-    code = first.wait() or code or call(whole, all_of_them)
+    code = end_of(first) or code or call(whole, all_of_them)
     if code:
         print('\nThe excerpt is not complete. This goes on with it:\n  ' + typed(whole), flush=True)
     else:
@@ -181,14 +196,14 @@ def main(args):
     if args and not word and not args[0].startswith('-'):
         print('start.py does not know %r: say nothing, `test`, `docs`, or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
         return 1
-    args = [os.path.abspath(a) if before == '--data' and os.path.exists(a) else a for before, a in zip([''] + args, args)]
+    args = absolute(args)
     code = install({'test': '[dev]', 'docs': '[docs]', '': ''}[word])
     if code:
         return code
     if word:
         return call([tool('python'), '-m', {'test': 'tools.test', 'docs': 'tools.site.docs'}[word]] + args[1:])
     out = out_folder(args)
-    code = call([tool('sagan_train')] + MAIN_JOB + out + (args or SHORT))
+    code = call([tool('sagan_train')] + ([] if '--resume' in args else MAIN_JOB) + out + (args or SHORT))
     if code or args:
         return code
     return excerpt(out[1])

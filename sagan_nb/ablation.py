@@ -225,7 +225,7 @@ def shares(
     results, kinds = plan.of_its_seeds(results), [k for k in plan.kinds if plan.holm or name_of(results, k)]
     asked = [(a, b, k) for k in kinds for a, b, _ in plan.orderings]
     if not plan.holm: return dict.fromkeys(asked, sum(len(seed_differences(results, *o)) > 1 for o in asked) or 1)
-    judged = lambda o: not plan.missing(results, *o) and measured_alike(results, o[:2], o[2])
+    def judged(o): return not plan.missing(results, *o) and measured_alike(results, o[:2], o[2])
     ps, out, left = {o: paired_p(results, *o) if judged(o) else 1. for o in asked}, {}, len(asked)
     for o in sorted(asked, key=ps.get):
         out[o] = left
@@ -254,7 +254,7 @@ def seeds_needed(
     most:int=10_000,          # search no further
 )->int:                       # most, if even those are too few
     "Count the seeds that show a difference with that probability."
-    enough = lambda n: detectable(spread, n, among, power) <= abs(effect)
+    def enough(n): return detectable(spread, n, among, power) <= abs(effect)
     return 2 + bisect.bisect_left(range(2, most), True, key=enough)
 
 # %% ../nbs/12_ablation.ipynb #379009bc

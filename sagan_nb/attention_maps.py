@@ -42,7 +42,7 @@ def watched(
         seen[name] = at = {}
         handles.append(block.register_forward_hook(lambda m, i, o, at=at: at.update(x=i[0], y=o)))
         for part in 'fghv':
-            keep = lambda m, i, o, at=at, part=part: at.update({part: o})
+            def keep(m, i, o, at=at, part=part): return at.update({part: o})
             handles.append(getattr(block, part).register_forward_hook(keep))
     try: yield seen
     finally:
@@ -120,10 +120,10 @@ def watch_batch(
     with unmoved(net), watched(net) as seen: out = net(x, y)
     pictures, layers = (out if isinstance(net, Generator) else x).float().cpu(), {}
     for name, block in attention_layers(net).items():
-        rows = lambda t: t.flatten(2).transpose(1, 2).cpu()
+        def rows(t): return t.flatten(2).transpose(1, 2).cpu()
         s, key = seen[name], seen[name]['f']
         key = F.max_pool2d(key, 2) if block.pool else key
-        size = lambda t: t.float().flatten(1).norm(dim=1)
+        def size(t): return t.float().flatten(1).norm(dim=1)
         ratio = (size(block.gamma*s['v']) / size(s['x'])).cpu()
         layers[name] = LayerMaps(name, rows(s['g']), rows(key), tuple(s['x'].shape[2:]), 1 + block.pool,
                                  block.gamma.item(), ratio, pictures.shape[-1])
@@ -141,7 +141,7 @@ def attention_maps(
     check_lengths(x, y)
     parts = [watch_batch(net, a.to(device), b.to(device)) for a, b in zip(x.split(batch), y.split(batch))]
     pictures, layers = zip(*parts)
-    join = lambda name, field: torch.cat([getattr(o[name], field) for o in layers])
+    def join(name, field): return torch.cat([getattr(o[name], field) for o in layers])
     first = layers[0]
     whole = {n: LayerMaps(n, join(n, 'q'), join(n, 'k'), o.shape, o.cell, o.gamma, join(n, 'ratio'), o.res)
              for n, o in first.items()}
@@ -261,7 +261,7 @@ def describe_attention(
     for n, query in enumerate(queries, 1):
         beta = o.look(i, query)
         side = o.res // o.shape[0] * o.cell
-        span = lambda v: f'{v*side}-{(v + 1)*side - 1}' if side > 1 else str(v)
+        def span(v): return f'{v*side}-{(v + 1)*side - 1}' if side > 1 else str(v)
         most = [f'rows {span(a)}, columns {span(b)} ({beta[a, b]:.1%})' for a, b in peaks(beta)]
         where = f'most at {"; ".join(most)}' if most else 'spread evenly'
         lines.append(f'query {n} at {",".join(map(str, query))}: {where}')

@@ -47,7 +47,7 @@ class ConditionalBatchNorm2d(nn.Module):
 # %% ../nbs/03_blocks.ipynb #d99e22b9
 @patch
 def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (B, C, H, W), y (B,) -> (B, C, H, W)
-    "Normalise, then scale and shift by class."
+    "Normalise, then scale and shift by class. Raises Refused without a label for each picture."
     if not self.n_classes: y = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     elif y is None: raise Refused(f'labels are needed: the tables have {self.n_classes} classes')
     else: check_label_count(y, x)
@@ -61,7 +61,7 @@ def forward(self:ConditionalBatchNorm2d, x:Tensor, y:Tensor=None)->Tensor: # x (
 
 @patch
 def normalise(self:ConditionalBatchNorm2d, x:Tensor)->Tensor:              # (B, C, H, W) -> (B, C, H, W)
-    "By the statistics of each chunk; moves the moving statistics."
+    "Normalise by chunk, and move the moving statistics. Raises Refused for a batch that does not split."
     B, chunk = len(x), self.ghost or len(x)
     if not B: raise Refused('batch norm: an empty batch has no statistics to train by')
     if self.ranks and (not self.ghost or self.ghost > B): return self.normalise_shared(x)
@@ -103,7 +103,8 @@ def move(self:ConditionalBatchNorm2d, stats:list):                         # (me
     if self.ghost_update == 'mean': stats = [tuple(torch.stack(s).mean(0) for s in zip(*stats))]
     for mean, var in stats:
         if self.standing is not None: self.standing = tuple(a + b for a, b in zip(self.standing, (mean, var, 1)))
-        else: self.mean.lerp_(mean, self.momentum), self.var.lerp_(var, self.momentum)
+        else:
+            for held, new in ((self.mean, mean), (self.var, var)): held.lerp_(new, self.momentum)
 
 # %% ../nbs/03_blocks.ipynb #068ca562
 @torch.no_grad()
@@ -116,8 +117,9 @@ def standing_statistics(
     for m in norms: m.training, m.standing = True, (0., 0., 0)
     try:
         for args in batches: net(*args)
-        for mean, var, n, m in [(*m.standing, m) for m in norms]:
-            if n: m.mean.copy_(mean / n), m.var.copy_(var / n)
+        for m in norms:
+            *sums, n = m.standing
+            for held, total in zip((m.mean, m.var), sums) if n else (): held.copy_(total / n)
     finally:
         for m in norms: m.training, m.standing = False, None
     return net

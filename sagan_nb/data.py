@@ -110,7 +110,7 @@ def paint(
 )->Tensor:                # in [-1, 1], (B, 3, res, res)
     "Draw soft parts on a ramp, with any number of parts."
     yy, xx = torch.meshgrid(pixel_centres(res), pixel_centres(res), indexing='ij')
-    at = lambda v: v[:, None, None]
+    def at(v): return v[:, None, None]
     ramp = (at(f['east'])*xx + at(f['south'])*yy).mul(.3536).add(.5)[:, None]    # 0..1
     x = f['tone0'][:, :, None, None] * (1 - ramp) + f['tone1'][:, :, None, None] * ramp
     for part in range(f['size'].shape[1]):
@@ -386,13 +386,15 @@ def open_source(
     unlabelled:bool=False,# no classes, all labels 0; of a folder every image at any depth
     n_classes:int=None,   # refuse another number of classes; toy: draw so many
     max_bad:float=None,   # largest share of unreadable images, 0..1; None: 0.01, or what a command was told (--bad)
-    stretch:bool=False,   # see square_rgb
+    stretch:bool=False,   # spread the contrast of each crop to 0..255, as the released code's converter did
     truncated:bool=None,  # read truncated files as far as they go; None: no, or what a command was told (--truncated)
 )->BaseSource:            # see `Source`
     "Open images of any kind. Raises Refused, in one line, on everything that is not such images."
     spec, how = str(spec), how_to_read(max_bad, truncated, stretch)
-    if not is_toy(spec): source = open_files(spec, res, unlabelled, how)
-    else: source = open_world(spec, 32 if res is None else res, None if unlabelled else n_classes)
+    if is_toy(spec):
+        wanted = None if unlabelled else n_classes
+        source = open_world(spec, 32 if res is None else res, wanted)
+    else: source = open_files(spec, res, unlabelled, how)
     if unlabelled and source.classes: source = WithoutLabels(source)
     if n_classes not in (None, len(source.classes)):
         raise Refused(f'{spec} has {len(source.classes)} classes, but {n_classes} are asked for')

@@ -18,8 +18,9 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import Refused
-from .machinery.checks import check_covariance, check_rows, check_shape
+from .machinery.checks import check_covariance, check_rows, check_shape, check_widths
 from .machinery.nearest import Cloud, Reach, nearest
+from .machinery.terminal import progress
 
 # %% ../nbs/10_metrics.ipynb #d4743738
 class Moments(NamedTuple):
@@ -160,18 +161,18 @@ def frechet_distance(
 
 # %% ../nbs/10_metrics.ipynb #6f3272fb
 def inception_score(
-    logits:Tensor,            # class logits, (N, C)
+    logits:Tensor,            # class logits, (n, K)
     splits:int=1,             # parts that are scored apart; 1: released code
     shuffle:bool=True,        # shuffle before splitting
     seed:int=2020,            # of the shuffle (NumPy's RandomState, as in torch-fidelity)
-)->tuple[float,float]:        # mean and standard deviation over the splits; between 1 and C
+)->tuple[float,float]:        # mean and standard deviation over the splits; between 1 and K
     "Compute exp(H(mean p) - mean H(p)). Raises Refused for fewer rows than splits."
     if splits < 1: raise Refused(f'splits must be 1 or more, got {splits}')
     check_rows(logits, splits, 'logits')
-    N, scores = len(logits), []
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(N)) if shuffle and splits > 1 else torch.arange(N)
+    n, scores = len(logits), []
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(n)) if shuffle and splits > 1 else torch.arange(n)
     for i in range(splits):
-        part, total, entropy = order[i*N//splits:(i + 1)*N//splits], 0., 0.
+        part, total, entropy = order[i*n//splits:(i + 1)*n//splits], 0., 0.
         for at in part.split(8192):
             p = logits[at.to(logits.device)].double().softmax(1)
             total, entropy = total + p.sum(0), entropy + torch.special.entr(p).sum().item()
@@ -191,7 +192,7 @@ def intra_distances(
     values.left_out = {}
     for k, fake, real in groups:
         named = ('real', real), ('generated', fake)
-        few = [f'{len(x)} {name} picture{"s"*(len(x) != 1)}' for name, x in named if len(x) < 2]
+        few = [f'{len(x)} {name} picture{"" if len(x) == 1 else "s"}' for name, x in named if len(x) < 2]
         if few:
             values.left_out[k] = ', '.join(few)
             continue
@@ -211,8 +212,7 @@ def intra_fid(
     for x, y in ((fake, fake_y), (real, real_y)):
         if check_shape(x)[0] != len(y): raise Refused(f'{len(x)} rows of features, but {len(y)} labels')
     fake_y, real_y = torch.as_tensor(fake_y), torch.as_tensor(real_y)        # lists and arrays will do
-    if fake.shape[1] != real.shape[1]:
-        raise Refused(f'features of widths {fake.shape[1]} and {real.shape[1]} cannot be compared')
+    check_widths(fake, real)
     classes = torch.cat([fake_y.cpu(), real_y.cpu()]).unique().tolist()
     return intra_distances((k, fake[fake_y == k], real[real_y == k]) for k in classes)
 
@@ -223,9 +223,9 @@ def polynomial_sum(
     chunk:int=2048,           # rows at a time
 )->float:                     # sum of (x.y / d + 1)^3 over all pairs
     "Sum the cubic kernel over all pairs, a block at a time."
-    kernel = lambda a, b: (a.double() @ b.double().T / x.shape[1] + 1).pow(3)
+    def kernel(a, b): return (a.double() @ b.double().T / x.shape[1] + 1).pow(3)
     pairs = [(i, j) for i in range(0, len(x), chunk) for j in range(0, len(y), chunk) if x is not y or i <= j]
-    times = lambda i, j: 2 if x is y and i < j else 1                        # a block across the diagonal counts twice
+    def times(i, j): return 2 if x is y and i < j else 1             # a block across the diagonal counts twice
     return sum(times(i, j)*kernel(x[i:i + chunk], y[j:j + chunk]).sum().item() for i, j in pairs)
 
 def squared_mmd(
@@ -246,11 +246,11 @@ def kernel_distance(
     seed:int=2020,            # of their choice (NumPy's RandomState, as in torch-fidelity)
 )->tuple[float,float]:        # mean and standard deviation over the subsets
     "Compute the kernel distance (KID with Inception's features). Raises Refused for fewer than `size` rows."
-    if fake.shape[1:] != real.shape[1:]: raise Refused(f'features of {tuple(fake.shape)} and {tuple(real.shape)}')
+    check_widths(fake, real)
     if min(subsets, size - 1) < 1: raise Refused(f'KID needs a subset of 2 rows or more; got {subsets} of {size}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, size, f'{name} features for subsets of {size}')
     rng = np.random.RandomState(seed)
-    pick = lambda x: x[torch.from_numpy(rng.choice(len(x), size, replace=False)).to(x.device)]
+    def pick(x): return x[torch.from_numpy(rng.choice(len(x), size, replace=False)).to(x.device)]
     values = [squared_mmd(pick(fake), pick(real)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
@@ -273,17 +273,17 @@ def prdc(
     chunk:int=2048,           # rows at a time: a few blocks of chunk x chunk distances are in memory
 )->dict:                      # precision, recall, coverage in 0..1; density 0 or more
     "Compute precision, recall, density, coverage; a point on the rim is inside. Raises Refused for too few rows."
-    if fake.shape[1:] != real.shape[1:]: raise Refused(f'features of {tuple(fake.shape)} and {tuple(real.shape)}')
+    check_widths(fake, real)
     if min(k, k_density) < 1: raise Refused(f'neighbours are counted from 1; got {k} and {k_density}')
     for name, x in (('generated', fake), ('real', real)): check_rows(x, max(k, k_density) + 1, f'{name} features')
     centre, m, n = real[:chunk].double().mean(0), len(fake), len(real)
     F, R = Cloud(fake, centre, chunk), Cloud(real, centre, chunk)
-    radii = lambda x, k: nearest(x, k, chunk) + 1e-12*x.size[:, None]        # squared, with room for rounding
+    def radii(x, k): return nearest(x, k, chunk) + 1e-12*x.size[:, None]        # squared, with room for rounding
     near, wide = radii(R, max(k, k_density))[:, [k - 1, k_density - 1]].T
     own = radii(F, k)[:, -1]
     precise, balls = torch.zeros(m, dtype=torch.bool, device=real.device), 0
     recalled, covered = torch.zeros(2, n, dtype=torch.bool, device=real.device)
-    for i in range(0, m, chunk):
+    for i in progress(range(0, m, chunk), 'precision and recall', least=5):
         for j in range(0, n, chunk):
             f, r = slice(i, i + chunk), slice(j, j + chunk)
             distances = Reach(F, R, f, r)
@@ -292,6 +292,6 @@ def prdc(
             reached = distances.within(wide[r])
             covered[r] |= reached.any(0)
             balls += reached.sum().item()
-    share = lambda hits: hits.double().mean().item()
+    def share(hits): return hits.double().mean().item()
     density = balls / (k_density*m)
     return dict(precision=share(precise), recall=share(recalled), density=density, coverage=share(covered))

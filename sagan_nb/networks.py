@@ -53,6 +53,7 @@ def check_places(
     for m in places:
         if m in good: continue
         why, choice = 'does not exist in both networks', ', '.join(map(str, good)) or 'none'
+        if m == 4: why = 'comes twice in D'
         if m in maps and 8 <= m <= res // 2: why = f'has only {maps[m]} channels (at least {least} are needed)'
         raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {choice}')
     return places

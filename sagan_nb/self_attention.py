@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         narrow, value = attention_widths(channels, form, reduction)
         self.channels, self.form, self.reduction = channels, form, reduction
         self.fast, self.pool = fast, form == 'released'
-        conv = lambda c_in, c_out: make_layer(nn.Conv2d(c_in, c_out, 1, bias=False), sn)
+        def conv(c_in, c_out): return make_layer(nn.Conv2d(c_in, c_out, 1, bias=False), sn)
         self.f = conv(channels, narrow)       # key (released name: phi)
         self.g = conv(channels, narrow)       # query (released name: theta)
         self.h = conv(channels, value)        # value (released name: g)
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
     def heads(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:
         "Query (B, N, C/k), key (B, M, C/k) and value (B, M, D), one row per location."
         pool = (lambda t: F.max_pool2d(t, 2)) if self.pool else (lambda t: t)
-        rows = lambda t: t.flatten(2).transpose(1, 2).contiguous()
+        def rows(t): return t.flatten(2).transpose(1, 2).contiguous()
         return rows(self.g(x)), rows(pool(self.f(x))), rows(pool(self.h(x)))
 
     def forward(self, x:Tensor)->Tensor:      # (B, C, H, W) -> (B, C, H, W)
@@ -185,7 +185,7 @@ def attention_reach(
     most:int=None,            # take at most so many queries, evenly spaced; None: all
 )->tuple[Tensor,Tensor]:      # entropy in bits, mean distance in map pixels between centres; (B, queries) each
     "How widely and how far locations look. In chunks: never holds more than 16 million weights."
-    centre = lambda h, w, side: torch.cartesian_prod(torch.arange(h) + .5, torch.arange(w) + .5).to(q.device)*side
+    def centre(h, w, side): return torch.cartesian_prod(torch.arange(h) + .5, torch.arange(w) + .5).to(q.device)*side
     here, there = centre(*shape, 1), centre(shape[0] // cell, shape[1] // cell, cell)
     index = torch.arange(0, len(here), -(-len(here) // (most or len(here))), device=q.device)
     bits, far = [], []

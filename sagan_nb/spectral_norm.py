@@ -307,4 +307,5 @@ def make_layer(
     "Initialise a layer as the released code does, and normalise it if asked."
     nn.init.xavier_uniform_(layer.weight)
     if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
-    return spectral_norm(layer, **(sn if isinstance(sn, dict) else {})) if sn else layer
+    if not sn: return layer
+    return spectral_norm(layer, **(sn if isinstance(sn, dict) else {}))

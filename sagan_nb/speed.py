@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PLAIN', 'FAST', 'VARIANTS', 'COMPILED', 'EAGER', 'ENDS', 'FLOOR', 'Net', 'Variant', 'usable_variants',
-           'rounding', 'layout_of', 'bench_networks', 'Step', 'step_operations', 'conv_rate', 'in_turns',
+           'rounding', 'update_by', 'bench_networks', 'Step', 'step_operations', 'conv_rate', 'in_turns',
            'timing_table']
 
 # %% ../nbs/14_speed.ipynb #718a48c6
@@ -22,7 +22,7 @@ from .losses import hinge_d, hinge_g
 from .machinery.terminal import progress
 from .networks import Discriminator, Generator
 from .self_attention import SelfAttention
-from .train import frozen
+from .train import frozen, layout
 from .machinery.machine import fast_bf16, tf32
 
 # %% ../nbs/14_speed.ipynb #de7a48af
@@ -84,11 +84,14 @@ def rounding(
     "Let CUDA round the inputs of float32 products for 'tf32' alone; torch's default rounds them in convolutions."
     return tf32(precision == 'tf32')
 
-def layout_of(
-    v:Variant,                    # how
-):                                # torch.memory_format
-    "Return the memory layout of a variant."
-    return torch.channels_last if v.channels_last else torch.contiguous_format
+def update_by(
+    opt:torch.optim.Optimizer,    # of one network
+    loss:torch.Tensor,            # its loss
+):
+    "Move the weights of a network once."
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
 
 def bench_networks(
     net:Net,                      # sizes
@@ -105,7 +108,7 @@ def bench_networks(
         for m in [*G.modules(), *D.modules()]:
             if isinstance(m, SelfAttention): m.fast = v.fused_attention
             if v.sn == 'torch' and isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding)): torch_spectral_norm(m)
-    return tuple(n.to(memory_format=layout_of(v)) for n in (G, D))
+    return tuple(n.to(memory_format=layout(v)) for n in (G, D))
 
 # %% ../nbs/14_speed.ipynb #378ca2a1
 class Step:
@@ -117,17 +120,16 @@ class Step:
     ):
         self.net, self.v, self.device = net, v, torch.device(device)
         self.G, self.D = bench_networks(net, v, device)
-        adam = lambda n, lr: torch.optim.Adam(n.parameters(), lr, (0., .9), fused=v.fused_adam or None)
+        def adam(n, lr): return torch.optim.Adam(n.parameters(), lr, (0., .9), fused=v.fused_adam or None)
         self.opt_g, self.opt_d = adam(self.G, 1e-4), adam(self.D, 4e-4)
-        if v.compiled: self.G.compile(), self.D.compile()
+        for n in (self.G, self.D) if v.compiled else (): n.compile()
         x = torch.randn(net.batch, 3, net.res, net.res, generator=torch.Generator().manual_seed(0))
-        self.x = x.tanh().to(device, memory_format=layout_of(v))
+        self.x = x.tanh().to(device, memory_format=layout(v))
         self.y = (torch.arange(net.batch) % net.n_classes).to(device)
 
     def low(self):
         "The number format of a forward pass."
-        if self.v.precision != 'bf16': return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.v.precision == 'bf16')
 
     def noise(self): return torch.randn(len(self.y), 128).to(self.device)
 
@@ -140,10 +142,10 @@ class Step:
     def losses(self)->tuple:          # D's loss, then G's: scalars, the first after D's update
         "Make both updates."
         loss_d = hinge_d(*self.judged())
-        self.opt_d.zero_grad(); loss_d.backward(); self.opt_d.step()
+        update_by(self.opt_d, loss_d)
         with frozen(self.D) if self.v.frozen else contextlib.nullcontext(), self.low():
             loss_g = hinge_g(self.D(self.G(self.noise(), self.y), self.y).float())
-        self.opt_g.zero_grad(); loss_g.backward(); self.opt_g.step()
+        update_by(self.opt_g, loss_g)
         return loss_d.detach(), loss_g.detach()
 
     def __call__(self):
@@ -179,11 +181,13 @@ def conv_rate(
             x, w = torch.randn(B, C, side, side, device=device), torch.randn(C, C, 3, 3, device=device)
             x, w = (t.to(dtype).to(memory_format=layout) for t in (x, w))
             with rounding(precision):
-                F.conv2d(x, w, padding=1); wait()
+                F.conv2d(x, w, padding=1)
+                wait()
                 start, calls = clock(), 0
                 while clock() - start < seconds:
                     for _ in range(many): F.conv2d(x, w, padding=1)
-                    wait(); calls += many
+                    wait()
+                    calls += many
                 best = max(best, calls*2*9*B*C*C*side**2 / (clock() - start))
     return best
 
@@ -202,7 +206,8 @@ def in_turns(
     for _ in progress(range(rounds), 'timing'):
         for name, f in steps.items():
             start, cpu = time.perf_counter(), time.process_time()
-            f(); wait()
+            f()
+            wait()
             taken[name].append((time.perf_counter() - start, time.process_time() - cpu))
     return taken
 

@@ -59,7 +59,7 @@ def networks(
     return G, Discriminator(**shape, sn=cfg.sn_d and dict(sn, update=cfg.sn_update_d), head=cfg.head)
 
 def layout(
-    cfg:Config,               # settings
+    cfg:Config,               # settings; `channels_last` counts
 )->torch.memory_format:       # channels last or not
     "The memory layout of a run."
     return torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -111,7 +111,7 @@ def make_gan(
         torch.default_generator.manual_seed(cfg.seed)       # `torch.manual_seed` would seed every GPU, too
         G, D = networks(cfg)
     G, D = (ranks.connect(net).to(device, memory_format=layout(cfg)) for net in (G, D))
-    if cfg.compiled: G.compile(), D.compile()           # copies of them, as for sampling, are not
+    for net in (G, D) if cfg.compiled else (): net.compile()           # copies of them, as for sampling, are not
     options = dict(betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
     def adam(net, lr):
         made = torch.optim.Adam(net.parameters(), lr=lr*cfg.lr_factor, **options)

@@ -59,7 +59,7 @@ def trace(name, fold='box', device='cpu'):
     torch.set_default_dtype(torch.float64)
     try:
         gan, data = make_gan(replace(cfg, steps=STEPS // 2), device), Double(Toy(cfg.res), cfg.batch, cfg.seed)
-        note = lambda gan, log: losses.append([log['loss_d'].item(), log['loss_g'].item()])
+        def note(gan, log): return losses.append([log['loss_d'].item(), log['loss_g'].item()])
         hooks = [(1, average), (1, note)]
         fit(gan, data, hooks)
         with tempfile.TemporaryDirectory() as folder:

@@ -101,7 +101,7 @@ def caught_by(mutation):
         shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '.*_cache', 'dist', 'build', '*.egg-info'))
         mutate(work, chapter, old, new)
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(work), OMP_NUM_THREADS='1')
-        call = lambda tool, *args: subprocess.run([BIN/tool, *args], cwd=work, env=env, capture_output=True).returncode
+        def call(tool, *args): return subprocess.run([BIN/tool, *args], cwd=work, env=env, capture_output=True).returncode
         if call('nbdev_export'): raise SystemExit('nbdev_export failed')
         by = next((n for n in chapters.split() if call('nbdev_test', '--path', next((work/'nbs').glob(f'{n}_*.ipynb')))), None)
         return by, (call('pytest', '-x', '-q', 'tests/test_golden.py') != 0 if chapter in TRAINING else None)

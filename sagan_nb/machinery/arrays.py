@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
-from .files import check_unpacked, need_handles
+from .files import check_unpacked, need_handles, refusing
 from .listing import Listing
 from .terminal import printable
 
@@ -16,11 +16,9 @@ def find_arrays(
 )->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None, name of each label or None
     "Read images, channels first or last, with labels and class names if any. Raises Refused for other content."
     need_handles(path)
-    try:
+    with refusing(f'{path}: not readable as .npz'):
         check_unpacked(path)
         with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}
-    except Refused: raise
-    except Exception as e: raise Refused(f'{path}: not readable as .npz ({type(e).__name__})') from None
     x = next((held[k] for k in PICTURES if k in held), None)
     if x is None or x.dtype != np.uint8 or x.ndim != 4 or 3 not in (x.shape[1], x.shape[3]) or not len(x):
         raise Refused(f'{path}: expected uint8 pictures (n, H, W, 3) or (n, 3, H, W) as one of {", ".join(PICTURES)}; '
@@ -43,7 +41,7 @@ def list_array(
     "List the pictures of an .npz. Raises Refused for other content, and without labels where they are asked for."
     from PIL import Image
     x, y, named = find_arrays(Path(spec).expanduser())
-    read = lambda name: Image.fromarray(x[int(name)])
+    def read(name): return Image.fromarray(x[int(name)])
     names = [f'{i:06}' for i in range(len(x))]
     if unlabelled: return Listing(spec, names, [0] * len(x), [], read)
     if y is None: raise Refused(f'{spec} has no labels: add --unlabelled')

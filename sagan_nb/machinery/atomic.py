@@ -1,4 +1,5 @@
 "Serves chapter 00: files that are there whole or not at all."
+import errno
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,4 +30,6 @@ def sync_folder(
     if not hasattr(os, 'O_DIRECTORY'): return            # Windows opens no folders
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
+    except OSError as e:                                 # some file systems sync no folders
+        if e.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP): raise
     finally: os.close(fd)

@@ -19,7 +19,7 @@ from ..core import Refused
 from ..data import Stream
 from ..train import GAN, make_gan, networks, sampler
 from .atomic import atomic_write
-from .files import CacheWarning, check_members, must_be_file, must_be_utf8
+from .files import CacheWarning, check_members, must_be_file, must_be_utf8, refusing
 from .group import differences_between, digests, text_of_first
 from .machine import out_of_memory
 from .recipe import MALFORMED, NoDraws
@@ -154,12 +154,9 @@ def read_checkpoint(
 )->dict:                      # what `save_checkpoint` wrote, on the CPU
     "Load a checkpoint without running any code from it. Raises Refused for a damaged or foreign file."
     sealed_as_written = check_seal(path)
-    try:
+    with refusing(f'{path}: not a readable checkpoint, damaged or not ours'):
         if not sealed_as_written: check_members(path)
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=lazily)
-    except Refused: raise
-    except Exception as e:
-        raise Refused(f'{path}: not a readable checkpoint, damaged or not ours ({type(e).__name__})') from None
     if not isinstance(state, dict) or not {'config', 't', 'G', 'D', 'rng'} <= set(state):
         raise Refused(f'{path}: not a checkpoint of this package')
     return state
@@ -311,7 +308,7 @@ def disk_price(
     kept = {min(math.ceil(mark / every)*every, last) for mark in log_spaced(last)} | {last, (last - 1)//every*every}
     looks = {*range(look_every, last, look_every), last} if look_every else set()
     with torch.device('meta'): G, D = networks(cfg)
-    size = lambda net: sum(v.numel()*v.element_size() for v in net.state_dict().values())
+    def size(net): return sum(v.numel()*v.element_size() for v in net.state_dict().values())
     each = size(G)*(3 + bool(cfg.ema)) + 3*size(D)           # weights, two moments of Adam, the average
     return len(kept - {0}) + min(best, len(looks - kept)), each
 
@@ -338,7 +335,7 @@ class Keeper:
     def __call__(self, gan:GAN, log:dict=None):
         "Let rank 0 write checkpoints/step_XXXXXXX.pt. Raises Diverged on every rank, whichever saw what is not finite."
         check_alike(gan)
-        save = lambda: self.save(gan)
+        def save(): return self.save(gan)
         if words := text_of_first(save) if gan.ranks.world > 1 else save(): raise Diverged(words)
 
     def save(self, gan:GAN)->str:            # what is not finite; '' where it is written

@@ -32,6 +32,15 @@ def check_rows(
     return x
 
 
+def check_widths(
+    x:Tensor,                 # features, (n, d)
+    y:Tensor,                 # others, (m, e)
+):
+    "Raise Refused unless d = e."
+    d, e = check_shape(x)[1], check_shape(y)[1]
+    if d != e: raise Refused(f'features of widths {d} and {e} cannot be compared')
+
+
 def check_covariance(
     mean:Tensor,              # (d)
     covariance:Tensor,        # (d, d)

@@ -32,7 +32,7 @@ from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
 from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
-                      command_path, folder_of, free_path, from_here, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
+                      command_path, file_to_write, folder_of, free_path, from_here, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
                       run_settings, say_lost, say_next, steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
@@ -67,7 +67,7 @@ def sagan_train(
     look_every:int=0,         # steps between looks at distance and diversity, for signs of collapse (default: none)
     keep:str=None,            # best:K keeps the K checkpoints with the smallest distance, as best_STEP.pt
     on_collapse:str='go',     # go on, stop (exit code 3), or back: to the last good checkpoint, with other noise
-    features:str='domain',    # what looks and the end measure with: domain, inception, or inception:PATH
+    features:str='domain',    # what looks and the end measure with: as of sagan_eval
     device:str='auto',        # auto, cpu or cuda
 ):
     "Train a SAGAN."
@@ -106,6 +106,7 @@ def sagan_train(
         while within is not None and (n := steps_still_within(within, time.monotonic() - began, gan.t, wanted)) > gan.t:
             cfg = replace(cfg, steps=n)
             gan = train_guarded(cfg, source, out, True, *rest)
+    stop.end()
     return summarise(gan, source, out, features)
 
 
@@ -198,8 +199,7 @@ def sagan_eval(
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     keep_memory()
-    out = Path(out or (f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'))
-    if not out.parent.is_dir(): raise Refused(f'{out.parent}: there is no such folder')
+    out = file_to_write(out or (f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'))
     ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
     refuse_idle(protocol, fake, dict(metrics=metrics, features=features, n_fake=n_fake, n_real=n_real, per_class=per_class, labels=labels,
@@ -210,11 +210,12 @@ def sagan_eval(
     if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, device=where, ranks=ranks)
     elif fake: records = compare(made, source, asked, features, n_real, seed, not floats, device=where, ranks=ranks)
     else:
-        records = evaluate(made, source, asked, features, n_fake or 10_000, n_real, per_class or None,
+        records = evaluate(made, source, asked, features, 10_000 if n_fake is None else n_fake, n_real, per_class or None,
                            seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)
-    if ranks.first: save_records(out, records)
     text = by_protocol_table(records) if protocol else as_table(records)
-    print(wrap(f'\n{text}{left_out(records)}\n\nwritten to {from_here(out)}'))
+    print(wrap(f'\n{text}{left_out(records)}\n'))           # first, for where it cannot be written
+    if ranks.first: save_records(out, records)
+    print(wrap(f'written to {from_here(out)}'))
     if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
     else: say_next(*attention_tip(made, run), ('sagan_report', run))
     return records
@@ -253,7 +254,7 @@ def warn_of_others(
     judge,                    # the features that measure what comes
 ):
     "Say how many of them other features have measured."
-    other = lambda o: any(r['features'] != 'pixels' and r['features_hash'] != judge.hash for r in o['records'])
+    def other(o): return any(r['features'] != 'pixels' and r['features_hash'] != judge.hash for r in o['records'])
     if n := sum(map(other, results)):
         print(f'{n} of {len(results)} results here were measured by other features: new ones cannot be compared')
 
@@ -273,7 +274,7 @@ def sagan_table(
     print_commands:bool=False,# only print one command for each row and seed
     plan:Param('only print what it would take: step=SECONDS (default: timed here) gpus=N price=HOUR', str, nargs='*')=None,
     power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
-    features:str='domain',    # domain, inception, or inception:PATH
+    features:str='domain',    # as of sagan_eval
     set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
     device:str='auto',        # auto, cpu or cuda
 ):
@@ -297,6 +298,7 @@ def sagan_table(
     warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
     same = f'The same command{" without --retrain"*bool(again)}'
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
+    if adopt and world > 1: raise Refused('--adopt is for one process: adopt the run without torchrun first')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
     if minutes: hooks.append((1, stop_at(time.monotonic() + 60*minutes, f'{same} goes on.')))
@@ -325,10 +327,10 @@ def sagan_pack(
         sizes = f'networks are made for {", ".join(map(str, RESOLUTIONS))} pixels'
         if res < 1 or res & (res - 1): raise Refused(f'{sizes}: choose one of them with --res; got {res}')
         print(f'{sizes}: nothing trains on {res}')
-    ranks = Ranks()
+    ranks, was = Ranks(), ' (in place of the pack that was there)' if Path(out).expanduser().exists() else ''
     packed = pack(spec, res, out, unlabelled=unlabelled, place=(ranks.rank, ranks.world))
     if not ranks.first: return
-    print(f'{describe(packed)}\npacked into {out}')
+    print(f'{describe(packed)}\npacked into {out}{was}')
     say_next_of_pack(out, res)
 
 
@@ -367,7 +369,7 @@ def say_use(
     line = ('map {}: {verdict}: what it adds is {ratio:.1%} of what passes through; gamma {gamma:+.3f}; '
             'entropy {entropy:.2f} bits (even: {entropy_even:.2f}); '
             'looks {distance:.1f} px far (even: {distance_even:.1f})').format
-    verdict = lambda o: 'hardly used' if o['ratio'] < UNUSED else 'used'
+    def verdict(o): return 'hardly used' if o['ratio'] < UNUSED else 'used'
     return '\n'.join(line(name, verdict=verdict(o), **o) for name, o in use.items())
 
 
@@ -395,7 +397,7 @@ def sagan_attention(
     maps, names = maps_of_run(run, part, n, classes, data, seed, pick_device(device))
     chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
-    points = [find_queries(largest, i, asked, points) for i in range(n)]
+    points = [find_queries(largest, i, asked, points) for i in range(len(maps.pictures))]
     write_attention(maps, names, points, chosen, largest, Path(out))
     say_next(*[('sagan_attention', run, '--out', 'maps.html')]*(Path(out).suffix.lower() != '.html'), ('sagan_report', run))
 
@@ -477,13 +479,13 @@ def sagan_bench(
     unknown = [n for n in names if n not in NETS]
     if unknown or not names: raise Refused(f'there is no net {(unknown or [""])[0]!r}; choose from {", ".join(NETS)}')
     if rounds < 1: raise Refused(f'rounds must be 1 or more, got {rounds}')
-    make_step, path = callable_from(against) if against else None, Path(out or free_path('bench.json'))
-    if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
+    make_step, path = callable_from(against) if against else None, file_to_write(out or free_path('bench.json'))
+    was = replaces(path)
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
     which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
     def save(result):
         with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)
-    print(f'\nwritten to {path}')
+    print(f'\nwritten to {path}{was}')
     say_next(('sagan_bench', '--nets', nets, '--rounds', 2*rounds), 'chapter 14 says what each change does')

@@ -156,7 +156,11 @@ def start(
     os.environ['MPLBACKEND'] = 'agg'                    # files only; a notebook's backend may not be here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')             # ? for what cannot be said
-    getattr(import_module('.cli', __package__), name)()
+    try: run = getattr(import_module('.cli', __package__), name)
+    except KeyboardInterrupt:                           # it takes seconds
+        complain(name, 'stopped')
+        sys.exit(130)
+    run()
 
 
 def entry(name:str):

@@ -66,7 +66,7 @@ def open_weights(
     def tell():
         known = dict(checkpoint_sha256=file_sha256(path)) if path.is_file() else {}
         return dict(preset=cfg.preset, batch_norm='as published', checkpoint=path.name, **known)
-    build = lambda p: first if p == part else load_weights(path, part=p, bgr=bgr, inplace=inplace).to(device)
+    def build(p): return first if p == part else load_weights(path, part=p, bgr=bgr, inplace=inplace).to(device)
     return Model(cfg, first.report.classes or [str(k) for k in range(K)], 0, build, tell)
 
 
@@ -91,7 +91,7 @@ def open_checkpoint(
     "Open a checkpoint for drawing and looking: no optimiser is built, and nothing is drawn."
     from ..train import layout, networks
     from .checkpoints import as_ours, check_weights
-    from .runs import about_run, class_names
+    from .runs import about_run, class_names, run_of
     with as_ours(path):
         cfg, step = from_json(state['config']), int(state['t'])
         states = dict(G=sampling_weights(state, path), D=state['D'])
@@ -104,8 +104,7 @@ def open_checkpoint(
                             notes=[f'{cfg.preset}, step {step}'])
         net = net.to(device, memory_format=layout(cfg)).eval()
         return settle(net) if part == 'D' else net
-    return Model(cfg, class_names(path.parent.parent, cfg.n_classes), step, build,
-                 lambda: about_run(cfg, step, path))
+    return Model(cfg, class_names(run_of(path), cfg.n_classes), step, build, lambda: about_run(cfg, step, path))
 
 
 def is_checkpoint(

@@ -13,6 +13,7 @@ from .jobs import measure
 from .options import command_path, fault_line, free_path, say_next
 from .report import report
 from .runs import read_log, with_numbers
+from .summary import say_attention
 from .terminal import wrap
 
 WRITTEN = {'report.html': 'all of it on one page', 'samples.png': 'one row per class',
@@ -75,8 +76,18 @@ def say_incidents(
     if seen := incidents(out): print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
 
 
+def say_attention_use(
+    gan:GAN,                  # a trained model
+    source,                   # the real pictures
+    out:Path,                 # its run folder
+):
+    "Say whether attention came to be used."
+    log = read_log(out/'log.jsonl')
+    if gan.cfg.block == 'attention' and any('usage_G' in o for o in log): print(wrap(f'Attention in {say_attention(log)}'))
+
+
 ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics,
-           'report.html': write_report, 'incidents.jsonl': say_incidents}
+           'report.html': write_report, 'log.jsonl': say_attention_use, 'incidents.jsonl': say_incidents}
 
 
 def summarise(

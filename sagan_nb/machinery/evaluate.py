@@ -17,7 +17,7 @@ from ..distributed import Ranks
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .atomic import atomic_write
 from .features import Features, TooFew, open_features, weights_hash
-from .files import (cache_folder, content_hash, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
+from .files import (cache_folder, content_hash, must_be_file, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
                     write_cache)
 from .group import texts_of_all
 from .pictures import take_batch
@@ -197,7 +197,7 @@ class Task:
         K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
         if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
         made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
-        mean, values = intra_distances((k, *pair) for k, pair in enumerate(zip(made, real)))
+        mean, values = intra_distances((k, *pair) for k, pair in zip(progress(range(K), 'comparing classes', least=20), zip(made, real)))
         more = dict(labels='balanced', n_fake=n, n_real=table.n, classes=len(values),
                     left_out={names[k]: why for k, why in values.left_out.items()},
                     per_class={names[k]: v for k, v in values.items()})
@@ -403,7 +403,7 @@ def as_table(
     records:list,             # from evaluate
 )->str:                       # one line per number, the protocol once below
     "Show records as text."
-    show = lambda v: f'{v:10.4g}' if isinstance(v, (int, float)) else f'{v or "":>10}'
+    def show(v): return f'{v:10.4g}' if isinstance(v, (int, float)) else f'{v or "":>10}'
     lines = [f'{"":28} generated       real']
     for o in records:
         notes = [f'{k} {o[k]}' for k in ('splits', 'subset_size', 'neighbours', 'classes', 'reason') if k in o]
@@ -433,8 +433,8 @@ def one_line(
     records:list,             # from evaluate
 )->str:                       # metric value | metric value | ... | protocol
     "Show records in one line."
-    value = lambda v: v if isinstance(v, str) else f'{v:.4g}'
-    name = lambda o: o['metric'] + (f'/{o["splits"]}' if 'splits' in o else '')
+    def value(v): return v if isinstance(v, str) else f'{v:.4g}'
+    def name(o): return o['metric'] + (f'/{o["splits"]}' if 'splits' in o else '')
     cells = [f'{name(o)} {value(o["value"])}' for o in records]
     hows = dict.fromkeys(f'{o["features"]} {o["features_hash"]}, n {o["n_fake"]}/{o["n_real"]}' for o in records)
     return ' | '.join([*cells, *hows])
@@ -476,7 +476,7 @@ def read_records(
     path:Path,                # metrics.json, or where it will be
 )->list:                      # records
     "Read stored records; a file that holds something else is renamed to `.bad`."
-    if not path.exists(): return []
+    if not must_be_file(path).exists(): return []
     try: return stored_records(path, 'it is kept under another name')
     except Refused: os.replace(path, path.with_name(path.name + '.bad'))
     warnings.warn(f'{path} held no records: kept as {path.name}.bad', stacklevel=3)
@@ -490,7 +490,7 @@ def save_records(
     "Add records to a file; a new one replaces an older one of the same metric and protocol."
     from filelock import FileLock
     path = Path(path)
-    identity = lambda o: tuple(o.get(k) for k in IDENTITY)
+    def identity(o): return tuple(o.get(k) for k in IDENTITY)
     new = {identity(o) for o in records}
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         sweep(path.parent, path.name + '.*')

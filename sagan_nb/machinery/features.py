@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Refused, from_uint8
 from .dino import DINO_SHA256, DINO_URL, Dino
-from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, write_cache
+from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, refusing, write_cache
 from .machine import steady_kernels
 from .pictures import take_batch
 from .terminal import progress
@@ -28,7 +28,7 @@ def tf1_resize(
         low = at.long()
         return low, (low + 1).clamp_max(n - 1), (at - low).to(x.dtype)
     (top, bottom, dy), (left, right, dx) = axis(x.shape[2]), axis(x.shape[3])
-    across = lambda row: row[..., left] + (row[..., right] - row[..., left]) * dx
+    def across(row): return row[..., left] + (row[..., right] - row[..., left]) * dx
     upper, lower = across(x[:, :, top]), across(x[:, :, bottom])
     return upper + (lower - upper) * dy[:, None]
 
@@ -39,7 +39,7 @@ def weights_hash(
     "Hash weights, buffers and the settings of our own layers: with other settings, equal weights compute otherwise."
     h = hashlib.sha256()
     for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
-    plain = lambda v: isinstance(v, (bool, int, float, str, type(None))) or isinstance(v, tuple) and all(map(plain, v))
+    def plain(v): return isinstance(v, (bool, int, float, str, type(None))) or isinstance(v, tuple) and all(map(plain, v))
     for name, m in net.named_modules():
         if type(m).__module__.startswith('torch.'): continue
         own = {k: v if plain(v) else None for k, v in vars(m).items()           # what is kept in a tuple of tensors is not there in a network just loaded
@@ -76,12 +76,19 @@ INCEPTION_LAYERS = ('Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_
                     'Mixed_7a Mixed_7b Mixed_7c AvgPool').split()
 
 
+def download_folder()->Path:      # ~/.cache/torch/hub/checkpoints, or as TORCH_HOME says
+    "Find where torch keeps weights that it fetched. Raises Refused for a user without a home folder."
+    folder = Path(torch.hub.get_dir())
+    if str(folder).startswith('~'): raise Refused('no home folder here: name one for weights in TORCH_HOME')
+    return folder/'checkpoints'
+
+
 def inception_file(
     path=None,                # where the weights are; None: where torch keeps downloads, fetched if they are not there
     sha256:str=INCEPTION_SHA256,      # what the file must hash to
 )->Path:                      # a file with this content
     "Find or download the file of weights. Raises Refused, with name, hash and place, if it is missing or another file."
-    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/INCEPTION
+    want = Path(path).expanduser() if path else download_folder()/INCEPTION
     say = f'{INCEPTION} (sha256 {sha256}), from {INCEPTION_URL}; put it at {want}, or say --features inception:PATH'
     if not want.exists() and path: raise Refused(f'{want}: there is no such file. Inception features need {say}')
     if not want.exists():
@@ -129,12 +136,11 @@ def inception(
 )->Features:                  # 2048 wide, 1008 logits
     "Open the features of FID and IS. Raises Refused if torch-fidelity or the weights are missing."
     path = inception_file(path, sha256)
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise Refused(f'{path}: holds more than weights, or is damaged ({type(e).__name__})') from None
+    with refusing(f'{path}: holds more than weights, other weights, or is damaged'):
+        made = net(torch.load(path, map_location='cpu', weights_only=True))
     published = sha256 == INCEPTION_SHA256
     name = 'inception' if published else 'Inception with other weights'
-    return Features(net(state).to(device), name, resize, published, dict(file_sha256=sha256))
+    return Features(made.to(device), name, resize, published, dict(file_sha256=sha256))
 
 
 class Classifier(nn.Module):
@@ -147,7 +153,7 @@ class Classifier(nn.Module):
         super().__init__()
         depth = max(2, math.ceil(math.log2(res / 4)))
         widths = [3, *[min(32 * 2**i, 128) for i in range(depth)]]
-        layer = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+        def layer(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
         last = nn.Conv2d(widths[-1], 128, 3, 1, 1), nn.ReLU()
         self.layers = nn.Sequential(*[layer(a, b) for a, b in zip(widths, widths[1:])], *last)
         self.linear = nn.Linear(128, n_classes)
@@ -290,7 +296,7 @@ def weights_file(
     sha256:str,               # what it must hash to if it is fetched
 )->tuple[Path,str]:           # the file; what to say of a wrong one
     "Find or download a file of weights. Raises Refused, with address, hash and place, where it is missing."
-    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/file
+    want = Path(path).expanduser() if path else download_folder()/file
     say = f'get {url} (sha256 {sha256}) and put it at {want}, or say --features {spec}:PATH'
     if path and not want.is_file(): raise Refused(f'{want}: there is no such file; {say}')
     if not want.exists():

@@ -8,7 +8,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core import Refused
 from .atomic import atomic_write
+from .machine import out_of_memory
 from .terminal import printable
 
 
@@ -109,6 +110,18 @@ def must_be_utf8(
     except UnicodeEncodeError: raise Refused(f'{path}: a name in it is not UTF-8, and the libraries that read and write weights take no other: rename it') from None
 
 
+@contextmanager
+def refusing(
+    words:str,                # what to say of the file
+):
+    "Within it a file of others is read: whatever that raises becomes Refused, but for memory that ran out."
+    try: yield
+    except Refused: raise
+    except Exception as e:
+        if out_of_memory(e): raise
+        raise Refused(f'{words} ({type(e).__name__})') from None
+
+
 def must_be_file(
     path,                     # a file, or none
 )->Path:
@@ -189,8 +202,8 @@ def sweep(
 
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
     "Where classifiers and features are kept. Raises Refused for a user without a home folder."
-    if named := os.environ.get('SAGAN_NB_CACHE'): return Path(named)
-    try: return Path.home()/'.cache'/'sagan_nb'
+    named = os.environ.get('SAGAN_NB_CACHE')
+    try: return Path(named).expanduser() if named else Path.home()/'.cache'/'sagan_nb'
     except RuntimeError: raise Refused('no home folder here: name one for the cache in SAGAN_NB_CACHE') from None
 
 
@@ -216,7 +229,7 @@ def content_hash(
 
 
 class CacheWarning(UserWarning):
-    "Something about a kept file, not about a number."
+    "A cache file could not be read or written; results are unaffected."
 
 
 def safetensors_bytes(
@@ -283,10 +296,7 @@ def read_arrays(
     need_handles(path)
     readers = {'.npz': read_npz, '.h5': read_h5, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
     if path.suffix not in readers: raise Refused(f'{path}: not a known kind of file; I read {", ".join(readers)}')
-    try: return readers[path.suffix](path)
-    except Refused: raise
-    except Exception as e:
-        raise Refused(f'{path}: not readable as {path.suffix}, damaged or hostile ({type(e).__name__})') from None
+    with refusing(f'{path}: not readable as {path.suffix}, damaged or hostile'): return readers[path.suffix](path)
 
 
 SQUEEZED = 50             # times that an array of images or weights may shrink in a zip; more is a bomb, or zeros

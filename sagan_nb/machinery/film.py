@@ -25,7 +25,7 @@ def there_and_back(
 )->list:                      # one grid per frame
     "The frames of an animation: all rows at once, to the end and back."
     times = [*range(walks.shape[1]), *range(walks.shape[1] - 2, 0, -1)]
-    large = lambda x: x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    def large(x): return x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     return [grid_image(large(walks[:, t]), min(len(walks), 8)) for t in times]
 
 
@@ -38,7 +38,7 @@ def timelapse(
     "One column of every grid: a row per class, time from left to right."
     steps = evenly(grids, most)
     pitch = res + 2
-    cut = lambda g, r: g[:, r*pitch + 2:r*pitch + 2 + res, column*pitch + 2:column*pitch + 2 + res]
+    def cut(g, r): return g[:, r*pitch + 2:r*pitch + 2 + res, column*pitch + 2:column*pitch + 2 + res]
     rows = range((grids[steps[0]].shape[1] - 2) // pitch)
     return from_uint8(torch.stack([torch.stack([cut(grids[t], r) for t in steps]) for r in rows])), steps
 

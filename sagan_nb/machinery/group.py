@@ -20,6 +20,9 @@ WAIT = 'SAGAN_NB_TIMEOUT'     # seconds that a rank waits for the others, at the
 AGAIN = 'TORCHELASTIC_RESTART_COUNT'      # how often torchrun started the ranks of a machine again; machines count apart
 
 
+LONGEST_WAIT = 10**7           # seconds to wait for another rank: four months
+
+
 class Lost(RuntimeError):
     "Another rank is gone, or did not answer in time; what is saved can be gone on with."
 
@@ -29,7 +32,7 @@ def patience()->float:
     text = os.environ.get(WAIT, '600')
     try: seconds = float(text)
     except ValueError: seconds = 0
-    if not seconds > 0: raise Refused(f'{WAIT} must be a number of seconds above 0, got {text!r}')
+    if not 0 < seconds <= LONGEST_WAIT: raise Refused(f'{WAIT} must be a number of seconds above 0, {LONGEST_WAIT:,} at most; got {text!r}')
     return seconds
 
 
@@ -43,10 +46,17 @@ def place()->tuple[int,int]:      # rank, world
     return rank, world
 
 
+def local_rank()->int:
+    "Read which process of this machine this is. Raises Refused for nonsense."
+    text = os.environ.get('LOCAL_RANK') or '0'
+    if not text.isdecimal(): raise Refused(f'LOCAL_RANK must be a number, got {text!r}')
+    return int(text)
+
+
 def apart()->tuple[int,int]:      # rank, world
     "Let every rank work by itself from here on: a process that knows its number, and meets nobody."
     rank, world = place()
-    gpus, local = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0))
+    gpus, local = torch.cuda.device_count(), local_rank()
     if world > 1 and gpus: torch.cuda.set_device(local % gpus)
     os.environ |= dict(RANK='0', WORLD_SIZE='1')
     return rank, world
@@ -83,7 +93,7 @@ def join(
 ):
     "Meet the other ranks, once per process. Raises Refused if they do not all come in time."
     if world == 1 or dist.is_initialized(): return
-    gpus, local, seconds = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0)), patience()
+    gpus, local, seconds = torch.cuda.device_count(), local_rank(), patience()
     if local < gpus: torch.cuda.set_device(local)
     wait = timedelta(seconds=seconds)
     try:

@@ -182,7 +182,7 @@ def train_guarded(
     while True:
         try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:
-            if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), action)
+            if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), 'stop' if action == 'go' else action)
             if action != 'back' or not went_back(out, str(e)): raise
             resume = True
 

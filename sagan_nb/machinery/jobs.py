@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def row_configs(
 )->tuple[dict,dict]:          # row -> Config with seed 0; row -> why it does not apply
     "The settings of each row. Raises Refused for a pair that would change what tells rows apart."
     K, found, skipped = len(source.classes), {}, {}
-    off = lambda cfg: {name: 0 for name in plan.switches if not getattr(cfg, name)}
+    def off(cfg): return {name: 0 for name in plan.switches if not getattr(cfg, name)}
     base = [replace(at_scale(preset(row), scale, fast_bf16), **off(preset(row))) for row in plan.rows]
     for pair in pairs: refuse_pair(base, setting_name(pair))
     for row, cfg in zip(plan.rows, base):
@@ -123,7 +124,7 @@ def timed_curve(
     log:list,                 # from `read_log`
     curve:list,               # from curve.jsonl
 )->list:                      # the curve, each line with `seconds`
-    "Updates times the run's median pace: time spent on looking and short pauses do not count, load that lasts does."
+    "Give updates times the median seconds per update: pauses and evaluation do not count, sustained load does."
     pace = np.median([o['seconds_per_step'] for o in log]) if log else math.nan
     return [dict(o, seconds=round(float(o['t']*pace), 3)) for o in curve]
 
@@ -156,7 +157,7 @@ def result_of(
     curve = timed_curve(log, with_numbers(read_log(run/'curve.jsonl'), 'distance', 'diversity'))
     real = next((o['real'] for o in records if o['metric'] == 'diversity'), 0) or math.inf
     env, *went_on = machines(run)
-    count = lambda net: sum(p.numel() for p in net.parameters())
+    def count(net): return sum(p.numel() for p in net.parameters())
     return dict(row=job.cfg.preset, seed=job.cfg.seed, scale=job.cfg.scale, name=job.name, status=status,
                 numerics=NUMERICS, env=env, went_on=went_on, config=json.loads(to_json(job.cfg)),
                 parameters=dict(G=count(G), D=count(D)), records=records, curve=curve,
@@ -230,7 +231,7 @@ def adopt(
     out,                      # folder of results
     device='cpu',             # where to measure it
 )->dict:                      # the result, as written
-    "Take a finished run for one of the jobs, and measure it as one. Raises Refused for a run that is none of them."
+    "Use a finished run as one of the table's jobs, and measure it. Raises Refused if its settings match no job."
     run = Path(run)
     if not (run/'metrics.json').exists(): raise Refused(f'{run}: no finished run with its metrics here')
     cfg, there = settings_of(run), run_scores(run)
@@ -270,7 +271,7 @@ def set_aside(
     runs,                     # folder of run folders
 ):
     "Make room: run folders go, results wait in `replaced` until there are new ones. Raises Refused if one is in use."
-    found = lambda folder: [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
+    def found(folder): return [p for job in jobs for p in Path(folder).glob(f'{job.stem}-*')]
     with contextlib.ExitStack() as held:
         for path in {Path(runs)/job.name for job in jobs} | {*found(runs)}: held.enter_context(run_lock(path))
         for path in found(runs): empty_folder(path)
@@ -321,7 +322,7 @@ def run_rows(
             raise
         if why:
             failed[job.name] = why
-            say(f'{job.name}: {why}' if why == BUSY else f'{job.name} failed: {why}', flush=True)
+            say(f'{job.name}: {why}' if why == BUSY else f'{job.name} failed: {why}', flush=True, file=sys.stderr)
         if why == BUSY and first and i + 1 < len(todo): todo.append(job)           # other rows take their time
         else: took.append(time.time() - began)
     return failed
@@ -389,6 +390,6 @@ def asked_for(
     features:str='domain',    # as of `Job`
 )->tuple[list,list]:          # runs by these settings, of any seed; the others
     "Tell the runs of a table from others in its folder."
-    stem = lambda o: Job(replace(found[o['row']], seed=o['seed']), features).stem
+    def stem(o): return Job(replace(found[o['row']], seed=o['seed']), features).stem
     same = [o['row'] in found and stem(o) == stem_of(o) for o in results]
     return tuple([o for o, s in zip(results, same) if s == which] for which in (True, False))

@@ -93,7 +93,7 @@ def folder_tree(
             again.append(here)
         else:
             seen.add(real)
-            relative = lambda name: (Path(here) / name).relative_to(root).as_posix()
+            def relative(name): return (Path(here) / name).relative_to(root).as_posix()
             files += map(relative, names)
             folders += map(relative, inside)
     others = {'folders that may not be opened': len(closed), 'folders that are there already, by a link': len(again)}

@@ -95,5 +95,5 @@ def live_html(
     name = f'live-{hashlib.sha256(data.encode()).hexdigest()[:12]}'
     script = re.sub('\n\n+', '\n', asset('live.js'))               # an empty line would end the HTML in a page of Markdown
     parts = dict(STYLE=asset('live.css'), FALLBACK=fallback, OPTIONS=options, SCRIPT=script)
-    own = lambda text: re.sub('@(ID|DATA)', lambda m: dict(ID=name, DATA=data)[m[1]], text)
+    def own(text): return re.sub('@(ID|DATA)', lambda m: dict(ID=name, DATA=data)[m[1]], text)
     return re.sub('@(STYLE|FALLBACK|OPTIONS|SCRIPT)', lambda m: parts[m[1]] if m[1] in ('FALLBACK', 'OPTIONS') else own(parts[m[1]]), own(BODY))

@@ -45,14 +45,14 @@ class LocalAttention(nn.Module):
         least = 8*LOCAL_HEADS
         if channels % least: raise Refused(f'local attention needs a multiple of {least} channels, got {channels}')
         narrow, value = channels // 8, channels // 2
-        conv = lambda a, b: make_layer(nn.Conv2d(a, b, 1, bias=False), sn)
+        def conv(a, b): return make_layer(nn.Conv2d(a, b, 1, bias=False), sn)
         self.f, self.g = conv(channels, narrow), conv(channels, narrow)
         self.h, self.v = conv(channels, value), conv(value, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def rows(self, x:Tensor)->tuple[Tensor,Tensor,Tensor]:   # three of (B, 8, locations, width)
         "Return queries, keys and values; the heads share the channels."
-        split = lambda t: t.unflatten(1, (LOCAL_HEADS, -1)).flatten(3).mT
+        def split(t): return t.unflatten(1, (LOCAL_HEADS, -1)).flatten(3).mT
         return split(self.g(x)), split(F.max_pool2d(self.f(x), 2)), split(F.max_pool2d(self.h(x), 2))
 
     def weights(self, q:Tensor, k:Tensor, side:int)->Tensor: # (B, 8, N, M)

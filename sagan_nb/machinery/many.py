@@ -199,4 +199,6 @@ def write_many(
         sink.put(first, to_uint8(draw(G, z, torch.tensor(labels))), labels)
     sink.close()
     names = f', {len(wanted)} classes' if model.classes else ''
-    return f'{n:,} pictures of {G.res}x{G.res}{names}, in {out}'
+    there = n if array else sum(1 for _ in out.rglob('*.png'))
+    more = f', where {there:,} are by now' if there > n else ''
+    return f'{n:,} pictures of {G.res}x{G.res}{names}, in {out}{more}'

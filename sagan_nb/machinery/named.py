@@ -91,7 +91,7 @@ def list_torchvision(
     found = open_torchvision(name, splits[split])
     names = [f'{i:06}' for i in range(len(found))]
     if name in ONE_CHANNEL: print(f'{spec}: one channel of grey, repeated to three')
-    read = lambda k: found[int(k)][0]
+    def read(k): return found[int(k)][0]
     if unlabelled: return Listing(spec, names, [0] * len(names), [], read)
     if split == 'unlabeled': raise Refused(f'{spec} has no classes: add --unlabelled')
     if name == 'celeba': labels, classes = attribute_labels(found, attribute)
@@ -113,7 +113,7 @@ def list_hub(
     except Exception as e:
         why = f'{e}'.strip().splitlines()
         raise Refused(f'{spec} cannot be loaded ({type(e).__name__}: {why[0] if why else ""})') from None
-    column = lambda kind: next((k for k, f in found.features.items() if type(f).__name__ == kind), None)
+    def column(kind): return next((k for k, f in found.features.items() if type(f).__name__ == kind), None)
     images, classes = column('Image'), column('ClassLabel')
     if not images: raise Refused(f'{spec} has no column of images; it has {", ".join(found.features)}')
     names, read = [f'{i:06}' for i in range(len(found))], lambda k: found[int(k)][images]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .machine import exact_products
+from .terminal import progress
 
 BEYOND = 8                     # candidates for the neighbours of a row, beyond those that are wanted
 
@@ -81,7 +82,7 @@ def candidates(
     n = len(a.x)
     best = torch.full((n, keep), math.inf, dtype=a.low.dtype, device=a.low.device)
     who = torch.zeros(n, keep, dtype=torch.int64, device=a.low.device)
-    for s in range(0, n, chunk):
+    for s in progress(range(0, n, chunk), 'looking for neighbours', least=5):
         for t in range(s, n, chunk):
             i, j = slice(s, s + chunk), slice(t, t + chunk)
             block = rough(a, a, i, j)
@@ -125,7 +126,7 @@ class Reach:
         limits:Tensor,            # squared, float64, (len(i), 1) or (1, len(j))
     )->Tensor:                    # bool, (len(i), len(j))
         "Tell which distances are at most the limit."
-        low = lambda t: t.to(self.block.dtype)
+        def low(t): return t.to(self.block.dtype)
         sure, possible = self.block <= low(limits - self.error), self.block <= low(limits + self.error)
         i, j = (sure != possible).nonzero(as_tuple=True)
         if len(i): sure[i, j] = self.exact(i, j) <= limits.expand(sure.shape)[i, j]

@@ -108,7 +108,7 @@ def rename_attention(
     "Move the attention, if there is one, to the first map with as many channels: the names do not say where it sits."
     if not r.has('attn/gamma'): return
     C = r.arrays[f'{r.net}/attn/f/sn_conv/W'].shape[1] if r.has('attn/f/sn_conv/W') else None
-    width = lambda block: r.state[f'blocks.{block}.conv2.parametrizations.weight.original'].shape[0]
+    def width(block): return r.state[f'blocks.{block}.conv2.parametrizations.weight.original'].shape[0]
     at = next((side for block, side in places.items() if width(block) == C), None)
     if at is None: raise Refused(f'nnabla: its attention has {C} channels, which no block has')
     for name in 'fgh': r.layer(f'extra.{at}.{name}', f'attn/{name}/sn_conv', bias=False)

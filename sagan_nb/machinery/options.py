@@ -24,7 +24,7 @@ from .console import complain, read_words
 from .evaluate import check_metrics
 from .catalogue import is_weights_name
 from .features import check_features
-from .files import CacheWarning
+from .files import CacheWarning, must_be_file
 from .group import Lost, place, started_again, text_of_first, texts_of_all
 from .hub import is_repo
 from .guard import Collapsed
@@ -33,7 +33,7 @@ from .machine import fast_bf16, out_of_memory, short_of_memory
 from .many import goes_to_many
 from .pictures import reading_images, reading_options
 from .protocols import PROTOCOLS
-from .runs import Requeue, Stopped, agree_on, settings_of, stop_at
+from .runs import Requeue, Stopped, agree_on, check_free, settings_of, stop_at
 from .sending import stream_of
 from .terminal import printable, quoted
 
@@ -193,6 +193,15 @@ def free_path(
     return path
 
 
+def file_to_write(
+    path,                     # where a command will put what it found
+)->Path:
+    "Check the place before any work. Raises Refused for a folder, a device, or a folder that is not there."
+    path = must_be_file(path)
+    if not path.parent.is_dir(): raise Refused(f'{path.parent}: there is no such folder')
+    return path
+
+
 def replaces(
     path,                     # file to write, as the user named it
 )->str:                       # for the end of a sentence
@@ -205,10 +214,21 @@ def begun(
     resume:bool,              # asked for
 )->bool:                      # is it to be gone on with?
     """A run that torchrun starts again, after one of its ranks was lost, goes on where it was; so do all ranks where one was
-    asked to, as on a machine that came later."""
+    asked to, as on a machine that came later. Raises Refused, on every rank, where a new run would overwrite something."""
     again = 'True' in texts_of_all(str(resume or started_again()))
     there = text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
-    return resume or again and there
+    if resume or again and there: return True
+    if why := text_of_first(lambda: taken(out)): raise Refused(why)
+    return False
+
+
+def taken(
+    out:str,                  # run folder
+)->str:                       # empty where nothing is in the way
+    "Say why a new run cannot be put there."
+    try: check_free(Path(out))
+    except Refused as e: return str(e)
+    return ''
 
 
 def run_settings(
@@ -377,7 +397,7 @@ def say_lost(
     "Raise Refused where runs failed; beside other processes say it alone, for torchrun would stop their rows, too."
     words = f'{len(lost)} of {of} runs failed. {then}'
     if lost and world == 1: raise Refused(words)
-    if lost: print(words)
+    if lost: print(words, file=sys.stderr)               # of a rank whose stdout goes nowhere, too
 
 
 def seeds_of(
@@ -409,7 +429,7 @@ def asked_rows(
     adopt:str,                # as in sagan_table
     print_commands:bool,      # as in sagan_table
 )->tuple[list,list,list]:     # rows, seeds, rows to do anew
-    "What sagan_table is asked for. Raises Refused for what is not there, or does not go together."
+    "Check the options of sagan_table. Raises Refused for unknown rows and for options that exclude each other."
     choose(table, TABLES, 'table')
     rows, numbers = slice_of(TABLES[table], only, seeds)
     again = [] if retrain is None else slice_of(TABLES[table], retrain, seeds)[0]

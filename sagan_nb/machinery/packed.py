@@ -114,7 +114,7 @@ def check_chunks(
     each = max(1, CHUNK * pixels[0].nbytes)
     asked = range(len(chunks))
     if not whole: asked = random.Random().sample(asked, min(len(chunks), max(1, SAMPLED // each)))
-    for i in progress(asked, 'checking pictures') if whole and len(chunks) > 4 else asked:
+    for i in progress(asked, 'checking pictures', least=5) if whole else asked:
         part = pixels[ends[i] - chunks[i]['n']:ends[i]]
         if hashlib.sha256(part).hexdigest() != chunks[i]['sha256']:
             raise ValueError(f'images {ends[i] - len(part)} to {ends[i] - 1} are not those that were packed')

@@ -35,7 +35,7 @@ def list_world(
 )->Listing:               # what there is to draw
     "List a world that is drawn by code."
     toy = open_world(spec, res, n_classes)
-    read = lambda name: toy.batch([int(name)])[0][0].numpy()
+    def read(name): return toy.batch([int(name)])[0][0].numpy()
     names, k = [f'{i:06d}' for i in range(len(toy))], 1 if unlabelled else len(toy.classes)
     return Listing(spec, names, [i % k for i in range(len(toy))], [] if unlabelled else toy.classes, read)
 
@@ -90,6 +90,7 @@ def pack(
         records = write_chunks(listing, res, how, part, log, place)
         if place[0]: return None
         finish_pack(listing, res, records, part)
+        open_packed(part)                                    # refuses before an older pack goes
         put_in_place(part, out)
         log.unlink()
     report_faults(*faults_of(records), len(listing.names))
@@ -131,7 +132,7 @@ def before_mended(
     how:Reading,          # see there
 )->list:                  # the same, up to the first chunk without a picture that can be read by now
     "Take pictures in that were mended since."
-    still = lambda r: all(isinstance(decode(listing, name, res, how.stretch), str) for name in r['bad'])
+    def still(r): return all(isinstance(decode(listing, name, res, how.stretch), str) for name in r['bad'])
     return [*takewhile(still, records)]
 
 

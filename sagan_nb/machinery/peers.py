@@ -27,8 +27,8 @@ class Report:
 
     def __str__(self):
         "Summarise the report in a few lines."
-        count = lambda d, of: ', '.join(f'{n} {why}' for why, n in sorted(of(d).items()))
-        tally = lambda d: {why: sum(w == why for w in d.values()) for why in set(d.values())}
+        def count(d, of): return ', '.join(f'{n} {why}' for why, n in sorted(of(d).items()))
+        def tally(d): return {why: sum(w == why for w in d.values()) for why in set(d.values())}
         lines = [f'{self.kind} from {self.source}: {len(self.used)} tensors used']
         if self.unused: lines.append(f'{len(self.unused)} unused: {count(self.unused, tally)}')
         if self.missing: lines.append(f'{len(self.missing)} not stored there: {count(self.missing, tally)}')
@@ -124,7 +124,7 @@ def layer(self:Conversion, ours:str, theirs:str, grid:bool=False):
     turn = {4: lambda t: t.permute(3, 2, 0, 1), 2: torch.t} if turned else {}
     move, rows = lambda t: turn.get(t.ndim, lambda t: t)(t), torch.flatten
     if grid and self.source == 'official':              # h, w, c -> c, h, w
-        order = lambda t: t.unflatten(0, (4, 4, -1)).movedim(2, 0).flatten(0, 2)
+        def order(t): return t.unflatten(0, (4, 4, -1)).movedim(2, 0).flatten(0, 2)
         move, rows = lambda t: order(t.t()), lambda t: order(t.flatten())
     self.weight(ours, 'weight', theirs, move, rows)
     if (bias := self.find(theirs, 'bias', 'biases')): self.put(f'{ours}.bias', bias, rows)
@@ -191,7 +191,7 @@ def find_blocks(
 
 def place_by_width(c:Conversion, blocks:list, module:str)->int:
     "Find the first block with as many channels as the attention: the released names do not say where it sits."
-    size = lambda name: c.arrays[name].shape[-1] if name in c.arrays else None
+    def size(name): return c.arrays[name].shape[-1] if name in c.arrays else None
     C = c.arrays[f'{module}/sn_conv_theta/w'].shape[2] if f'{module}/sn_conv_theta/w' in c.arrays else None
     places = [i for i, b in enumerate(blocks) if size(c.pick(b, c.names['conv2']) + '/w') == C]
     if not places: raise Refused(f'official: {module} has {C} channels, which no block has')
@@ -247,7 +247,7 @@ def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
     c.layer('linear', c.outer['linear'])
     head = next((h for h in ('embed', 'classify') if c.outer.get(h) in c.modules), None)
     if head: c.layer(head, c.outer[head])
-    weights = lambda name: [first_weight(c.state, f'blocks.{i}.{name}') for i in range(len(blocks))]
+    def weights(name): return [first_weight(c.state, f'blocks.{i}.{name}') for i in range(len(blocks))]
     channels, inner = ([len(W) for W in weights(name)] for name in ('conv2', 'conv1'))
     K = len(first_weight(c.state, head)) if head else 0
     if head == 'classify' and 'classify.bias' not in c.state:
@@ -277,7 +277,7 @@ def convert_ours(arrays:dict, kind:str)->tuple[dict,dict,Report]:    # recipe, s
     "Read our own names without a recipe: widths from shapes, places from names, the rest from our defaults."
     G, sn = kind == 'Generator', 'linear.parametrizations.weight.original' in arrays and dict(update='forward')
     keys = sorted({k.split('.')[1] for k in arrays if k.startswith('blocks.')}, key=int)
-    out = lambda k: first_weight(arrays, f'blocks.{k}.conv2').shape[0]
+    def out(k): return first_weight(arrays, f'blocks.{k}.conv2').shape[0]
     maps = sorted({k.split('.')[1] for k in arrays if k.startswith('extra.')})
     extra = {k: own_map(arrays, f'extra.{k}') for k in maps}
     r = dict(kind=kind, channels=[out(k) for k in keys], sn=sn)

@@ -276,7 +276,7 @@ def read_chunks(
             at = slice(a + rank*CHUNK, a + (rank + 1)*CHUNK)
             return at, pool.map(lambda name: decode(listing, name, res, how.stretch), listing.names[at])
         ahead = None
-        for a in progress(rounds, 'reading pictures') if len(rounds) > 4 else rounds:
+        for a in progress(rounds, 'reading pictures', least=5):
             at, got = ahead or begin(a)
             got = list(got)
             ahead = None if how.truncated else begin(a + world*CHUNK)      # decode_truncated must be alone
@@ -286,7 +286,8 @@ def read_chunks(
 def threads_to_use()->int:
     "Divide the cores that this process may use by the ranks of this machine."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    mates = os.environ.get('LOCAL_WORLD_SIZE', '')
+    return max(1, cores // max(1, int(mates) if mates.isdecimal() else 1))
 
 
 def check_bad(
@@ -295,11 +296,11 @@ def check_bad(
     limit:float,          # share that is tolerated
 ):
     "Raise Refused when too many images are unreadable."
-    if len(bad) <= limit * total: return
+    if len(bad) <= round(limit*total, 6): return         # .29*100 is a little less than 29
     which = short_list([f'{name} ({why})' for name, why in bad.items()])
     truncated = any('truncated' in why for why in bad.values())
     cut = ', or read truncated ones as far as they go with --truncated' if truncated else ''
-    raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {limit:.0%}: {which}. '
+    raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {100*limit:g}%: {which}. '
             f'Mend or remove them, raise the limit (--bad 100% leaves out all of them, and lists them in a file){cut}')
 
 

@@ -59,8 +59,8 @@ def watch_layers(
     finally:
         for h in handles: h.remove()
     inner = {n: v for n, v in calls.items() if not any(o != n and o.startswith(f'{n}.') for o in calls)}
-    reads_x = lambda i: i.flatten(2).shape == x.flatten(2).shape and torch.allclose(i.flatten(2), x.flatten(2))
-    square = lambda o: o if o.ndim == 4 else o.unflatten(2, x.shape[2:]) if o.shape[2] == x[0, 0].numel() else o
+    def reads_x(i): return i.flatten(2).shape == x.flatten(2).shape and torch.allclose(i.flatten(2), x.flatten(2))
+    def square(o): return o if o.ndim == 4 else o.unflatten(2, x.shape[2:]) if o.shape[2] == x[0, 0].numel() else o
     first = {n: square(o) for n, (i, o) in inner.items() if reads_x(i)}
     return Seen(x, out, first, {n: v for n, v in inner.items() if n not in first})
 
@@ -77,7 +77,6 @@ class Formula:
     axis: str                 # 'keys': the weights of each output sum to 1; 'queries': those of each key do
     scale: str                # scores are divided by the root of 'd', the query's width, or 'D', the value's; or 'none'
     pool: str                 # 'none', 'max' or 'avg', of key and value
-    value_pool: str           # the same of the value alone
 
 
 def averages(
@@ -87,14 +86,13 @@ def averages(
     f:Formula,                # how
 )->Tensor:                    # (B, D, N)
     "Attend by a formula."
-    Q, K, V = as_rows(q), as_rows(POOLS[f.pool](k)), as_rows(POOLS[f.value_pool](v))
+    Q, K, V = as_rows(q), as_rows(POOLS[f.pool](k)), as_rows(POOLS[f.pool](v))
     s = Q.mT @ K
     s = s / dict(none=1, d=Q.shape[1], D=V.shape[1])[f.scale]**.5
     return V @ s.softmax(-1 if f.axis == 'keys' else -2).mT
 
 
-FORMULAS = [Formula(a, s, p, w) for a, s, (p, w) in product(
-    ('keys', 'queries'), ('none', 'd', 'D'), (('none', 'none'), ('max', 'max'), ('avg', 'avg'), ('none', 'none')))]
+FORMULAS = [Formula(*o) for o in product(('keys', 'queries'), ('none', 'd', 'D'), ('none', 'max', 'avg'))]
 
 
 def near(

@@ -174,9 +174,9 @@ def check_loss(
     known, right = (D_LOSSES, 'the hinge loss') if inputs == 2 else (G_LOSSES, 'minus the mean logit')
     draws = [3*torch.randn(inputs, 7, generator=torch.Generator().manual_seed(s)) for s in range(4)]
     order = -1 if names_fake_first(loss) else 1                  # as BigGAN-PyTorch has it
-    value = lambda *logits: sum(v) if isinstance(v := loss(*logits[::order]), (tuple, list)) else v
+    def value(*logits): return sum(v) if isinstance(v := loss(*logits[::order]), (tuple, list)) else v
     got = [torch.as_tensor(value(*d)).detach().float() for d in draws]
-    close = lambda g, v: g.ndim == 0 and torch.isclose(g, v, rtol=1e-4)
+    def close(g, v): return g.ndim == 0 and torch.isclose(g, v, rtol=1e-4)
     names = [n for n, f in known.items() if all(close(g, f(*d)) for g, d in zip(got, draws))]
     if right in names: return [Finding('loss', CONFORMS, right)]
     if names: return [Finding('loss', DEVIATES, f'{names[0]}; the paper has {right}')]

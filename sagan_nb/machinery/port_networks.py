@@ -155,7 +155,7 @@ def pooling_rule(
     x, v = maps[-1], vector[0]
     rules = {'sum': F.relu(x).sum((2, 3)), 'mean': F.relu(x).mean((2, 3)), 'sum, not rectified': x.sum((2, 3)),
              'mean, not rectified': x.mean((2, 3))}
-    fits = lambda r: r.shape == v.shape and torch.allclose(r, v, rtol=1e-4, atol=1e-5)
+    def fits(r): return r.shape == v.shape and torch.allclose(r, v, rtol=1e-4, atol=1e-5)
     return next((n for n, r in rules.items() if fits(r)), None)
 
 

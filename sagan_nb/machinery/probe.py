@@ -25,9 +25,10 @@ from ..data import open_source
 from ..losses import hinge_d
 from ..networks import Discriminator
 from .atomic import atomic_write
+from .console import complain
 from .files import read_json, write_json
 from .machine import environment
-from .options import seeds_of
+from .options import exit_code, fault_line, seeds_of
 
 HELD_OUT = 1000           # images that are never trained on: half of them intact, half dealt out
 PARTNERS = dict(toy=('colour', [1]), pairs=('colour', [1, 3]), twins=('code', [1]))      # what makes parts agree
@@ -58,7 +59,7 @@ def deal_out(
     world,                    # drawn by code
 ):                            # a copy
     "Give the partner of each part what it has in the image before, so that distant parts agree only by chance."
-    if world.name not in PARTNERS: raise Refused(f'{world.spec} has no parts that must agree')
+    if getattr(world, 'name', None) not in PARTNERS: raise Refused(f'{world.spec} has no parts that must agree')
     name, parts = PARTNERS[world.name]
     other, values = copy.copy(world), world.factors[name].clone()
     values[:, parts] = values[:, parts].roll(1, 0)
@@ -299,6 +300,7 @@ def main(
     given = vars(probe_options().parse_args(argv))
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
+    if min(given['updates'], given['every'], given['batch'] - 1) < 1: raise Refused('--updates and --every are 1 or more, --batch 2 or more')
     wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
     missing = run_missing(wanted, out, time.monotonic() + 60*minutes)
     found = read_results(wanted, out)
@@ -317,6 +319,10 @@ def with_probe(
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs or sys.argv[1:2] != ['probe']: return f(*args, **kwargs)
-        try: sys.exit(main(sys.argv[2:]))
-        except Refused as e: sys.exit(f'{f.__name__} probe: {e}')
+        try: code = main(sys.argv[2:])
+        except (Exception, KeyboardInterrupt) as e:
+            if not (line := fault_line(e)): raise
+            complain(f'{f.__name__} probe', line)
+            code = exit_code(e)
+        sys.exit(code)
     return run

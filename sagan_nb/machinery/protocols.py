@@ -13,8 +13,8 @@ from ..core import Refused, choose, from_uint8
 from ..data import open_source
 from ..distributed import Ranks
 from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
-from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, inception, open_features
-from .files import cache_folder, content_hash, file_sha256
+from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, download_folder, inception, open_features
+from .files import cache_folder, content_hash, file_sha256, refusing
 from .listing import list_pictures, locate
 from .packed import is_pack
 from .pictures import open_picture, take_batch, threads_to_use
@@ -28,7 +28,7 @@ def by_torch(x:Tensor)->Tensor:             # uint8 (B, 3, H, W) -> (B, 3, 299, 
 def by_pillow(x:Tensor)->Tensor:            # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
     "Resize by clean-fid's rule: each channel as floats by Pillow's antialiased bicubic, clipped and not rounded."
     from PIL import Image
-    channel = lambda c: np.asarray(Image.fromarray(c.astype(np.float32)).resize((299, 299), Image.BICUBIC)).clip(0, 255)
+    def channel(c): return np.asarray(Image.fromarray(c.astype(np.float32)).resize((299, 299), Image.BICUBIC)).clip(0, 255)
     with ThreadPoolExecutor(threads_to_use()) as pool:           # Pillow works beside Python
         out = np.stack([*pool.map(lambda picture: np.stack([*map(channel, picture)]), x.cpu().numpy())])
     return (torch.from_numpy(out).to(x.device) - 128) / 128
@@ -37,7 +37,7 @@ def by_pillow(x:Tensor)->Tensor:            # uint8 (B, 3, H, W) -> (B, 3, 299, 
 def by_pillow_in_bytes(x:Tensor)->Tensor:   # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
     "mmgeneration's for the score: Pillow's bicubic on RGB pictures, which rounds to bytes."
     from PIL import Image
-    resize = lambda p: np.asarray(Image.fromarray(p).resize((299, 299), Image.BICUBIC))
+    def resize(p): return np.asarray(Image.fromarray(p).resize((299, 299), Image.BICUBIC))
     with ThreadPoolExecutor(threads_to_use()) as pool: resized = np.stack([*pool.map(resize, x.cpu().permute(0, 2, 3, 1).numpy())])
     return (torch.from_numpy(resized).to(x.device).permute(0, 3, 1, 2).float() - 128) / 128
 
@@ -96,7 +96,7 @@ def torchvision_inception(
 )->Features:
     "Open torchvision's Inception. Raises Refused where its weights are missing, or are other ones."
     url = f'https://download.pytorch.org/models/{TORCHVISION}'
-    want = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/TORCHVISION
+    want = Path(path).expanduser() if path else download_folder()/TORCHVISION
     say, prefix = f'get {url} and put it at {want}', TORCHVISION[-12:-4]
     if not want.exists() and not path:
         want.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def torchvision_inception(
         except Exception as e: raise Refused(f"cannot download torchvision's Inception ({e}): {say}") from None
     if not want.exists(): raise Refused(f'{want}: there is no such file; {say}')
     published = file_sha256(want).startswith(prefix)
-    net = TorchvisionInception(torch.load(want, map_location='cpu', weights_only=True)).to(device)
+    with refusing(f"{want}: not torchvision's Inception, or damaged; {say}"):
+        net = TorchvisionInception(torch.load(want, map_location='cpu', weights_only=True)).to(device)
     name = "torchvision's Inception" if published else "torchvision's Inception with other weights"
     return Features(net, name, 'torch bilinear to 299, aligned corners', published)
 
@@ -236,7 +237,7 @@ def by_protocol_table(
         values = [o['value'] for o in found if o['metric'] == metric]
         return f'{values[0]:.4g}' if values and not isinstance(values[0], str) else '-'
     names = list(dict.fromkeys(o['metric'] for o in records))
-    how = lambda o: f'{o["features"]}, {o["resize"]}, {o["pictures"]}, {o["n_fake"]:,} against {o["n_real"]:,}'
+    def how(o): return f'{o["features"]}, {o["resize"]}, {o["pictures"]}, {o["n_fake"]:,} against {o["n_real"]:,}'
     rows = [[each, *(cell(found, m) for m in names), how(found[0])] for each, found in groups.items()]
     notes = [f'{each}: {"; ".join(found[0]["departures"])}' for each, found in groups.items()]
     return '\n'.join([text_table(['protocol', *names, 'how'], rows), *notes])

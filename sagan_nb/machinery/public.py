@@ -92,7 +92,7 @@ def scores_of(
     how = dict(zip(('n_fake', 'n_real'), SIZES[scale]), features=features, about=about)
     score, *_, distance = evaluate(G, source, ('score', 'distance'), **how)
     with without_blocks(G): without = evaluate(G, source, ('distance',), **how)[0]
-    show = lambda o: f'{o["value"]:.4g}' if isinstance(o['value'], float) else '-'
+    def show(o): return f'{o["value"]:.4g}' if isinstance(o['value'], float) else '-'
     names = f'score is {score["metric"]}, distance {distance["metric"]}'
     return [*map(show, (score, distance, without))], f'{names}, on {source.spec}: {protocol_of(distance)}'
 

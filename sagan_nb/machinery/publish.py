@@ -40,6 +40,14 @@ def model_card(
                       '```', ''])
 
 
+def is_card(
+    path:Path,                    # README.md, or none
+)->bool:
+    "Tell whether the place of a model card is free, or holds one."
+    if not path.exists(): return True
+    return bool(re.match(r'# \w+ of a Self-Attention GAN\n', path.read_text(encoding='utf-8', errors='replace')))
+
+
 def in_half(
     name:str,                     # of a tensor
     t:Tensor,                     # of any type
@@ -70,6 +78,7 @@ def save_pretrained(
     path, recipe = Path(path), recipe_of(net)
     card = model_card(net, recipe, about)
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
+    if file != path and not is_card(path/'README.md'): raise Refused(f'{path}/README.md is not of a published network: choose another folder, or FILE.safetensors')
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     if half: tensors = {k: in_half(k, t) for k, t in tensors.items()}
@@ -167,12 +176,12 @@ def onnx_difference(
     "Compare an ONNX file, run by onnxruntime, with the network."
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    names, off, rng = [o.name for o in session.get_inputs()], 0., torch.Generator().manual_seed(0)
+    names, off, rng = [o.name for o in session.get_inputs()], [], torch.Generator().manual_seed(0)
     for n in (1, 2, 5):                                         # the file takes any number
         z, y = torch.randn(n, net.z_dim, generator=rng), torch.arange(n) % max(net.n_classes, 1)
         theirs = torch.from_numpy(session.run(None, {k: dict(z=z, y=y)[k].numpy() for k in names})[0])
-        with torch.no_grad(): off = max(off, (net(z, y) - theirs).abs().max().item())
-    return off
+        with torch.no_grad(): off.append((net(z, y) - theirs).abs().max())
+    return torch.stack(off).max().item()                        # not a number, if any is none
 
 
 def export_onnx(
@@ -193,7 +202,7 @@ def export_onnx(
         torch.onnx.export(net, (z, y), str(part), dynamo=True, verbose=False, dynamic_shapes=axes, external_data=False,
                           **used)
         off = onnx_difference(part, net)
-        if off > 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
+        if not off <= 1e-4: raise RuntimeError(f'{path}: other pictures than from torch (a pixel differs by {off:.2g})')
     return off
 
 

@@ -14,7 +14,7 @@ def grid_queries(
     "Points spread evenly over rows, the fuller rows first: 3 makes a triangle, 4 a square, 5 three above two."
     per_row = math.ceil(math.sqrt(n))
     counts = [min(per_row, n - a) for a in range(0, n, per_row)]
-    middle = lambda i, of: int((i + .5)*res/of)
+    def middle(i, of): return int((i + .5)*res/of)
     return [(middle(r, len(counts)), middle(c, m)) for r, m in enumerate(counts) for c in range(m)]
 
 
@@ -29,7 +29,7 @@ def contrast_queries(
     rows, chosen = beta.sqrt(), [torch.special.entr(beta).sum(1).argmin().item()]
     at = torch.cartesian_prod(*map(torch.arange, o.shape))
     gap = max(1, min(o.shape) // (2*math.ceil(math.sqrt(n))))            # squares of this half side: n always fit
-    close_to = lambda some: ((at[:, None] - at[some]).abs().amax(-1) < gap).any(1)
+    def close_to(some): return ((at[:, None] - at[some]).abs().amax(-1) < gap).any(1)
     while len(chosen) < n:
         overlap = (rows @ rows[chosen].T).amax(1)
         chosen.append(overlap.masked_fill(close_to(chosen), math.inf).argmin().item())

@@ -39,7 +39,7 @@ def config_html(
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     name = html.escape(cfg.preset)
     head = ['setting', 'here', f'{cfg.preset} at paper scale', 'meaning', 'source of the default']
-    fold = lambda title, table: f'<details><summary>{title}</summary>{table}</details>'
+    def fold(title, table): return f'<details><summary>{title}</summary>{table}</details>'
     return (f'<p>What differs from the row <code>{name}</code> at the scale of the paper:</p>'
             + table_html(head[:4], changed) + fold('All settings', table_html(head, rows))
             + fold('Versions and machine', table_html(['ran on', ''], list(env.items()))))
@@ -221,7 +221,7 @@ def silenced_numbers(
     "Metrics with attention and without it."
     try: attention_layers(G)
     except Refused: return ''
-    numbers = lambda: evaluate(G, source, ('distance', 'prdc'), features, n_fake=n, n_real=n, cache=None)
+    def numbers(): return evaluate(G, source, ('distance', 'prdc'), features, n_fake=n, n_real=n, cache=None)
     whole = numbers()
     with silenced(G): without = numbers()
     how = (f'{n} generated and {whole[0]["n_real"]} real pictures, {features.name}, seed {whole[0]["seed"]}. What '
@@ -237,11 +237,11 @@ def metrics_html(
     try: records = run_scores(run)
     except Refused: return '<p>metrics.json is damaged: delete it, and <code>sagan_eval</code> makes it anew.</p>'
     if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
-    number = lambda v: float(v) if isinstance(v, (int, float)) else v or ''
+    def number(v): return float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))
             for o in records]
-    stamp = lambda o: html.escape(json.dumps({k: v for k, v in o.items() if k != 'per_class'}))
+    def stamp(o): return html.escape(json.dumps({k: v for k, v in o.items() if k != 'per_class'}))
     stamps = ''.join(f'<dt>{html.escape(o["metric"])}</dt><dd><code>{stamp(o)}</code></dd>' for o in records)
     head = ['metric', 'generated', 'real', 'features', 'n generated', 'n real', 'step', 'seed']
     return table_html(head, rows) + f'<details><summary>How each number was made</summary><dl>{stamps}</dl></details>'
@@ -251,7 +251,7 @@ def sections(
     run:Path,                 # run folder
     model,                    # from `open_run`
     source,                   # real pictures, or None
-    features,                 # whose distances say what is near, or None
+    features,                 # features used to find nearest neighbours, or None
 )->dict:                      # title -> HTML
     "All that the page shows, in order."
     log, cfg, G, names = read_log(run/'log.jsonl'), model.cfg, model.G, model.classes
@@ -282,7 +282,7 @@ def report(
     run,                      # run folder
     out=None,                 # file to write; None: report.html in the run folder
     source=None,              # its real pictures; None: opened as its settings say, left out where they are not there
-    features:Features=None,   # whose distances say what is near; None: the domain classifier (chapter 10)
+    features:Features=None,   # features used to find nearest neighbours; None: the domain classifier (chapter 10)
     device='cpu',             # where to draw
 )->Path:                      # the file
     "Write one page with everything about a run. Raises Refused for a folder without a run."
@@ -295,7 +295,7 @@ def report(
     try: features = None if source is None else features or domain(source, device=device)
     except Refused as e: note = f' Distances are left out ({e}).'
     title, body = f'{cfg.preset}, {cfg.scale} scale, step {model.step}', sections(run, model, source, features)
-    anchor = lambda name: ''.join(c for c in name.lower() if c.isalpha())
+    def anchor(name): return ''.join(c for c in name.lower() if c.isalpha())
     links = ''.join(f'<a href="#{anchor(k)}">{k}</a>' for k in body)
     parts = ''.join(f'<section id={anchor(k)}><h2>{k}</h2>{v}</section>' for k, v in body.items())
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'

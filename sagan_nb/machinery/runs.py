@@ -96,14 +96,20 @@ def numbers(
     return type(value) in (int, float)
 
 
+def run_of(
+    path:Path,                # a checkpoint
+)->Path:                      # None: it lies elsewhere, and what is beside it is not its own
+    "Find the run folder of a checkpoint."
+    return path.parent.parent if path.parent.name == 'checkpoints' else None
+
+
 def class_names(
-    run,                      # run folder
+    run,                      # run folder, or None
     n:int,                    # number of classes
 )->list:                      # n names, printable
     "Read the names of a run's classes; without data.json, their numbers. Raises Refused where it is damaged."
-    path, by_number = Path(run)/'data.json', [str(k) for k in range(n)]
-    remedy = 'delete it, and classes are called by their numbers'
-    if not path.exists(): return by_number
+    remedy, by_number = 'delete it, and classes are called by their numbers', [str(k) for k in range(n)]
+    if run is None or not (path := Path(run)/'data.json').exists(): return by_number
     names = read_json(path, remedy).get('classes')
     if isinstance(names, list) and len(names) == n: return [*map(printable, names)]
     raise Refused(f'{path} is damaged (it does not name {n} classes): {remedy}')
@@ -362,11 +368,11 @@ ENV_LOST = 'delete it: records then do not say on what the run was trained'
 def about_run(
     cfg:Config,               # its settings
     step:int,                 # updates of G
-    path:Path,                # its checkpoint, in its run folder
+    path:Path,                # its checkpoint
 )->dict:                      # JSON values
     "What a record says of the generator of a run."
-    env, known = path.parent.parent/'env.json', {}
-    if env.exists(): known = read_json(env, ENV_LOST)
+    run, known = run_of(path), {}
+    if run and (run/'env.json').exists(): known = read_json(run/'env.json', ENV_LOST)
     norm = f'standing statistics over {cfg.standing}' if cfg.standing else 'moving averages'
     return dict(preset=cfg.preset, scale=cfg.scale, train_seed=cfg.seed, step=step, ema=bool(cfg.ema), batch_norm=norm,
                 checkpoint=path.name, checkpoint_sha256=file_sha256(path), trained_commit=known.get('commit'),
@@ -474,7 +480,11 @@ class StopOnSignal:
         first, self.asked = self.asked is None, number
         if first:
             with suppress(OSError, RuntimeError): print('\nstopping after this step; once more to stop at once', flush=True)   # nobody may read it
-        if 'TORCHELASTIC_RUN_ID' in os.environ: return
+        if 'TORCHELASTIC_RUN_ID' not in os.environ: self.end()
+
+    def end(self):
+        "Let signals act as usual again: there is nothing left to save."
+        if threading.current_thread() is not threading.main_thread(): return
         for s in self.signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
     def __call__(self, gan:GAN, log:dict):

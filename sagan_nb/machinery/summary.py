@@ -22,7 +22,7 @@ def say_scores(
     try: records = run_scores(run)
     except Refused: return 'metrics.json is damaged: delete it, and sagan_eval makes it anew.'
     if not records: return f'Not measured yet: sagan_eval {run} does it.'
-    number = lambda v: f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
+    def number(v): return f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
     said = []
     for o in records:
         if o.get('splits', 1) != 1: continue
@@ -51,9 +51,9 @@ def say_collapse(
     log:list,                 # from `read_log`
 )->str:                       # a sentence
     "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
-    log, curve = with_numbers(log, 'loss_d'), with_numbers(read_log(run/'curve.jsonl'), 'diversity')
+    log, curve = with_numbers(log, 'loss_d'), read_log(run/'curve.jsonl')
     if not log and not curve: return 'Unknown: the log has no line yet.'
-    signs = collapse(log, curve, math.inf, cfg.steps)
+    signs = curve[-1].get('collapse', []) if curve else collapse(log, [], math.inf, cfg.steps)     # a look knows the real diversity
     looked = '' if curve else ' Diversity was not looked at; sagan_table does.'
     if not signs: return f'None found.{looked}'
     return '; '.join(f'{o["sign"]} at step {o["t"]} ({o["words"]})' for o in signs) + f'.{looked}'

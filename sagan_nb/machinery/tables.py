@@ -276,9 +276,10 @@ def envs_of(
 
 def moved_attention(
     results: list,            # runs
-) -> set:                     # (maps here, maps in the preset) of the runs where they differ
+) -> set:                     # (maps here, maps in the preset) of the runs where they differ, each as '16,32'
     "Find where attention was put on another map than a row names, by `--set attn_at=...`."
-    maps = {(tuple(r['config']['attn_at']), preset(r['row']).attn_at) for r in results}
+    def named(maps): return ','.join(map(str, maps))
+    maps = {(named(r['config']['attn_at']), named(preset(r['row']).attn_at)) for r in results}
     return {(here, there) for here, there in maps if here and here != there}
 
 
@@ -291,18 +292,24 @@ def file_alone(
     return what + of + re.split(r'[/\\]', file)[-1] + zipped + folder
 
 
+def each_once(
+    values,                   # what occurs, of any type
+) -> str:
+    "Write what occurs, each value once, in order."
+    return ' / '.join(sorted({harmless(v) for v in values}))
+
+
 def protocol(
     results: list,            # runs
 ) -> str:                     # one paragraph
     "Say how the numbers were made; where runs differ, list all values."
     if not results: return 'Nothing was run.'
-    each = lambda values: ' / '.join(sorted({harmless(v) for v in values}))
     rows = [o for r in results for o in r['records'] if o['features'] != 'pixels']
-    of = lambda key: each(file_alone(str(o[key])) for o in rows if key in o)
-    cfg = lambda key: each(r['config'].get(key) for r in results)
-    env = lambda key: each(e.get(key) for r in results for e in envs_of(r))
+    envs = [o for r in results for o in envs_of(r)]
     versions = {o['numerics'] for o in results}
-    where = lambda maps: each('+'.join(map(str, m)) for m in maps)
+    def of(key): return each_once(file_alone(str(o[key])) for o in rows if key in o)
+    def cfg(key): return each_once(o['config'].get(key) for o in results)
+    def env(key): return each_once(o.get(key) for o in envs)
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
              f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}',
              f'decay of averaged weights {cfg("ema")}',
@@ -310,12 +317,12 @@ def protocol(
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
              f'{env("device_name")}, processor {env("cpu")}, {env("threads")} thread{"s"*(env("threads") != "1")}, torch {env("torch")}']
-    if maps := moved_attention(results):
-        here, there = zip(*maps)
-        parts.append(f'**attention at map {where(here)}, in the presets at {where(there)}**')
-    if versions != {NUMERICS}: parts.append(f'numbers of version {each(versions)}; today\'s is {NUMERICS}')
+    if moved := moved_attention(results):
+        here, there = map(each_once, zip(*moved))
+        parts.append(f'**attention at map {here}, in the presets at {there}**')
+    if versions != {NUMERICS}: parts.append(f'numbers of version {each_once(versions)}; today\'s is {NUMERICS}')
     if len({r['seed'] for r in results}) == 1: parts.append('**one seed: shows the machinery, decides nothing**')
-    return '; '.join(parts) + f'.\n\nCommit: {each(commit_of(e) for r in results for e in envs_of(r))}.'
+    return '; '.join(parts) + f'.\n\nCommit: {each_once(map(commit_of, envs))}.'
 
 
 def early_ends(
@@ -370,7 +377,7 @@ def not_applicable(
     if not results: return {}
     cfg = results[0]['config']
     source = SimpleNamespace(res=cfg['res'], classes=range(cfg['n_classes']), spec='', fingerprint='')
-    pairs = [f'attn_at={",".join(map(str, here))}' for here, _ in moved_attention(results)][:1]
+    pairs = [f'attn_at={here}' for here, _ in moved_attention(results)][:1]
     skipped = row_configs(plan, source, results[0]['scale'], pairs)[1]
     return {row: why for row, why in skipped.items() if row not in {r['row'] for r in results}}
 

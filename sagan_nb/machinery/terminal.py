@@ -86,7 +86,7 @@ def paragraphs(
     used:list,                # numbers of the columns that are shown
 )->str:
     "Write each row as a paragraph: its name, then what is known of it."
-    facts = lambda row: '; '.join(f'{head[i]} {row[i]}' for i in used[1:] if row[i] not in ('', '-'))
+    def facts(row): return '; '.join(f'{head[i]} {row[i]}' for i in used[1:] if row[i] not in ('', '-'))
     return wrap('\n'.join(f'{row[used[0]]}\n  {facts(row)}' for row in rows))
 
 
@@ -173,6 +173,7 @@ def track(
 def progress(
     items,                    # anything with a length
     label:str='working',      # what is being done
+    least:int=0,              # how many items are worth it
 ):                            # an iterable over the same items
-    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set."
-    return items if 'IN_TEST' in os.environ else track(items, label)
+    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set, and where there are fewer items."
+    return items if 'IN_TEST' in os.environ or len(items) < least else track(items, label)

@@ -61,7 +61,7 @@ def one_distance(width, n):
 def intra(width, n_classes, n_fake, n_real, sample):
     "Class by class; only the metric is timed. sqrtm on a few classes, multiplied up."
     made = 0.
-    pair = lambda k: (features(n_fake, width, 2*k), features(n_real, width, 2*k + 1))
+    def pair(k): return (features(n_fake, width, 2*k), features(n_real, width, 2*k + 1))
 
     def groups():
         nonlocal made

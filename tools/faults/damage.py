@@ -103,7 +103,7 @@ def of_weights(place, folder):
     state = {k: v.contiguous() for k, v in open_run(place.folder/'finished').D.state_dict().items()}
     np.savez(npz, **{k: v.numpy() for k, v in state.items()})
     torch.save(state, pth)
-    look = lambda path, part: lambda: values(getattr(open_run(path, part=part), part).state_dict())
+    def look(path, part): return lambda: values(getattr(open_run(path, part=part), part).state_dict())
     return {'published weights': Kind(ours, look(ours, 'G')), 'weights of others, .npz': Kind(npz, look(npz, 'D')), 'weights of others, .pth': Kind(pth, look(pth, 'D'))}
 
 
@@ -114,12 +114,12 @@ def of_data(place, folder):
         for p in sorted((place.folder/'pictures').rglob('*.png')): z.write(p, p.relative_to(place.folder/'pictures'))
     write_cache(cached, dict(features=torch.randn(20, 8), logits=torch.randn(20, 4)), dict(task='classes'))
     with small(place): pack(place.folder/'pictures', 32, kept)
-    opened = lambda: source_values(open_packed(kept, whole=True))
+    def opened(): return source_values(open_packed(kept, whole=True))
     half = half_pack(place, folder/'half')
     one = shutil.copytree(place.folder/'pictures', folder/'one')
     jpeg = one/'a'/'zz.jpg'
     Image.open(one/'b'/'00.png').save(jpeg, quality=90)
-    read = lambda: source_values(open_source(one, 32, max_bad=.5))
+    def read(): return source_values(open_source(one, 32, max_bad=.5))
     return {'zip of pictures': Kind(zipped, lambda: source_values(open_source(zipped, 32, max_bad=1)), guarded=False),
             'picture, PNG': Kind(one/'a'/'03.png', read, guarded=False), 'picture, JPEG': Kind(jpeg, read, guarded=False),
             'features that are kept': Kind(cached, lambda: kept_values(cached)),

@@ -34,12 +34,13 @@ def oldest(requirement):
 
 def install(folder):
     "Make the environment, if it is not there: its Python."
-    python = Path(folder)/'bin'/'python'
-    if not python.exists():
+    python, whole = Path(folder)/'bin'/'python', Path(folder)/'installed'
+    if not whole.exists():
         venv.create(folder, with_pip=True)
         wanted = [*map(oldest, requirements()), 'torch-fidelity>=0.4,<0.5', 'tqdm', 'pytest', 'hypothesis', 'nbformat']
         subprocess.run([python, '-m', 'pip', 'install', '-q', *wanted], check=True)
         subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-deps', '-e', ROOT], check=True)
+        whole.touch()
     return python
 
 

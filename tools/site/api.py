@@ -229,7 +229,7 @@ class Names:
 
     def link(self, text, module=None):
         "Markdown with its backticked names linked; code blocks, headings and what is a link already stay as they are."
-        one = lambda t: re.sub(r'(?<![`\[\\])`([^`\n]+)`(?!`)', lambda m: self._one(m, module), t)
+        def one(t): return re.sub(r'(?<![`\[\\])`([^`\n]+)`(?!`)', lambda m: self._one(m, module), t)
         return around(FENCED + r'|^#+ [^\n]*$|\[[^\]\n]*\]\([^)\n]*\)|\$\$.*?\$\$', one, text)
 
     def _one(self, m, module):

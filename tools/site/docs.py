@@ -159,7 +159,7 @@ class Page:
     def figure(self, cell, told):
         "Caption, number and text alternative of the picture that the cell draws. The finding stands out; the rest is smaller."
         self.figures += 1
-        text = lambda name: told.get(name, '').strip('"').replace('\\"', '"')
+        def text(name): return told.get(name, '').strip('"').replace('\\"', '"')
         alt = text('fig-alt') or re.match(r'.{60}.*?[.;:](?= |$)|.*', text('fig-cap').replace('`', ''))[0]
         number, name = f'{int(self.number or 0)}.{self.figures}', (self.module or 'index').split('.')[-1]
         caption = '\n\n'.join(filter(None, sentences(f'**Figure {number}.** {text("fig-cap")}')))
@@ -224,7 +224,7 @@ def toctree(caption, rows):
 
 def navigation(dest):
     "The order of all pages."
-    there = lambda names: [('', o) for o in names if (dest/f'{o}.md').exists()]
+    def there(names): return [('', o) for o in names if (dest/f'{o}.md').exists()]
     return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [*there(['chapters']), *(('', name) for _, name, _ in chapters())]),
                         toctree('The machinery', [('', name) for name, _ in machinery()]),
                         toctree('The paper', there(PAPER)), toctree('The project', there(PROJECT))])
@@ -246,7 +246,7 @@ colour. Many pixels look at the opposite corner, as the first one marked here; n
 
 def front(cells):
     "The home page: the generator itself and cards where README has a picture and a list."
-    at = lambda text: next((i for i, c in enumerate(cells) if text in c.source), None)
+    def at(text): return next((i for i, c in enumerate(cells) if text in c.source), None)
     if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
     cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
     new = [f'{home.live()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']

@@ -63,7 +63,7 @@ def attention(C=256, side=32):
     x = torch.zeros(1, C, side, side)
     seen = shapes(block, x)
     q, k, v = (tuple(t.shape[1:]) for t in block.heads(x))
-    per = lambda o: f'{o[0]} x {o[1]}'
+    def per(o): return f'{o[0]} x {o[1]}'
     d = Drawing(518, f'The attention block, released form, {C} channels on a {side}x{side} map')
     d.box(138, 8, 120, 46, 'x', f'{C} x {side} x {side}', fill=GREY)
     for x, name, role, shape in ((18, 'g', 'query', q), (140, 'f', 'key', k), (262, 'h', 'value', v)):
@@ -102,7 +102,7 @@ def networks(res=128, width=64, at=32):
             d.box(x - w//2, 48 + 56*i, w, 40, *lines, fill=fill)
     G_steps = [(G.widths[0], 4, False), *((*up[f'blocks.{m}'][:2], int(m) == at) for m in G.blocks)]
     D_steps = [(o[0], o[1], o[1] == at) for k, o in down.items() if k.startswith('blocks.') and k.count('.') == 1]
-    count = lambda net: f'{sum(p.numel() for p in net.parameters()):,} weights'
+    def count(net): return f'{sum(p.numel() for p in net.parameters()):,} weights'
     walk(98, f'G: {count(G)}', 'each block doubles the map', ['z, y'], G_steps, [f'{res}x{res}', 'picture'])
     walk(292, f'D: {count(D)}', 'all blocks but the last halve it', [f'{res}x{res}', 'picture'], D_steps, ['logit'])
     return d

@@ -68,7 +68,7 @@ def draw():
 def arrow(pen, a, b, head=16):
     "A white arrow with a dark rim from a to b."
     at = math.atan2(b[1] - a[1], b[0] - a[0])
-    wing = lambda turn, long: (b[0] - long*math.cos(at + turn), b[1] - long*math.sin(at + turn))
+    def wing(turn, long): return (b[0] - long*math.cos(at + turn), b[1] - long*math.sin(at + turn))
     foot = wing(0, head)
     for colour, width, long in ((RIM, 8, head + 5), (ARROW, 4, head)):
         pen.line([*a, *foot], colour, width)

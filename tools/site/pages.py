@@ -105,7 +105,7 @@ def ours(row):
     scale = next((s for s in SCALES if any(o['scale'] == s for o in mine)), None)
     if scale is None: return 'not run', '-'
     here = [o for o in mine if o['scale'] == scale]
-    runs = lambda folder: {o['run'] for o in here if o['folder'] == folder}
+    def runs(folder): return {o['run'] for o in here if o['folder'] == folder}
     folder = max(sorted({o['folder'] for o in here}), key=lambda name: len(runs(name)))
     here = [o for o in here if o['folder'] == folder]
     seeds, shown = runs(folder), []
@@ -161,7 +161,7 @@ def settings(names, known):
     from sagan_nb.config import PRESETS, Config
     from_paper = {f.name: f for f in Config.__dataclass_fields__.values() if f.metadata['source'].startswith('paper')}
     if wrong := from_paper.keys() ^ DATA['hyperparameters'].keys(): raise Missing(f'settings of the paper, in Config or in paper.yml alone: {wrong}')
-    shown = lambda v: ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v
+    def shown(v): return ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v
     for name, o in DATA['hyperparameters'].items():
         here, said, f = getattr(PRESETS['paper'], name), o['paper'], from_paper[name]
         if here != (tuple(said) if isinstance(said, list) else said): raise Missing(f'{name}: the paper says {said}, preset `paper` has {here}')

@@ -73,7 +73,7 @@ def main_job():
     "What the first command of README gave when it ran to its end."
     records, config, env = (read(f'results/main_job/{o}.json') for o in ('metrics', 'config', 'env'))
     shown = {r['metric']: r for r in records if r['metric'] in SHOWN and r.get('splits', 1) == 1}
-    cell = lambda v: '-' if v is None else f'{v:.2f}'
+    def cell(v): return '-' if v is None else f'{v:.2f}'
     o = shown['Fréchet classifier distance']
     return '\n'.join([
         table(('what is measured (its name)', 'generated', 'real'),
@@ -100,7 +100,7 @@ def parity():
     rows, found = [], read('results/parity.json')['rows']
     for case in dict.fromkeys(o['case'] for o in found):
         mine = [o for o in found if o['case'] == case]
-        most = lambda k: max((o[k] for o in mine if k in o), default=None)
+        def most(k): return max((o[k] for o in mine if k in o), default=None)
         where, network = case.split('/')
         rows.append((f'{read_of[where]}, `{network}`', *('-' if most(k) is None else f'{most(k):.0e}' for k in ('images', 'logits', 'gradients'))))
     return table(('weights of', 'images', 'logits', 'gradients'), rows)
@@ -115,7 +115,7 @@ def cifar10():
     "The generator of real images: what it draws, its scores with attention and with attention silenced, how it was chosen."
     if not (ROOT/'results'/'cifar10'/'generator.json').exists(): return ''
     o = read('results/cifar10/generator.json')
-    number = lambda v: f'{v:.3g}' if v < 100 else f'{v:.0f}'
+    def number(v): return f'{v:.3g}' if v < 100 else f'{v:.0f}'
     both = [{r['metric']: r for r in o[key]} for key in ('records', 'silenced')]
     rows = [(words, *(number(found[k]['value']) for found in both), number(both[0][k]['real']) if isinstance(both[0][k].get('real'), float) else '-')
             for k, words in REAL_SHOWN.items() if k in both[0]]

@@ -106,6 +106,7 @@ class Study:
 
     def run(self, images, augment, seed, hooks=()):
         "Train, measure and write one result; what is there already is left."
+        if images > max(IMAGES): raise Refused(f'at most {max(IMAGES):,} images: the others are the classifier\'s')
         name = self.name(images, augment, seed)
         path, run, source = self.out/f'{name}.json', self.runs/name, chosen(self.whole, self.order[:images], f'{images} of CIFAR-10 (JPEG)')
         cfg = settings(source, images, augment, seed, self.scale, self.steps)

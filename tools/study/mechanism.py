@@ -97,7 +97,9 @@ def main():
     o = p.parse_args()
     found = json.loads(o.out.read_text())['runs'] if o.out.exists() else []          # goes on where it was stopped
     for run in o.runs:
-        if any(old['run'] == Path(run).name for old in found): continue
+        if any((old['run'], old['n']) == (Path(run).name, o.n) for old in found):
+            print(f'{Path(run).name} is there already')
+            continue
         found.append(measure(run, o.n))
         with atomic_write(o.out) as part: part.write_text(json.dumps(dict(runs=found), indent=1) + '\n')
 

@@ -50,7 +50,7 @@ def main(
     if source.fingerprint != model.cfg.data_id: raise Refused(f'{train} is not what {run} was trained on')
     held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
-    scores = lambda: evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
+    def scores(): return evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
     copied, picture = copies(model.G, judge, source, held, n // 5)
     found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], measured=machine_facts(), held_out=scores(),
                  copies=copied,

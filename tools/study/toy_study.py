@@ -34,7 +34,7 @@ class Near(Toy):
 
 class Apart(Pairs):
     "Pairs at a distance of its own: how far the edge of each part is from the middle lines."
-    gap = lambda self, size, free: size + .02 + .08*free
+    def gap(self, size, free): return size + .02 + .08*free
     def draw_factors(self):
         f = super().draw_factors()
         free = torch.rand(self.n, 2, 4, generator=torch.Generator().manual_seed(self.seed + 7))
@@ -48,7 +48,7 @@ class PairsNear(Apart):
 
 class PairsFar(Apart):
     "Pairs with all four parts at the border: a long way between partners."
-    gap = lambda self, size, free: .94 - size - .08*free
+    def gap(self, size, free): return .94 - size - .08*free
 
 
 VARIANTS = dict(now=(Toy, 32), near=(Near, 32), pairs=(Pairs, 32), pairs_near=(PairsNear, 32), pairs_far=(PairsFar, 32), pairs_64=(Pairs, 64))
@@ -70,7 +70,7 @@ def main(variant, seed, steps):
     pictures, labels = source.batch(torch.arange(3000))
     curve, began, folder = [], time.time(), Path(tempfile.mkdtemp())
     z, y = torch.randn(2000, cfg.z_dim, generator=torch.Generator().manual_seed(5)), torch.arange(2000) % 4
-    look = lambda gan, log: curve.append(dict(t=gan.t, **measure(source, draw(sampler(gan), z, y), y)))
+    def look(gan, log): return curve.append(dict(t=gan.t, **measure(source, draw(sampler(gan), z, y), y)))
     train(cfg, source, folder/'run', hooks=[(max(steps // 8, 1), look)])
     shutil.rmtree(folder)
     OUT.mkdir(exist_ok=True)

@@ -120,7 +120,7 @@ def watch_batch(
     with unmoved(net), watched(net) as seen: out = net(x, y)
     pictures, layers = (out if isinstance(net, Generator) else x).float().cpu(), {}
     for name, block in attention_layers(net).items():
-        def rows(t): return t.flatten(2).transpose(1, 2).cpu()
+        def rows(t): return t.to(torch.promote_types(t.dtype, torch.float32)).flatten(2).transpose(1, 2).cpu()
         s, key = seen[name], seen[name]['f']
         key = F.max_pool2d(key, 2) if block.pool else key
         def size(t): return t.float().flatten(1).norm(dim=1)
@@ -213,8 +213,8 @@ def asked_of(
     n:int,                    # how many, for 'auto' and 'grid'
 )->list:                      # (row, column) of pixels
     "The queries of one picture."
-    own = not isinstance(queries, str) and queries and isinstance(queries[0], list)
-    return find_queries(o, i, queries[i] if own else queries, n)
+    lists = not isinstance(queries, str) and all(isinstance(v, (list, tuple)) for query in queries for v in query)
+    return find_queries(o, i, queries[i] if lists and len(queries) else queries, n)
 
 HOW_TO_READ = """Left: queries. Then, for each, how much weight each cell gets (bright: most),
 and arrows to the peaks. Even attention has no arrows and says "1.0 x even"."""
@@ -271,9 +271,10 @@ def describe_attention(
 @contextmanager
 def silenced(
     net:nn.Module,            # generator or discriminator
+    blocks=None,              # blocks with a gamma; None: every attention layer
 ):
-    "Within it, gamma is 0 in every attention layer."
-    blocks = list(attention_layers(net).values())
+    "Within it, gamma is 0."
+    blocks = list(attention_layers(net).values() if blocks is None else blocks)
     were = [b.gamma.detach().clone() for b in blocks]
     with torch.no_grad():
         for b in blocks: b.gamma.zero_()

@@ -228,6 +228,7 @@ class Conv2d(nn.Conv2d):
     ):
         super().__init__(c_in, c_out, size, padding=size // 2, bias=bias)
         choose(fold, FOLDS, 'fold')
+        choose(resample or 'up', ('up', 'down'), 'resample')
         if size % 2 == 0: raise Refused(f'a kernel of {size} has no middle: its size must be odd')
         if resample and size > 3: raise Refused(f'only kernels of 1 or 3 are folded, not {size}')
         self.resample, self.fold = resample, fold

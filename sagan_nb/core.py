@@ -32,7 +32,7 @@ def close(
     actual, expected = as_is(actual), as_is(expected)
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False, check_device=False)
     if not actual.numel(): return 0.
-    return (actual.double() - expected.double().to(actual.device)).abs().max().item()
+    return (actual.double() - expected.double().to(actual.device)).nan_to_num(0.).abs().max().item()   # inf - inf
 
 # %% ../nbs/00_core.ipynb #c79ad09b
 def seed_all(
@@ -62,12 +62,11 @@ def from_uint8(
 def grid_image(
     x:Tensor,             # pictures in [-1, 1], (B, 3, H, W)
     n_cols:int=None,      # pictures in a row; None: as square as it gets
-    pad:int=2,            # white pixels between pictures
 )->Tensor:                # one picture, uint8, (3, H', W')
     "Lay pictures out row by row on white."
     from torchvision.utils import make_grid
     n_cols = n_cols or math.ceil(math.sqrt(len(x)))
-    return make_grid(to_uint8(x), nrow=n_cols, padding=pad, pad_value=255)
+    return make_grid(to_uint8(x), nrow=n_cols, padding=2, pad_value=255)
 
 def show_grid(
     x:Tensor,             # pictures in [-1, 1], (B, 3, H, W)

@@ -290,7 +290,7 @@ class Twins(Toy):
         self.detail, self.apart, self.same = detail, float(apart), bool(same)
         super().__init__(res, 1, n, seed)
         given = dict(detail=(detail, 2), apart=(self.apart, 0), same=(int(same), 1))
-        options = ','.join(f'{k}={value:g}' for k, (value, usual) in given.items() if value != usual)
+        options = ','.join(f'{k}={value:.15g}' for k, (value, usual) in given.items() if value != usual)
         self.classes, self.labels = ['twins'], torch.zeros(n, dtype=torch.int64)
         self.spec = f'{self.name}:{options}'.rstrip(':')
         self.fingerprint = hashlib.sha256(f'{self.fingerprint} {self.spec}'.encode()).hexdigest()[:16]
@@ -405,6 +405,7 @@ def seed_of(
     *parts,               # anything printable
 )->int:                   # 0 .. 2**63 - 1
     "One seed made from several numbers, without the collisions of adding them."
+    parts = tuple(o.item() if hasattr(o, 'item') else o for o in parts)      # NumPy's versions print otherwise
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], 'big') >> 1
 
 class Order:

@@ -132,7 +132,7 @@ def in_parts(
     net:nn.Module,            # generator or discriminator
     micro:int,                # rows of a part, at most; 0: all at once
     *args,                    # its input, B rows each
-):                            # its output, to rounding
+):                            # its output, to rounding; for one backward
     """Call a network on a batch in parts: u and moving statistics move once, and one part at a time is in memory.
     Raises Refused for unequal lengths, and in training for a batch norm whose chunks do not divide a part."""
     if not micro or len(args[0]) <= micro: return net(*args)

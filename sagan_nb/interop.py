@@ -58,7 +58,8 @@ def with_options(
 )->dict:                          # another recipe
     "Put options in place of the source's, where the network has what they are for."
     own = {}
-    if sn and recipe['sn'] is not False: own['sn'] = dict(recipe['sn'], **sn)
+    for name in ('sn', 'tables'):
+        if sn and recipe.get(name): own[name] = dict(recipe[name], **sn)
     for name in ('bn', 'bn_last'):
         if bn and name in recipe: own[name] = dict(recipe[name], **bn)
     if inplace is not None and recipe['kind'] == 'Discriminator': own['rectified'] = inplace

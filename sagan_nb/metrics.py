@@ -78,7 +78,7 @@ class Stats:
         "Add rows. Raises Refused for rows of another width."
         if check_shape(x)[1] != len(self.mean):
             raise Refused(f'features of width {x.shape[1]}, but those before had {len(self.mean)}')
-        return self.merge(moments(x.detach()))
+        return self.merge(moments(x.detach().to(self.mean.device)))
 
     def merge(self, other)->'Stats':                     # Stats or Moments of other rows
         "Add what another process has gathered."

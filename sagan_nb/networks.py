@@ -43,18 +43,17 @@ def check_places(
     attn_at,                  # map sizes asked for
     maps:dict,                # map size -> channels there, of one network
     res:int,                  # pixels per side of the picture
-    least:int=8,              # fewest channels a block can sit on
 )->tuple:                     # the sizes, sorted
     "The map sizes that get a block. Raises Refused, with a list, for one that does not exist or is too narrow."
     asked = {attn_at} if isinstance(attn_at, int) else set(attn_at or ())
     if not all(type(m) is int for m in asked): raise Refused(f'attn_at must be whole numbers, got {attn_at!r}')
     places = tuple(sorted(asked))
-    good = [m for m, c in sorted(maps.items()) if 8 <= m <= res // 2 and c >= least]
+    good = [m for m, c in sorted(maps.items()) if 8 <= m <= res // 2 and c >= 8]
     for m in places:
         if m in good: continue
         why, choice = 'does not exist in both networks', ', '.join(map(str, good)) or 'none'
         if m == 4: why = 'comes twice in D'
-        if m in maps and 8 <= m <= res // 2: why = f'has only {maps[m]} channels (at least {least} are needed)'
+        if m in maps and 8 <= m <= res // 2: why = f'has only {maps[m]} channels (at least 8 are needed)'
         raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {choice}')
     return places
 
@@ -102,7 +101,7 @@ def forward(self:Generator,
     "Draw pictures. Raises Refused for noise or labels that do not fit."
     if z.shape[1:] != (self.z_dim,): raise Refused(f'z has the shape (B, {self.z_dim}), got {tuple(z.shape)}')
     if self.n_classes: check_classes(y, z, self.n_classes)
-    x = self.linear(z).unflatten(1, (-1, 4, 4))
+    x = self.linear(z.to(next(self.parameters()).dtype)).unflatten(1, (-1, 4, 4))
     for m, up in self.blocks.items():                   # m: the map's size after the block
         x = up(x, y)
         if m in self.extra: x = self.extra[m](x)
@@ -153,6 +152,7 @@ def features(self:Discriminator, x:Tensor)->Tensor:     # (B, 3, res, res) -> (B
     "h: the rectified sum over the positions of the last map. Raises Refused for pictures of another size."
     if x.shape[2:] != (self.res, self.res):
         raise Refused(f'D judges {self.res}x{self.res}, got {tuple(x.shape[2:])}')
+    x = x.to(next(self.parameters()).dtype)
     for i, block in enumerate(self.blocks):
         x = block(x)
         if self.places.get(i) in self.extra: x = self.extra[self.places[i]](x)

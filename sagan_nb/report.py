@@ -82,7 +82,7 @@ def walk_classes(
     truncation:float=None,    # see draw_z
 )->Tensor:                    # (rows, steps, 3, res, res)
     "From class to class, the same z along a row. Raises Refused for fewer than two classes."
-    if len(classes) < 2: raise Refused('a walk between classes needs two classes or more')
+    if len(classes) < 2 or not G.n_classes: raise Refused('a walk between classes needs two classes or more')
     at = torch.linspace(0, len(classes) - 1, steps)
     share = (1 - (at[:, None] - torch.arange(len(classes))).abs()).clamp_min(0)           # (steps, classes)
     mixed = mixed_classes(G, share @ torch.eye(G.n_classes)[classes])

@@ -30,11 +30,12 @@ def attention_widths(
 )->tuple[int,int]:            # width of key and query, width of value
     "Channels inside the block, rounded down. Raises Refused for an unknown form or a width of 0."
     choose(form, FORMS, 'attention form')
-    narrow = channels // reduction if reduction > 0 else 0
+    if reduction < 1: raise Refused(f'the reduction must be 1 or more, got {reduction}')
+    narrow = channels // reduction
     value = {'paper': narrow, 'v1': channels, 'released': channels // 2}[form]
     if min(narrow, value) < 1:
-        raise Refused(f'attention needs at least {reduction} channels for reduction {reduction}; '
-                      f'this map has {channels}')
+        least = max(reduction, 2 if form == 'released' else 1)
+        raise Refused(f'attention needs at least {least} channels for reduction {reduction}; this map has {channels}')
     return narrow, value
 
 # %% ../nbs/02_self_attention.ipynb #875908a6

@@ -119,7 +119,7 @@ class SpectralNorm(nn.Module):
         W = self.matrix(weight.detach())
         u = unit(torch.randn(len(W), device=W.device, dtype=W.dtype))
         self.register_buffer('u', u)
-        self.register_buffer('v', unit(W.t() @ u))
+        with full_precision(W.device): self.register_buffer('v', unit(W.t() @ u))
         self.register_buffer('u_start', None if detach else u.clone(), persistent=False)
         self.register_load_state_dict_post_hook(_begin_at_u)
 
@@ -167,7 +167,7 @@ def advance(self:SpectralNorm, weight:Tensor):
         if not self.detach: put(self.u_start, start)
         put(self.u, u)
         put(self.v, self.reorder(v, weight, back=True))
-        if usual: self.fresh = versions(self.u, self.v), weight.stride(), u, v
+        if usual and not torch.is_inference_mode_enabled(): self.fresh = versions(self.u, self.v), weight.stride(), u, v
 
 # %% ../nbs/01_spectral_norm.ipynb #5ce36004
 @patch
@@ -205,8 +205,8 @@ def forward(self:SpectralNorm, weight:Tensor)->Tensor:   # weight / sigma, same 
 @patch
 def right_inverse(self:SpectralNorm, weight:Tensor)->Tensor:         # the same
     "A weight that is set becomes the raw one, and is divided from then on: v is made to fit it, u stays."
-    with torch.no_grad(): W = self.matrix(weight.detach())
-    self.v, self.fresh = unit(W.t() @ self.u, **self.eps), None
+    W, self.fresh = self.matrix(weight.detach()), None
+    with torch.no_grad(), full_precision(W.device): self.v = unit(W.t() @ self.u, **self.eps)
     return weight
 
 # %% ../nbs/01_spectral_norm.ipynb #e4b19b61
@@ -240,10 +240,11 @@ def spectral_norm(
 def normalised(
     net:nn.Module,            # any module
 ):                            # yields (name of the layer, its SpectralNorm, its raw weight)
-    "Every spectrally normalised layer in a network, in order."
+    "Every spectrally normalised weight of a network, in order; class tables have their own name behind the layer's."
     for name, m in net.named_modules():
-        if parametrize.is_parametrized(m, 'weight') and isinstance(sn := m.parametrizations.weight[0], SpectralNorm):
-            yield name, sn, m.parametrizations.weight.original
+        for part, chain in getattr(m, 'parametrizations', {}).items():
+            if not isinstance(chain[0], SpectralNorm): continue
+            yield name if part == 'weight' else f'{name}.{part}', chain[0], chain.original
 
 # %% ../nbs/01_spectral_norm.ipynb #597cefa2
 @contextmanager
@@ -269,9 +270,10 @@ def sigma(
 def exact_sigma(
     weight:Tensor,            # any weight; read as a matrix, axis `dim` against the others
     dim:int=0,                # the axis that becomes the rows
-)->Tensor:                    # scalar: its largest singular value
+)->Tensor:                    # scalar: its largest singular value; nan for a weight that is not finite
     "The true spectral norm of the reshaped weight, by singular value decomposition. Costs far more than an estimate."
-    return torch.linalg.svdvals(weight.detach().movedim(dim, 0).flatten(1))[0]
+    W = weight.detach().movedim(dim, 0).flatten(1)
+    return torch.linalg.svdvals(W)[0] if W.isfinite().all() else W.new_tensor(torch.nan)
 
 @torch.no_grad()
 def settle(
@@ -307,5 +309,5 @@ def make_layer(
     "Initialise a layer as the released code does, and normalise it if asked."
     nn.init.xavier_uniform_(layer.weight)
     if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
-    if not sn: return layer
+    if sn is False or sn is None: return layer
     return spectral_norm(layer, **(sn if isinstance(sn, dict) else {}))

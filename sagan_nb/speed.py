@@ -108,7 +108,10 @@ def bench_networks(
         for m in [*G.modules(), *D.modules()]:
             if isinstance(m, SelfAttention): m.fast = v.fused_attention
             if v.sn == 'torch' and isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding)): torch_spectral_norm(m)
-    return tuple(n.to(memory_format=layout(v)) for n in (G, D))
+    for n in (G, D):
+        n.to(memory_format=layout(v))
+        if v.compiled: n.compile()
+    return G, D
 
 # %% ../nbs/14_speed.ipynb #378ca2a1
 class Step:
@@ -122,14 +125,14 @@ class Step:
         self.G, self.D = bench_networks(net, v, device)
         def adam(n, lr): return torch.optim.Adam(n.parameters(), lr, (0., .9), fused=v.fused_adam or None)
         self.opt_g, self.opt_d = adam(self.G, 1e-4), adam(self.D, 4e-4)
-        for n in (self.G, self.D) if v.compiled else (): n.compile()
         x = torch.randn(net.batch, 3, net.res, net.res, generator=torch.Generator().manual_seed(0))
         self.x = x.tanh().to(device, memory_format=layout(v))
         self.y = (torch.arange(net.batch) % net.n_classes).to(device)
 
     def low(self):
         "The number format of a forward pass."
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.v.precision == 'bf16')
+        if self.v.precision != 'bf16': return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def noise(self): return torch.randn(len(self.y), 128).to(self.device)
 

@@ -219,7 +219,7 @@ def average(
 def sampler(
     gan:GAN,                  # trained or not; left as it is
 )->Generator:                 # a copy in evaluation mode: averaged weights if any, u settled, batch statistics ready
-    "The generator to sample from. If cfg.standing > 0, batch statistics are the mean over that many seeded fakes."
+    "The generator to sample from. If cfg.standing > 0, batch statistics are those of so many fakes, in whole batches."
     if gan.ema is not None: paired_weights(gan)
     alone = Ranks(0, 1)                                  # whatever the others do meanwhile
     G = alone.connect(settle(copy.deepcopy(gan.G if gan.ema is None else gan.ema))).eval()
@@ -233,7 +233,7 @@ def draw(
     G:Generator,              # from `sampler`
     z:Tensor,                 # noise, (B, Z)
     y:Tensor,                 # classes, (B,)
-    batch:int=100,            # pictures at a time; does not change the result beyond rounding
+    batch:int=100,            # pictures at a time; in evaluation mode it changes the result by rounding alone
 )->Tensor:                    # pictures in [-1, 1], on the CPU, (B, 3, res, res)
     """Sample, in the mode that G is in (`sampler`: evaluation). Weights are divided by their norms once, not per batch,
     unless drawing moves u. Raises Refused for noise and classes of different lengths."""
@@ -275,7 +275,7 @@ def true_norms(
     net:nn.Module,            # generator or discriminator
 )->tuple[dict,dict]:          # layer -> largest singular value: of the weight it computes with, of its raw weight
     "True spectral norm of every layer, after and before division; without one, twice the same. Slow for wide layers."
-    raw = {name: exact_sigma(w) for name, _, w in normalised(net)}
+    raw = {name: exact_sigma(w, sn.dim) for name, sn, w in normalised(net)}
     if raw:
         used = {name: (raw[name] / sn.sigma(w)).item() for name, sn, w in normalised(net)}
         return used, {name: s.item() for name, s in raw.items()}

@@ -14,7 +14,7 @@ from ..data import diversity
 from ..metrics import frechet_distance
 from ..train import GAN, draw, fixed_noise, sampler
 from .atomic import atomic_write
-from .checkpoints import checkpoints_of, newest_checkpoint, read_newest, restore
+from .checkpoints import check_finite, checkpoints_of, newest_checkpoint, read_newest, restore
 from .evaluate import fake_table, real_table
 from .features import Features, open_features
 from .files import append_line
@@ -49,6 +49,7 @@ class Curve:
     def __call__(self, gan:GAN, log:dict=None)->dict:    # the line
         "Look."
         G, (z, y) = sampler(gan), fixed_noise(gan.cfg)
+        check_finite(gan, G.state_dict())
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')              # more features than pictures: a curve compares at equal n
             distance = frechet_distance(fake_table(G, self.features, self.n).stats(), self.real)

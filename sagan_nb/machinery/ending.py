@@ -16,7 +16,7 @@ from .runs import read_log, with_numbers
 from .summary import say_attention
 from .terminal import wrap
 
-WRITTEN = {'report.html': 'all of it on one page', 'samples.png': 'one row per class',
+WRITTEN = {'report.html': 'all of it on one page', 'real.png': 'real images, one row per class', 'samples.png': 'one row per class',
            'curves.png': 'logits, losses, attention, norms', 'metrics.json': 'the numbers above, with how they were made',
            'log.jsonl': 'everything logged', 'incidents.jsonl': 'what went wrong on the way',
            'checkpoints': 'to go on from'}

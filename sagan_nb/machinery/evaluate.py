@@ -152,6 +152,7 @@ def fake_table(
     @torch.no_grad()
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
+        if not x.isfinite().all(): raise Refused('the generator draws values that are not finite numbers')
         return to_uint8(x) if rounding else x
     layers = [f'{name} {m}' for name, m in G.named_modules() if type(m).__module__.startswith('torch.')]     # with their settings
     key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), layers=layers, n=n, labels=labels, seed=seed)
@@ -308,8 +309,7 @@ def evaluate(
 )->list:                      # records
     "Measure a generator; each number carries its protocol. Raises Refused for unknown metrics and images that misfit."
     check_task(G, source, metrics, n_fake, n_real)
-    ranks = ranks or Ranks(0, 1)
-    given, G = G, steady_generator(G)
+    given, G, seed, ranks = G, steady_generator(G), int(seed), ranks or Ranks(0, 1)
     held = {} if G is given else dict(spectral_norm='u held still')
     K, device = max(len(source.classes), 1), next(G.parameters()).device
     net = features if isinstance(features, Features) else in_turn(ranks, open_features, features, source, cache, device)

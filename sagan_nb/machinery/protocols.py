@@ -130,7 +130,7 @@ PROTOCOLS = dict(
                     'the released code of the paper'),
     biggan=Protocol(TorchvisionInception, 10, 'training set, all', None, False,
                     'moving averages or standing statistics',
-                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score; its roots, of 50 steps in float32, are exact here'),
+                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score; its roots, of 50 steps in float32, are exact here, and its splits, in order there, at random'),
     studiogan=Protocol(TorchInception, 1, 'training set, all', None, True, MOVING,
                        'StudioGAN: InceptionV3_tf, resizer legacy; an older version took floats and the validation set'),
     mmgen=Protocol(InceptionNet, 10, 'training set, all', None, True, MOVING,

@@ -1,10 +1,10 @@
 "Serves chapter 13: one table of the public weights that are here: scores by one protocol, and is attention used?"
-from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..attention_maps import silenced
 from ..core import Refused, choose
 from ..data import open_source
 from ..networks import Generator
@@ -25,21 +25,6 @@ AS_PUBLISHED = """Scores are as published, each by its own protocol. To measure 
 Several sets of pictures are separated by commas; each generator takes the one that fits."""
 
 
-@contextmanager
-def without_blocks(
-    G:Generator,              # changed inside the `with` block alone
-):
-    "Set the gain of every block on a map to 0, of whichever kind."
-    gains = [block.gamma for block in G.extra.values()]
-    were = [gain.detach().clone() for gain in gains]
-    with torch.no_grad():
-        for gain in gains: gain.zero_()
-    try: yield G
-    finally:
-        with torch.no_grad():
-            for gain, was in zip(gains, were): gain.copy_(was)
-
-
 @torch.no_grad()
 def change_without(
     G:Generator,              # in evaluation mode
@@ -48,7 +33,7 @@ def change_without(
 )->float:                     # 0..1
     "Measure how much pictures change when attention is silenced: mean absolute difference, half the range of a pixel."
     whole = G(z, y)
-    with without_blocks(G): return (G(z, y) - whole).abs().mean().item() / 2
+    with silenced(G, G.extra.values()): return (G(z, y) - whole).abs().mean().item() / 2
 
 
 def use_of_attention(
@@ -91,7 +76,7 @@ def scores_of(
     source = pictures_that_fit(data, G.res, G.n_classes)
     how = dict(zip(('n_fake', 'n_real'), SIZES[scale]), features=features, about=about)
     score, *_, distance = evaluate(G, source, ('score', 'distance'), **how)
-    with without_blocks(G): without = evaluate(G, source, ('distance',), **how)[0]
+    with silenced(G, G.extra.values()): without = evaluate(G, source, ('distance',), **how)[0]
     def show(o): return f'{o["value"]:.4g}' if isinstance(o['value'], float) else '-'
     names = f'score is {score["metric"]}, distance {distance["metric"]}'
     return [*map(show, (score, distance, without))], f'{names}, on {source.spec}: {protocol_of(distance)}'

@@ -8,7 +8,7 @@ from ..blocks import ConditionalBatchNorm2d, ResidualControl, control_width, con
 from ..core import Refused
 from ..networks import Discriminator, Generator
 from ..self_attention import FORMS, SelfAttention
-from ..spectral_norm import SpectralNorm, normalised, unit
+from ..spectral_norm import SpectralNorm, _advance, normalised, unit
 from .local import LocalAttention
 from .terminal import printable
 
@@ -27,12 +27,6 @@ class PlusOne(nn.Module):
         return t - 1
 
 
-def advance_tables(bn:nn.Module, args:tuple):
-    "Move the u of normalised tables before a forward that moves u (a hook)."
-    for p in getattr(bn, 'parametrizations', {}).values():               # none are left after they were removed
-        if p[0].moves(): p[0].advance(p.original)
-
-
 def normalise_tables(
     bn:ConditionalBatchNorm2d,    # a layer whose `gain` is still a plain table
     **options,                    # keywords of `SpectralNorm`; dim=1: one column of the peer's matrix per class
@@ -41,7 +35,7 @@ def normalise_tables(
     parametrize.register_parametrization(bn, 'gain', SpectralNorm(bn.gain, **options))
     parametrize.register_parametrization(bn, 'gain', PlusOne())
     parametrize.register_parametrization(bn, 'offset', SpectralNorm(bn.offset, **options))
-    bn.register_forward_pre_hook(advance_tables)
+    bn.register_forward_pre_hook(_advance)
 
 
 def rectify_input(block:nn.Module, args:tuple)->tuple:

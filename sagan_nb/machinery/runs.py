@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, differences, from_json, to_json
-from ..core import Refused, grid_image
+from ..core import Refused
 from ..data import Stream, open_source
 from ..distributed import Ranks
 from ..spectral_norm import unmoved
@@ -25,6 +25,7 @@ from .files import CacheWarning, append_line, content_hash, file_sha256, must_be
 from .group import agree, place, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
+from .sources import first_of_each, write_rows
 from .terminal import printable
 
 
@@ -72,7 +73,8 @@ class Log:
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
-                out |= dict(zip((f'norms_{name}', f'raw_{name}'), true_norms(net)))
+                out |= dict(zip((f'norms_{name}', f'raw_{name}'), norms := true_norms(net)))
+                if bad := [layer for layer, v in norms[1].items() if not math.isfinite(v)]: raise Diverged(f'at step {gan.t} {name}.{bad[0]} is not finite')
         return out
 
 
@@ -154,11 +156,8 @@ class Sampler:
     def __call__(self, gan:GAN, log:dict=None)->Path:
         "Write samples/step_XXXXXXX.png, on rank 0 alone."
         if not gan.ranks.first: return None
-        from PIL import Image
         z, y = fixed_noise(gan.cfg)
-        path, grid = self.folder/f'step_{gan.t:07}.png', grid_image(draw(self.sample(gan), z, y), 12)
-        with atomic_write(path) as part: Image.fromarray(grid.permute(1, 2, 0).numpy()).save(part, format='PNG')
-        return path
+        return write_rows(self.folder/f'step_{gan.t:07}.png', draw(self.sample(gan), z, y))
 
 
 def refuse_links(
@@ -220,8 +219,8 @@ def fill_folder(
                  classes=list(source.classes), counts=list(source.counts),
                  unreadable=source.unreadable, **source.found)
     for name, value in (('env', environment(device)), ('data', facts)):
-        if (path := out/f'{name}.json').exists(): continue
-        write_json(path, value)
+        if not (path := out/f'{name}.json').exists(): write_json(path, value)
+    if not (out/'real.png').exists(): write_rows(out/'real.png', first_of_each(source))
     for folder in (out, out/'checkpoints', out/'samples'):   # of a process that was killed; metrics belong to sagan_eval
         for left in folder.glob('*.part'):
             if HALF_WRITTEN.search(left.name) and left.is_file(): left.unlink(missing_ok=True)

@@ -2,8 +2,12 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..core import Refused
+import torch
+from torch import Tensor
+
+from ..core import Refused, from_uint8, grid_image
 from .arrays import list_array
+from .atomic import atomic_write
 from .listing import Listing, list_pictures, locate
 from .named import NAMED, is_named, list_named
 from .packed import is_pack, open_packed
@@ -80,6 +84,26 @@ def open_files(
                       f'or train with --set res={source.res}')
     check_res(res)
     return load_pictures(list_images(spec, unlabelled), res, how)
+
+
+def first_of_each(
+    source,               # of images
+)->Tensor:                # in [-1, 1], twelve of each of the first ten classes, (B, 3, res, res)
+    "Take images to look at, as the networks see them; a class that has fewer begins anew."
+    labels = torch.as_tensor(source.labels)
+    rows = [(labels == k).nonzero()[:12, 0] for k in range(min(10, max(1, len(source.classes))))]
+    return from_uint8(source.batch(torch.cat([row.repeat(12)[:12] for row in rows if len(row)]))[0])
+
+
+def write_rows(
+    path:Path,                # PNG file to write
+    x:Tensor,                 # pictures in [-1, 1], twelve for each row
+)->Path:                      # the same path
+    "Write a grid of pictures."
+    from PIL import Image
+    grid = grid_image(x, 12).permute(1, 2, 0).numpy()
+    with atomic_write(path) as part: Image.fromarray(grid).save(part, format='PNG')
+    return path
 
 
 def uneven(

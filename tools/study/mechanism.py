@@ -13,12 +13,11 @@ from unittest.mock import patch
 import torch
 
 from sagan_nb import self_attention
-from sagan_nb.attention_maps import attention_layers
+from sagan_nb.attention_maps import attention_layers, silenced
 from sagan_nb.core import from_uint8, to_uint8
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.machine import machine_facts
-from sagan_nb.machinery.public import without_blocks
 from sagan_nb.machinery.runs import pictures_of
 from sagan_nb.train import draw
 
@@ -68,10 +67,10 @@ def mapped(G, make):
 def ways(G, res):
     "What is done to the block: words -> context manager."
     if not any(isinstance(b, self_attention.SelfAttention) for b in G.extra.values()):
-        return {'as trained': nullcontext(), 'silenced (gamma = 0)': without_blocks(G)}
+        return {'as trained': nullcontext(), 'silenced (gamma = 0)': silenced(G, G.extra.values())}
     near = {f'only within {r} px': mapped(G, within(r, res)) for r in (4, 8, 16)}
     far = {f'only beyond {r} px': mapped(G, within(r, res, far=True)) for r in (8, 16)}
-    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': without_blocks(G), 'even map': mapped(G, even),
+    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G, G.extra.values()), 'even map': mapped(G, even),
             'locations shuffled': mapped(G, shuffled), 'map of another image': mapped(G, of_another_image), **near, **far}
 
 

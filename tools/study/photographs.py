@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
+from sagan_nb.attention_maps import silenced
 from sagan_nb.core import Refused
 from sagan_nb.data import open_source
 from sagan_nb.machinery.atomic import atomic_write
@@ -18,7 +19,6 @@ from sagan_nb.machinery.evaluate import evaluate
 from sagan_nb.machinery.files import write_json
 from sagan_nb.machinery.jobs import features_of as judge_of
 from sagan_nb.machinery.machine import keep_memory, machine_facts
-from sagan_nb.machinery.public import without_blocks
 from sagan_nb.machinery.runs import machines, read_log
 
 from .few_images import copied_share, features_of, looked_up
@@ -56,7 +56,7 @@ def main(
                  copies=copied,
                  usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
     if model.G.extra:
-        with without_blocks(model.G): found['silenced'] = scores()
+        with silenced(model.G, model.G.extra.values()): found['silenced'] = scores()
     folder = Path(out)/'held_out'
     folder.mkdir(exist_ok=True)
     name = f'{model.cfg.preset}-s{model.cfg.seed}'

@@ -1,6 +1,8 @@
 "Commands as a user runs them: in this process, or in one of their own."
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,10 @@ from PIL import Image
 
 from sagan_nb.core import Refused
 from sagan_nb.machinery import cli, machine
+from sagan_nb.machinery.checkpoints import every_tensor, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELL = 'import sys; from sagan_nb.machinery import console; del sys.argv[0]; getattr(console, sys.argv[0])()'
 
 
 def shell(monkeypatch, capsys, command, *args):
@@ -24,6 +30,26 @@ def spawn(*args, stderr=subprocess.STDOUT):
     "The real thing: a process of its own."
     command = 'import sys; from sagan_nb.machinery import cli; sys.argv[0] = sys.argv.pop(1); getattr(cli, sys.argv[0])()'
     return subprocess.Popen([sys.executable, '-c', command, *map(str, args)], stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def words(*args):
+    "What starts a command by the door of a console: with its progress, where `environment` does not say IN_TEST."
+    return [sys.executable, '-c', SHELL, *map(str, args)]
+
+
+def environment(**more):
+    "Variables of a user's terminal: nothing of the tests in them."
+    keep = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'COLUMNS', 'LINES')}
+    return keep | dict(PYTHONPATH=str(ROOT), TERM='xterm', **more)
+
+
+def other_bits(a, b):
+    "Names of what two checkpoints do not hold alike, to the last bit and in the same layout."
+    a, b = map(read_checkpoint, (a, b))
+    values = [k for k in ('t', 'data') if a[k] != b[k]]
+    a, b = (dict(every_tensor(o)) for o in (a, b))
+    assert a.keys() == b.keys() and len(a) > 100
+    return values + [k for k in a if not torch.equal(a[k], b[k]) or a[k].stride() != b[k].stride()]
 
 
 def as_folders(source, folder):

@@ -3,8 +3,11 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+
+import pytest
 
 # Before torch is imported; child processes inherit it.
 os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
@@ -17,6 +20,25 @@ from browser import context, lab, tab  # noqa: E402, F401  fixtures
 
 HERE = Path(__file__).parent
 skips, ran = {}, set()                                                          # id -> reason; files with a test that ran
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    "What signals do after a test is what they did before: a run of this process takes them over."
+    before = {s: signal.getsignal(s) for s in signal.Signals if s.name in ('SIGINT', 'SIGTERM', 'SIGUSR1')}          # Windows has no SIGUSR1
+    yield
+    for s, what in before.items(): signal.signal(s, what)
+
+
+@pytest.fixture(scope='session')
+def run(tmp_path_factory):
+    "A finished smoke run, for tests that only read it."
+    from commands import spawn
+    out = tmp_path_factory.mktemp('run')/'toy'
+    process = spawn('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    return out
 
 
 def allowed(test, reason, lines=None):

@@ -1,7 +1,9 @@
 "Public weights by name, from a server of this machine; nnabla's names and HDF5."
 import http.server
+import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,14 +117,21 @@ def test_public_weights_are_measured_by_one_protocol(served, monkeypatch, capsys
     assert code == 1 and 'huge' in said and len(said.strip().splitlines()) == 1
 
 
+def keep(t): return t.detach().numpy()
+
+
+def put_layer(out, net, m, name, turn=False, vector='u'):
+    "Note a layer of `net` with spectral norm under nnabla's names."
+    w = m.parametrizations.weight
+    out[f'{net}/{name}/W'] = keep(w.original.t() if turn else w.original)
+    out[f'{net}/{name}/singular-vector'] = keep(getattr(w[0], vector))
+    if getattr(m, 'bias', None) is not None: out[f'{net}/{name}/b'] = keep(m.bias)
+
+
 def under_nnablas_names(G):
     "The inverse of what is tested, with the shapes that nnabla's models.py gives."
-    out, keep = {}, lambda t: t.detach().numpy()
-    def layer(m, name, turn=False):
-        w = m.parametrizations.weight
-        out[f'generator/{name}/W'] = keep(w.original.t() if turn else w.original)
-        out[f'generator/{name}/singular-vector'] = keep(w[0].u)
-        if m.bias is not None: out[f'generator/{name}/b'] = keep(m.bias)
+    out = {}
+    layer = partial(put_layer, out, 'generator')
     def norm(m, name, table=True):
         for theirs, t in (('gamma', m.gain), ('beta', m.offset)):
             out[f'generator/{name}/{theirs}' + '/embed/W'*table] = keep(t if table else t.reshape(1, -1, 1, 1))
@@ -141,7 +150,7 @@ def under_nnablas_names(G):
     return out | {'discriminator/sn_affine/W': np.zeros((4, 1), np.float32)}
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def nnabla():
     torch.manual_seed(0)
     G = settle(Generator(res=64, n_classes=5, z_dim=7, channels=(64, 64, 32, 16, 8), attn_at=(32,), form='v1')).eval()
@@ -189,12 +198,8 @@ def test_nnablas_discriminator(nnabla):
 
 def discriminator_under_nnablas_names(D):
     "The inverse of what is tested; their u of the table of classes has a number for each channel."
-    out, keep = {}, lambda t: t.detach().numpy()
-    def layer(m, name, turn=False, vector='u'):
-        w = m.parametrizations.weight
-        out[f'discriminator/{name}/W'] = keep(w.original.t() if turn else w.original)
-        out[f'discriminator/{name}/singular-vector'] = keep(getattr(w[0], vector))
-        if getattr(m, 'bias', None) is not None: out[f'discriminator/{name}/b'] = keep(m.bias)
+    out = {}
+    layer = partial(put_layer, out, 'discriminator')
     for i, block in enumerate(D.blocks, 1):
         for j in (1, 2): layer(getattr(block, f'conv{j}'), f'block-{i}/conv{j}/sn_conv')
         if isinstance(block.short, torch.nn.Conv2d): layer(block.short, f'block-{i}/shortcut/sn_conv')
@@ -220,6 +225,6 @@ def test_hdf5(nnabla, tmp_path):
 
 
 def test_hdf5_without_its_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'h5py', None)
+    monkeypatch.setitem(sys.modules, 'h5py', None)
     (tmp_path/'a.h5').write_bytes(b'x')
     with pytest.raises(Refused, match='pip install h5py'): load_weights(tmp_path/'a.h5')

@@ -1,6 +1,5 @@
 "Certificates of ports: ours pass, and twelve faults that tools/mutate.py plants are named in words."
 import sys
-import tempfile
 import types
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = {'01': 'spectral_norm', '02': 'self_attention', '03': 'blocks', '04': 'networks', '05': 'losses'}
 
 
-def planted(what, monkeypatch, *more):
+def planted(what, monkeypatch, folder, *more):
     "Modules of the package with a fault of tools/mutate.py in one of them; `more` are imported anew on top of it."
     old, new, chapter = next((o, n, c) for name, c, o, n, _ in MUTATIONS if name == what)
     out = None
@@ -34,7 +33,7 @@ def planted(what, monkeypatch, *more):
             assert text.count(old) == 1, what
             text = text.replace(old, new)
         text = text.replace("'sagan_nb::power_steps'", f"'sagan_planted::n{abs(hash(what))}'")       # an operator has one name
-        path = Path(tempfile.mkdtemp())/f'{name}.py'                                            # a class is read off its file
+        path = folder/f'{name}.py'                                                               # a class is read off its file
         path.write_text(text, encoding='utf-8')
         module = types.ModuleType(f'sagan_nb.{name}')
         module.__package__, module.__file__ = 'sagan_nb', str(path)
@@ -58,8 +57,8 @@ def test_our_attention_passes(form, fast):
 
 @pytest.mark.parametrize('what, fast, property', [
     ('softmax over the wrong axis', False, 'softmax'), ('gamma dropped', True, 'gamma'), ('fused attention scaled by 1/sqrt(d)', True, 'scale')])
-def test_planted_faults_of_attention(monkeypatch, what, fast, property):
-    room = planted(what, monkeypatch)
+def test_planted_faults_of_attention(monkeypatch, tmp_path, what, fast, property):
+    room = planted(what, monkeypatch, tmp_path)
     if what.startswith('fused'): monkeypatch.setattr(room, 'attend', room.fused_attention)      # what a GPU or a compiler takes
     assert [*named(certify(room.SelfAttention(64, 'released', fast=fast), 'attention'))] == [property]
 
@@ -120,16 +119,16 @@ def test_norms():
 @pytest.mark.parametrize('what, property', [
     ('u moves in evaluation mode by default', 'u'), ('reading the weight moves u', 'reading'),
     ('power step without its second unit', 'norm'), ("gradient of the divided weight without its second term", 'gradient')])
-def test_planted_faults_of_the_norm(monkeypatch, what, property):
-    wrap = planted(what, monkeypatch).spectral_norm
+def test_planted_faults_of_the_norm(monkeypatch, tmp_path, what, property):
+    wrap = planted(what, monkeypatch, tmp_path).spectral_norm
     if 'reading' in what: wrap = partial(wrap, detach=False)
     assert property in named(certify(wrap, 'norm'))
 
 
-def test_losses(monkeypatch):
+def test_losses(monkeypatch, tmp_path):
     assert not named(certify(hinge_d, 'loss')) and not named(certify(hinge_g, 'loss'))
-    assert 'sign flipped' in named(certify(planted('hinge sign flipped', monkeypatch).hinge_d, 'loss'))['loss']
-    assert 'look fake' in named(certify(planted('G rewarded for fakes that look fake', monkeypatch).hinge_g, 'loss'))['loss']
+    assert 'sign flipped' in named(certify(planted('hinge sign flipped', monkeypatch, tmp_path).hinge_d, 'loss'))['loss']
+    assert 'look fake' in named(certify(planted('G rewarded for fakes that look fake', monkeypatch, tmp_path).hinge_g, 'loss'))['loss']
     assert 'exchanged' in named(certify(lambda real, fake: hinge_d(fake, real), 'loss'))['loss']
     pair = certify(lambda real, fake: (F.relu(1 - real).mean(), F.relu(1 + fake).mean()), 'loss')
     assert pair[0].verdict == CONFORMS and certify(lambda r, f: r.std() + f.std(), 'loss')[0].verdict == UNSURE
@@ -153,9 +152,8 @@ def test_spectral_norm_is_asked_of_each_layer(wrap, words):
             super().__init__()
             self.of, self.gamma = nn.ModuleDict({k: getattr(block, k) for k in 'fghv'}), block.gamma
         def forward(self, x): return block(x)
-    inside = named(certify(Kept(), 'attention')).get('spectral norm')
-    assert inside == named(certify(block, 'attention')).get('spectral norm')
     said = named(certify(block, 'attention')).get('spectral norm')
+    assert named(certify(Kept(), 'attention')).get('spectral norm') == said
     assert said is None if words is None else words in said
 
 
@@ -176,8 +174,8 @@ def test_our_networks_pass():
     ('mean pooling for sum pooling', (), 1, 'pooling'), ('in-place ReLU before the shortcut', ('networks',), 1, 'in-place ReLU'),
     ('moving variance unbiased', ('networks',), 0, 'moving variance'),
     ('u moves in evaluation mode by default', ('self_attention', 'blocks', 'networks'), 1, 'evaluation')])
-def test_planted_faults_of_networks(monkeypatch, what, more, which, property):
-    net = [*networks(planted(what, monkeypatch, *more))][which]
+def test_planted_faults_of_networks(monkeypatch, tmp_path, what, more, which, property):
+    net = [*networks(planted(what, monkeypatch, tmp_path, *more))][which]
     assert property in named(certify(net, ('generator', 'discriminator')[which]))
 
 
@@ -209,8 +207,7 @@ def test_objects_are_found_and_built(tmp_path):
     with pytest.raises(Refused, match='cannot be made'): build(A, '1, 2, 3')
     for bad in ('open("x")', '1 +', '*a'):
         with pytest.raises(Refused, match='takes constants'): read_args(bad)
-    for spec, words in (('nothing', 'say MODULE:NAME'), ('no.such.module:A', 'cannot be imported'), (f'{tmp_path}/none.py:A', 'no such file'),
-                        ('math:none', 'has no none')):
+    for spec, words in (('nothing', 'say MODULE:NAME'), ('no.such.module:A', 'cannot be imported'), ('math:none', 'has no none')):
         with pytest.raises(Refused, match=words): find_object(spec)
     assert [guess_kind(n) for n in ('Self_Attn', 'netG', 'D', 'SpectralNorm', 'hinge_loss')] == ['attention', 'generator', 'discriminator', 'norm', 'loss']
     with pytest.raises(Refused, match='--what'): guess_kind('Block')

@@ -1,24 +1,23 @@
 "The commands on a terminal of 100 columns and through a pipe: width, labels, what is left behind."
 import inspect
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import start
-from commands import as_folders, shell
+from commands import as_folders, environment, shell, words
 from sagan_nb.ablation import TABLES
 from sagan_nb.config import FIELDS, PRESETS
 from sagan_nb.data import Toy
 from sagan_nb.machinery import cli, console, lists, options, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELL = 'import sys; from sagan_nb.machinery import console; del sys.argv[0]; getattr(console, sys.argv[0])()'
 PTY = '''
 import fcntl, os, pty, struct, sys, termios
 pid, fd = pty.fork()
@@ -31,15 +30,6 @@ while True:
     os.write(1, data)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 '''
-
-
-def words(*args):
-    return [sys.executable, '-c', SHELL, *map(str, args)]
-
-
-def environment(**more):
-    keep = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'COLUMNS', 'LINES')}
-    return keep | dict(PYTHONPATH=str(ROOT), TERM='xterm', **more)
 
 
 def piped(place, name, *args):
@@ -85,9 +75,10 @@ def fits(lines):
 def place(tmp_path_factory):
     "A run, trained on a terminal, whose folder has a name that a shell would change; and what was shown."
     folder = tmp_path_factory.mktemp('console')
-    os.environ['SAGAN_NB_CACHE'] = str(folder/'cache')               # the classifier is trained here, whatever ran before
-    raw, left = typed(folder, 'sagan_train', 't1_attn_16', '--scale', 'smoke', '--data', 'toy', '--steps', 6, '--out', 'a $run')
-    return folder, raw, left
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('SAGAN_NB_CACHE', str(folder/'cache'))              # the classifier is trained here, whatever ran before
+        raw, left = typed(folder, 'sagan_train', 't1_attn_16', '--scale', 'smoke', '--data', 'toy', '--steps', 6, '--out', 'a $run')
+        yield folder, raw, left
 
 
 def test_training_on_a_terminal(place):
@@ -119,13 +110,12 @@ def test_on_a_terminal_and_through_a_pipe(place, args, expected):
 
 def test_names_and_words_for_other_systems(monkeypatch, tmp_path):
     "What a user of Windows types back, and the names of what has none here."
-    from sagan_nb.machinery import options, terminal
     with monkeypatch.context() as m:
         m.setattr('os.name', 'nt')
         words = [terminal.quoted(o) for o in (r'runs\toy', r'my runs\toy', '--n')]
     assert words == [r'runs\toy', r'"my runs\toy"', '--n']
     with monkeypatch.context() as m:
-        m.setattr('os.path.relpath', lambda path: (_ for _ in ()).throw(ValueError('on another drive')))
+        m.setattr('os.path.relpath', Mock(side_effect=ValueError('on another drive')))
         assert options.from_here('D:/runs/metrics.json') == 'D:/runs/metrics.json'
     assert str(options.folder_of('hf:somebody/sagan')) == str(options.folder_of('mmgen:imagenet')) == '.' and options.folder_of(tmp_path) == tmp_path
     assert options.folder_of(tmp_path/'model.ckpt-7') == tmp_path                     # TensorFlow's: the name of several files
@@ -143,7 +133,7 @@ def test_words_of_a_table_stay_whole(columns, monkeypatch):
     assert '\n* a published' in said and ('───' in said) == (columns == 100)
 
 
-def test_a_bar_in_a_file_is_a_line_now_and_then(place, capfd):
+def test_a_bar_in_a_file_is_a_line_now_and_then(capfd):
     items = terminal.track_lines(range(5), 'counting', every=0.)
     assert list(items) == [0, 1, 2, 3, 4]
     err = capfd.readouterr().err.splitlines()

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from sagan_nb.core import Refused, from_uint8
 from sagan_nb.data import Pairs, Stream, Toy, Twins, diversity, long_range, open_source
 from sagan_nb.machinery.sources import describe
 from sagan_nb.machinery import packed, packs, pictures
-from sagan_nb.machinery.listing import Listing, list_pictures
+from sagan_nb.machinery.listing import list_pictures
 from sagan_nb.machinery.packs import pack
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
@@ -305,21 +305,10 @@ def test_unreadable_are_listed(tree, capsys):
     assert set(s.unreadable) == {'ant/zero.jpg', 'bee/text.jpg', 'cat/cut.JPEG'} and len(s) == 315 and s.counts == [304, 5, 6]
     said = capsys.readouterr().out
     assert '3 of 318 pictures cannot be read' in said and 'bee/text.jpg (not a picture)' in said and 'truncated' in said
-    refused(r'3 or more of 318.*limit is 0%.*ant/zero\.jpg \(empty file\)', tree, 32, max_bad=.001)
+    refused(r'3 or more of 318.*limit is 0\.1%.*ant/zero\.jpg \(empty file\)', tree, 32, max_bad=.001)
     (tree/'dog').mkdir()
     (tree/'dog'/'only.png').write_text('words')
     refused('no readable picture in class dog', tree, 32, max_bad=.02)
-
-
-def test_a_bomb_is_a_reason(tmp_path):
-    png = io.BytesIO()
-    Image.new('L', (1, 1)).save(png, 'PNG')
-    b = bytearray(png.getvalue())
-    b[16:24] = struct.pack('>II', 60_000, 60_000)
-    import zlib
-    b[29:33] = struct.pack('>I', zlib.crc32(bytes(b[12:29])))
-    got = pictures.decode(Listing('', ['x'], [0], [], lambda name: bytes(b)), 'x', 8)
-    assert 'DecompressionBomb' in got
 
 
 # odd pictures
@@ -435,13 +424,18 @@ def test_interrupted_packing_goes_on(tree, tmp_path, monkeypatch, after):
     assert sorted(p.name for p in tmp_path.glob('p.pack*')) == ['p.pack']
 
 
+def all_but_finished(monkeypatch, *args, **kw):
+    "Pack, and stop before the pack gets its name."
+    with monkeypatch.context() as m:
+        m.setattr(packs, 'finish_pack', Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): pack(*args, **kw)
+
+
 def test_pictures_mended_while_packing_was_interrupted_are_taken_in(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'CHUNK', 4)
     good = (tree/'bee'/'0.png').read_bytes()
     (tree/'bee'/'0.png').write_text('words')
-    with monkeypatch.context() as m:
-        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
+    all_but_finished(monkeypatch, tree, 32, tmp_path/'p.pack', max_bad=.2)
     (tree/'bee'/'0.png').write_bytes(good)
     found = pack(tree, 32, tmp_path/'p.pack', max_bad=.2)
     assert len(found) == 15 and not found.unreadable and found.fingerprint == open_source(tree, 32).fingerprint
@@ -458,9 +452,7 @@ def test_lost_end_of_an_unfinished_pack(tree, tmp_path, monkeypatch):
     "The log promises more than the disk kept."
     monkeypatch.setattr(pictures, 'CHUNK', 4)
     pack(tree, 32, tmp_path/'whole.pack')
-    with monkeypatch.context() as m:
-        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
+    all_but_finished(monkeypatch, tree, 32, tmp_path/'p.pack')
     os.truncate(tmp_path/'p.pack.part'/'images.npy', packed.HEAD + 9*3*32**2)
     pack(tree, 32, tmp_path/'p.pack')
     assert content(tmp_path/'p.pack') == content(tmp_path/'whole.pack')
@@ -482,9 +474,7 @@ def test_killed_packing_goes_on(tmp_path):
 
 
 def test_unfinished_pack_of_something_else(tree, tmp_path, monkeypatch):
-    with monkeypatch.context() as m:
-        m.setattr(packs, 'finish_pack', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): pack(tree, 32, tmp_path/'p.pack')
+    all_but_finished(monkeypatch, tree, 32, tmp_path/'p.pack')
     with pytest.raises(Refused, match='unfinished pack of other'): pack(tree, 16, tmp_path/'p.pack')
     refused('unfinished or cut off', tmp_path/'p.pack.part')
     assert len(pack(tree, 32, tmp_path/'p.pack')) == 15

@@ -1,6 +1,6 @@
 """The site, built as `make docs` builds it and driven in a headless browser from files, without a server.
 
-What a check must find is planted first (`test_planted_*`), so that none of them can pass by seeing nothing.
+What a check must find is planted, too (`test_planted_*`), so that none of them can pass by seeing nothing.
 """
 import io
 import json
@@ -15,7 +15,6 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from browser import Tab
 from PIL import Image
 
 from tools.site.docs import WAYS_IN, chapters, page_of, sentences
@@ -205,7 +204,7 @@ def test_the_readme_of_a_folder_is_not_the_home_page():
 
 def test_links_of_the_sources_lead_somewhere():
     "Where notebooks and docs are read as files, too: on a code host."
-    for path in [*(ROOT/'docs').glob('*.md'), *(ROOT/'nbs').glob('*.ipynb'), ROOT/'CONTRIBUTING.md']:
+    for path in [*(ROOT/'docs').glob('*.md'), *(ROOT/'nbs').glob('*.ipynb'), ROOT/'README.md', ROOT/'CONTRIBUTING.md']:
         text = path.read_text(encoding='utf-8')
         if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
         found = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'(?ms)^ *```.*?^ *```|`[^`\n]*`', '', text))
@@ -214,7 +213,7 @@ def test_links_of_the_sources_lead_somewhere():
 
 def test_nothing_comes_from_elsewhere(site):
     for path in pages(site):
-        outside = [o for o in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text(encoding='utf-8'))]
+        outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text(encoding='utf-8'))
         assert not outside, (path.name, outside)
 
 
@@ -235,13 +234,12 @@ def test_links_to_colab_need_an_address(tmp_path, site):
     assert 'sagan_nb/blob/main/sagan_nb/networks.py#L' in (tmp_path/'networks.ipynb').read_text(encoding='utf-8')
 
 
-def test_every_page(site, context):
+def test_every_page(site, tab):
     """No error, no request, formulas set, pictures described, text readable in both themes, no sideways scrolling at 400 px, where figures
     keep their size, and so their letters. At 1280 px code and tables are whole and the sections of the page in sight; code is whole at 1600; captions have a number and the finding first."""
-    tab, faults = Tab(context), {}
+    faults = {}
     for path in pages(site):
         if found := look(tab.open(path)): faults[path.name] = found
-    tab.page.close()
     assert not faults, json.dumps(faults, indent=1)
 
 
@@ -303,7 +301,7 @@ def luminance(rgb):
 def seen_in(shot):
     "Ground of a picture (its commonest colour), and the best contrast with it of a colour that covers a thousandth of it."
     image = Image.open(io.BytesIO(shot)).convert('RGB')
-    count = sorted(((n, c) for n, c in image.getcolors(1 << 24)), reverse=True)
+    count = sorted(image.getcolors(1 << 24), reverse=True)
     ground = luminance(count[0][1])
     ratio = lambda c: (max(luminance(c), ground) + .05)/(min(luminance(c), ground) + .05)
     return ground, max(ratio(c) for n, c in count if n >= image.width*image.height/1000)

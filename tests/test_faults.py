@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from filelock import FileLock
 
-from commands import shell
+from commands import environment, shell, words
 from sagan_nb.config import PRESETS, at_scale, from_json
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy
@@ -303,11 +303,8 @@ def test_a_fault_before_the_first_step_says_what_goes_on(tmp_path, monkeypatch, 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-'])
 def test_a_shell_may_close_what_is_printed_to(tmp_path, closed):
     "No stream at all, as some daemons start a program: training and measuring go on."
-    call = 'import sys; from sagan_nb.machinery import console; del sys.argv[0]; getattr(console, sys.argv[0])()'
-    def ends(*args): return subprocess.run(['bash', '-c', f'exec "$@" {closed}', 'bash', sys.executable, '-c', call, *map(str, args)], cwd=tmp_path, env=env, capture_output=True, text=True)
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(ROOT))
     for args in (('sagan_train', 't1_attn_16', '--scale', 'smoke', '--steps', 2, '--out', 'run'), ('sagan_eval', 'run', '--metrics', 'diversity', '--n_fake', 20)):
-        done = ends(*args)
+        done = subprocess.run(['bash', '-c', f'exec "$@" {closed}', 'bash', *words(*args)], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path/'run'/'metrics.json').exists()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import as_folders
 from sagan_nb.config import at_scale, preset
 from sagan_nb.core import Refused
 from sagan_nb.data import Toy, open_source
@@ -20,13 +21,7 @@ from tools.study import few_images as few, generator, photographs
 def folders(tmp_path_factory):
     "240 and 40 images of four classes, in folders."
     root = tmp_path_factory.mktemp('images')
-    for name, n, seed in (('train', 240, 0), ('test', 40, 1)):
-        world = Toy(32, 4, n=n, seed=seed)
-        for k in range(n):
-            x, y = world.batch([k])
-            path = root/name/f'class{int(y)}'/f'{k:03}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(path)
+    for name, n, seed in (('train', 240, 0), ('test', 40, 1)): as_folders(Toy(32, 4, n=n, seed=seed), root/name)
     return root
 
 
@@ -107,7 +102,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert text.count('![A generated image') == 6 and '../results/results/100-none-s0-laptop-2000-v' in text
 
 
-def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, tmp_path, monkeypatch, capsys):
+def test_the_generator_of_real_images_is_chosen_measured_and_published(folders, tmp_path, monkeypatch):
     "Of a run's kept checkpoints the one with the smallest KID; what is measured is the published file, and no path is told."
     monkeypatch.setenv('SAGAN_NB_CACHE', str(tmp_path/'cache'))
     source, run, out = open_source(folders/'train', 32), tmp_path/'run', tmp_path/'out'

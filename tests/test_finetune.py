@@ -79,7 +79,7 @@ def test_a_start_that_fails_is_made_again_by_a_resume(first, tmp_path, monkeypat
     assert torch.equal(gan.D.blocks[0].conv1.bias, open_run(out).D.blocks[0].conv1.bias)
 
 
-def test_torchrun_may_start_it_again(first, tmp_path):
+def test_torchrun_may_start_it_again(tmp_path):
     "With the words of the first start: only a user who asks to resume is told that they do not go together."
     (tmp_path/'init.json').write_text(json.dumps(dict(init='there', held=1)))
     with pytest.raises(Refused, match='are for a new run'): tuning_of('there', 'd:1', tmp_path, True)
@@ -139,7 +139,6 @@ def test_what_does_not_fit(first, tmp_path):
     for text in ('g:3', 'd', 'd:x', '3'):
         with pytest.raises(Refused, match='d:N'): blocks_held(text)
     with pytest.raises(Refused, match='D has'): FineTune('', 9, tmp_path)(make_gan(cfg))
-    with pytest.raises(Refused, match='for a new run'): tuning_of('x', None, tmp_path, True)
     for text in ('{', '[]'):
         (tmp_path/'init.json').write_text(text)
         with pytest.raises(Refused, match='damaged'): tuning_of(None, None, tmp_path, True)
@@ -154,7 +153,7 @@ def test_the_command(first, tmp_path, monkeypatch, capsys):
     code, said, err = run('--init', out, '--freeze', 'd:1', '--out', tmp_path/'tuned')
     assert code == 0 and 'made anew for other classes' in said, err
     code, _, err = run('--init', tmp_path/'none', '--out', tmp_path/'no')
-    assert code == 1 and 'there is no such run' in err and not Path(tmp_path/'no').exists()
+    assert code == 1 and 'there is no such run' in err and not (tmp_path/'no').exists()
 
 
 def test_a_row_with_other_parts_than_the_weights_is_told(first, tmp_path, capsys):

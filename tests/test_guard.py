@@ -233,7 +233,7 @@ def test_the_price_is_said_with_the_best_looks(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('how, words', [(dict(keep='best:0'), 'best:K'), (dict(keep='3'), 'best:K'), (dict(action='cry'), 'on_collapse'), (dict(every=3), 'multiple of checkpoint_every'),
                                         (dict(every=0, action='stop'), 'need --look_every'), (dict(every=0, keep='best:1'), 'need --look_every'), (dict(every=-2), 'multiple')])
 def test_what_does_not_go_together(place, tmp_path, how, words):
-    with pytest.raises(Refused, match=words): guard.train_guarded(cfg_of(place), place.source, tmp_path/'run', **dict(dict(every=2), **how))
+    with pytest.raises(Refused, match=words): guard.train_guarded(cfg_of(place), place.source, tmp_path/'run', **dict(every=2) | how)
     assert not (tmp_path/'run').exists()
 
 

@@ -23,7 +23,7 @@ GENERATOR = Path(__file__).resolve().parents[1]/'results'/'generator'/'t1_attn_1
 @pytest.mark.parametrize('cls', [Generator, Discriminator, SelfAttention])
 def test_help_shows_each_parameter_with_its_meaning(cls):
     text = pydoc.plain(pydoc.render_doc(cls))
-    for name in list(inspect.signature(cls).parameters):
+    for name in inspect.signature(cls).parameters:
         line = next(o for o in text.splitlines() if o.startswith((f' |      {name} = ', f' |      {name}: ')))
         assert line.split(': ', 1)[1].strip(), f'{name} of {cls.__name__} has no meaning'
     assert 'shared by both nn.Module and ScriptModule' not in inspect.getdoc(cls.__init__)

@@ -2,8 +2,10 @@
 import base64
 import http.server
 import json
+import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_there_and_back(hub, weights, monkeypatch, capsys):
     assert any('/resolve/v1/' in o for o in hub.asked)
 
 
-def test_what_the_hub_has_not(hub, weights):
+def test_what_the_hub_has_not(hub):
     with pytest.raises(Refused, match='hf:someone/none: model.safetensors cannot be had'): from_hub('hf:someone/none')
 
 
@@ -102,7 +104,7 @@ def test_names_of_repositories():
 
 
 def test_without_the_package(monkeypatch, weights):
-    monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(Refused, match=r'sagan_nb\[hub\]'): from_hub('hf:a/b')
     with pytest.raises(Refused, match=r'sagan_nb\[hub\]'): push(weights[1], 'a/b')
 
@@ -134,11 +136,11 @@ def test_tensorboard(tmp_path, monkeypatch):
     board = Board(tmp_path)
     for n in (1, 2):
         (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines[:n]))
-        board(None, {})
+        board(SimpleNamespace(t=n), {})
     (tmp_path/'samples'/'step_0000003.png').write_bytes(b'damaged')          # costs that picture, and not the training
     reads = []
     monkeypatch.setattr('sagan_nb.machinery.board.read_log', lambda *args: reads.append(args) or [])
-    for _ in range(3): board(None, {})
+    for _ in range(3): board(SimpleNamespace(t=3), {})
     assert not reads                                                         # nothing new: nothing is read again
     board.writer.close()
     read = EventAccumulator(str(tmp_path/'tensorboard')).Reload()
@@ -151,5 +153,5 @@ def test_numbers_of_a_log():
 
 
 def test_tensorboard_without_the_package(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__('sys').modules, 'torch.utils.tensorboard', None)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     with pytest.raises(Refused, match=r'sagan_nb\[log\]'): Board(tmp_path)

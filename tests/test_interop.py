@@ -53,7 +53,6 @@ def nhwc(x): return x.detach().permute(0, 2, 3, 1)
 @pytest.mark.parametrize('row', parity.ROWS or [None], ids=lambda o: o and '-'.join(o))
 def test_fixture(row):
     found = parity.measure(*row)
-    assert {'images', 'logits'} & found.keys() and 'stages' in found
     bad = {k: v for k, v in found.items() if k in BOUNDS and not v <= BOUNDS[k]}
     assert not bad, f'{row}: {bad}'
 
@@ -300,7 +299,7 @@ def without(d, part): return {k: v for k, v in d.items() if part not in k}
     (lambda: 'no/such/file.npz', 'there is no such file'),
     (lambda: str(ROOT/'setup.py'), 'not a known kind of file')], ids=lambda o: o if isinstance(o, str) else 'weights')
 def test_refused(weights, words):
-    with pytest.raises(Refused, match=words.replace('.', r'\.')): load_weights(weights())
+    with pytest.raises(Refused, match=re.escape(words)): load_weights(weights())
 
 
 def test_wrong_source():
@@ -316,13 +315,13 @@ def test_every_missing_tensor_is_noticed():
 
 @pytest.mark.parametrize('kind', ['pt', 'pth', 'npz', 'safetensors', 'ckpt', 'torch_zip'])
 def test_hostile_files(tmp_path, kind):
-    file, mark = tmp_path/f'evil.{"pt" if kind == "torch_zip" else kind}', HACKED
+    file = tmp_path/f'evil.{"pt" if kind == "torch_zip" else kind}'
     if kind in ('pt', 'pth', 'ckpt'): file.write_bytes(pickle.dumps({'state_dict': Evil()}))
     if kind == 'torch_zip': torch.save({'linear.bias': Evil()}, file)
     if kind == 'npz': np.savez(file, **{'linear.bias': np.array([Evil()], dtype=object)})
     if kind == 'safetensors': file.write_bytes(b'\xff'*7 + b'\x7f' + b'{"a":1}')
     with pytest.raises(Refused, match='damaged or hostile'): load_weights(file)
-    assert not mark.exists(), 'code of the file ran'
+    assert not HACKED.exists(), 'code of the file ran'
 
 
 def test_truncated_and_foreign_safetensors(tmp_path):
@@ -458,30 +457,32 @@ def randomise(net, seed=0):
 
 
 def from_roundtrip(net):
-    import tempfile
     with tempfile.TemporaryDirectory() as folder: return type(net).from_pretrained(save_pretrained(net, f'{folder}/x.safetensors'))
 
 
-def nets():
-    small = dict(res=32, width=4, n_classes=3, attn_at=(16,))
-    for form in ('paper', 'v1', 'released'): yield f'G-{form}', Generator(**small, z_dim=5, form=form)
-    yield 'G-residual', Generator(**small, z_dim=5, block='residual', form='paper')
-    yield 'G-residual3x3', Generator(**small, z_dim=5, block='residual3x3', form='paper')
-    yield 'G-k2', Generator(**small, z_dim=5, form='paper', reduction=2)
-    yield 'G-unconditional', Generator(**dict(small, n_classes=0, attn_at=(8, 16)), z_dim=5, sn=False)
-    yield 'G-64', Generator(res=64, width=2, n_classes=2, z_dim=4, attn_at=(8,), sn=dict(eval_sigma='stored', eps=1e-6), bn=dict(ghost=2))
-    yield 'G-official', load_weights(released.planted('G', **SIZES[0]), bn=dict(eps=1e-5))
-    yield 'G-studiogan', load_weights(renamed(released.planted('G', **SIZES[0]), 'studiogan', 2))
-    yield 'D', Discriminator(**small)
-    yield 'D-none', Discriminator(**dict(small, attn_at=()), head='none', sn=False)
-    yield 'D-acgan', Discriminator(**small, head='acgan', block='residual')
-    yield 'D-bench', Discriminator(res=32, n_classes=3, channels=(16,)*4, down=(True, True, False, False), attn_at=(16,))
-    yield 'D-studiogan', load_weights(renamed(released.planted('D', width=8, blocks=3), 'studiogan', 2))
+SMALL = dict(res=32, width=4, n_classes=3, attn_at=(16,))
+NETS = {
+    'G-paper': lambda: Generator(**SMALL, z_dim=5, form='paper'),
+    'G-v1': lambda: Generator(**SMALL, z_dim=5, form='v1'),
+    'G-released': lambda: Generator(**SMALL, z_dim=5, form='released'),
+    'G-residual': lambda: Generator(**SMALL, z_dim=5, block='residual', form='paper'),
+    'G-residual3x3': lambda: Generator(**SMALL, z_dim=5, block='residual3x3', form='paper'),
+    'G-k2': lambda: Generator(**SMALL, z_dim=5, form='paper', reduction=2),
+    'G-unconditional': lambda: Generator(**SMALL | dict(n_classes=0, attn_at=(8, 16)), z_dim=5, sn=False),
+    'G-64': lambda: Generator(res=64, width=2, n_classes=2, z_dim=4, attn_at=(8,), sn=dict(eval_sigma='stored', eps=1e-6), bn=dict(ghost=2)),
+    'G-official': lambda: load_weights(released.planted('G', **SIZES[0]), bn=dict(eps=1e-5)),
+    'G-studiogan': lambda: load_weights(renamed(released.planted('G', **SIZES[0]), 'studiogan', 2)),
+    'D': lambda: Discriminator(**SMALL),
+    'D-none': lambda: Discriminator(**SMALL | dict(attn_at=()), head='none', sn=False),
+    'D-acgan': lambda: Discriminator(**SMALL, head='acgan', block='residual'),
+    'D-bench': lambda: Discriminator(res=32, n_classes=3, channels=(16,)*4, down=(True, True, False, False), attn_at=(16,)),
+    'D-studiogan': lambda: load_weights(renamed(released.planted('D', width=8, blocks=3), 'studiogan', 2)),
+}
 
 
-@pytest.mark.parametrize('net', [pytest.param(n, id=i) for i, n in nets()])
-def test_safetensors_is_bit_exact(net):
-    net = randomise(net)
+@pytest.mark.parametrize('name', NETS)
+def test_safetensors_is_bit_exact(name):
+    net = randomise(NETS[name]())
     again = from_roundtrip(net)
     assert recipe_of(again) == recipe_of(net) and not again.training
     a, b = net.state_dict(), again.state_dict()
@@ -493,9 +494,9 @@ def test_safetensors_is_bit_exact(net):
     close(*(n.eval()(*args)[0] for n in (divided_weights(net), net)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('net', [pytest.param(n, id=i) for i, n in nets() if i in ('G-released', 'G-official', 'D', 'D-bench')])
-def test_biggan_is_bit_exact(net):
-    net = randomise(net)
+@pytest.mark.parametrize('name', ['G-released', 'G-official', 'D', 'D-bench'])
+def test_biggan_is_bit_exact(name):
+    net = randomise(NETS[name]())
     with torch.no_grad():
         if isinstance(net, Generator): net.blocks['8'].bn1.gain[0, :3] = torch.tensor([.1, -.3, 0.])
     arrays = to_biggan(net)
@@ -507,18 +508,18 @@ def test_biggan_is_bit_exact(net):
     assert torch.equal(net(*args), again(*args))
 
 
-def test_own_names_without_a_recipe():
-    for name, net in nets():
-        if name in ('G-64', 'G-official', 'G-studiogan', 'D-studiogan'): continue
-        again = load_weights(net.eval().state_dict())
-        args = noise(net) if isinstance(net, Generator) else (torch.rand(2, 3, net.res, net.res), torch.tensor([0, 0]))
-        x, y = net(*args), again(*args)
-        assert all(torch.equal(p, q) for p, q in zip(x if isinstance(x, tuple) else [x], y if isinstance(y, tuple) else [y])), name
+@pytest.mark.parametrize('name', [o for o in NETS if o not in ('G-64', 'G-official', 'G-studiogan', 'D-studiogan')])
+def test_own_names_without_a_recipe(name):
+    net = NETS[name]().eval()
+    again = load_weights(net.state_dict())
+    args = noise(net) if isinstance(net, Generator) else (torch.rand(2, 3, net.res, net.res), torch.tensor([0, 0]))
+    x, y = net(*args), again(*args)
+    assert all(torch.equal(p, q) for p, q in zip(x if isinstance(x, tuple) else [x], y if isinstance(y, tuple) else [y]))
 
 
-def test_biggan_refuses_what_it_cannot_say():
-    for name, words in (('G-paper', 'map block'), ('G-studiogan', 'class tables'), ('D-acgan', 'map block'), ('D-studiogan', 'rectified')):
-        with pytest.raises(Refused, match=words): to_biggan(dict(nets())[name])
+@pytest.mark.parametrize('name, words', [('G-paper', 'map block'), ('G-studiogan', 'class tables'), ('D-acgan', 'map block'), ('D-studiogan', 'rectified')])
+def test_biggan_refuses_what_it_cannot_say(name, words):
+    with pytest.raises(Refused, match=words): to_biggan(NETS[name]())
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_pointer_keyboard_and_a_small_screen(tab, tmp_path):
     assert tab.page.evaluate('document.documentElement.scrollWidth') <= 400 and not tab.page.locator('.static').is_visible()
     box = canvas.bounding_box()
     tab.page.mouse.click(box['x'] + box['width']*(20.5/32), box['y'] + box['height']*(3.5/32))
-    assert tab.page.evaluate(f'({LIVE})().at()') == [3, 20] and said.text_content() == said.evaluate('o => o.value') or 'pixel 3,20' in said.evaluate('o => o.value')
+    assert tab.page.evaluate(f'({LIVE})().at()') == [3, 20] and said.text_content().startswith('pixel 3,20 ')
     canvas.focus()
     for key in ('ArrowDown', 'ArrowRight', 'ArrowRight'): tab.page.keyboard.press(key)
     assert tab.page.evaluate(f'({LIVE})().at()') == [4, 22]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import start
+from sagan_nb.machinery import console
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ['settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE',
@@ -86,7 +87,7 @@ def test_wheel_is_what_runs(clean):
 
 
 def test_commands_of_the_wheel(clean):
-    for name in ('sagan_train', 'sagan_sample', 'sagan_attention', 'sagan_report', 'sagan_pack', 'sagan_export'): assert 'usage' in clean(name, '--help')
+    for name in console.COMMANDS: assert 'usage' in clean(f'sagan_{name}', '--help')
     clean('sagan_train', 't1_attn_16', '--data', 'toy', '--scale', 'smoke', '--steps', '2', '--out', 'run')
 
 

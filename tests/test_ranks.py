@@ -1,6 +1,7 @@
 "N ranks, or a batch in parts, give what one rank gives with the whole batch; and each trap of that has a test which finds it."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,14 +22,14 @@ from sagan_nb.core import Refused
 from sagan_nb.data import Toy
 from sagan_nb.machinery import checkpoints, cli, ending, evaluate as evaluation, finetune, group, jobs, options, packs, pictures, protocols, runs
 from sagan_nb.machinery.bench import peak_of
-from sagan_nb.machinery.checkpoints import checkpoints_of, read_checkpoint, step_of
+from sagan_nb.machinery.checkpoints import checkpoints_of, step_of
 from sagan_nb.machinery.crew import Crew, free_port
 from sagan_nb.machinery.features import Features
 from sagan_nb.machinery.guard import incidents
 from sagan_nb.machinery.machine import pick_device
 from sagan_nb.machinery.runs import read_log
 from sagan_nb.spectral_norm import SpectralNorm
-from commands import as_folders, shell
+from commands import as_folders, other_bits, shell
 from test_ablation import numbers
 from test_guard import guarded
 from tools.faults.works import Place, small, timeless
@@ -60,17 +62,16 @@ def flat(gan):
 def updates(cfg, trap=None):
     "Train on this rank's share, in float64: losses over all ranks, and all numbers at the end."
     torch.set_default_dtype(torch.float64)
-    losses, undo = [], pytest.MonkeyPatch()
+    losses = []
     try:
-        if trap: TRAPS[trap](undo)
-        gan = train.make_gan(cfg)
-        note = lambda gan, log: losses.append([gan.ranks.mean(log[k]).item() for k in ('loss_d', 'loss_g')])
-        source = Toy(cfg.res, n=50)
-        with closing(Double(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world)) as data:
-            train.fit(gan, data, [(1, train.average), (1, note)])
-    finally:
-        undo.undo()
-        torch.set_default_dtype(torch.float32)
+        with pytest.MonkeyPatch.context() as m:
+            if trap: TRAPS[trap](m)
+            gan = train.make_gan(cfg)
+            note = lambda gan, log: losses.append([gan.ranks.mean(log[k]).item() for k in ('loss_d', 'loss_g')])
+            source = Toy(cfg.res, n=50)
+            with closing(Double(source, cfg.batch, cfg.seed, gan.ranks.rank, gan.ranks.world)) as data:
+                train.fit(gan, data, [(1, train.average), (1, note)])
+    finally: torch.set_default_dtype(torch.float32)
     return dict(losses=torch.tensor(losses), **flat(gan))
 
 
@@ -85,6 +86,12 @@ def check(ranks, whole):
 @pytest.fixture(scope='module')
 def crew():
     with Crew(4) as made: yield made
+
+
+@pytest.fixture
+def two(crew):
+    "The first two of the crew."
+    return crew if len(crew.pools) == 2 else crew.regroup(2)
 
 
 @pytest.fixture(scope='module')
@@ -221,9 +228,9 @@ def test_parts_together_are_the_whole_batch(alone, name):
     check([updates(replace(cfg, micro=4))], alone(cfg))
 
 
-def test_parts_of_a_share_are_the_whole_batch(crew, alone):
+def test_parts_of_a_share_are_the_whole_batch(two, alone):
     cfg = config('best_known', steps=4)
-    check(crew(updates, replace(cfg, micro=2)), alone(cfg))
+    check(two(updates, replace(cfg, micro=2)), alone(cfg))
 
 
 def one_forward_for_each_part(net, micro, *args):
@@ -276,15 +283,6 @@ def run(out, cfg, resume=False):
     return sorted(p.name for p in Path(out).rglob('*') if p.is_file())
 
 
-def same_bits(a, b):
-    "Compare two checkpoints."
-    a, b = map(read_checkpoint, (a, b))
-    flat = lambda s: {f'{n}.{k}': v for n in ('G', 'D') for k, v in s[n].items()} | {
-        f'{n}.{i}.{k}': v for n in ('opt_g', 'opt_d') for i, m in s[n]['state'].items() for k, v in m.items()} | {'rng': s['rng']}
-    a, b = flat(a), flat(b)
-    return len(a) > 100 and set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_a_run_goes_on_with_any_number_of_ranks(crew, tmp_path):
     cfg = replace(SMOKE, steps=2)
     crew.regroup(2)
@@ -294,7 +292,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(crew, tmp_path):
     found = []
     for world in (1, 2, 4):                                     # the first update after it: the same, to rounding
         folder = tmp_path.with_name(f'on{world}')
-        subprocess.run(['cp', '-r', tmp_path, folder], check=True)
+        shutil.copytree(tmp_path, folder)
         if world == 1: run(folder, replace(cfg, steps=3), True)
         else: crew.regroup(world)(run, folder, replace(cfg, steps=3), True)
         last = read_log(folder/'log.jsonl')[-1]
@@ -305,18 +303,17 @@ def test_a_run_goes_on_with_any_number_of_ranks(crew, tmp_path):
 
 def refusal(out, cfgs, other_code=False):
     "What a rank is told at the start, where the ranks do not agree."
-    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
-    if rank and other_code: undo.setattr(group, 'code_version', lambda: 'other')
-    try: run(out, cfgs[rank])
-    except Refused as e: return str(e)
-    finally: undo.undo()
+    rank = distributed.Ranks().rank
+    with pytest.MonkeyPatch.context() as m:
+        if rank and other_code: m.setattr(group, 'code_version', lambda: 'other')
+        try: run(out, cfgs[rank])
+        except Refused as e: return str(e)
 
 
 @pytest.mark.parametrize('change, words', [(dict(lr_g=1e-3), 'lr_g is 0.0001 on rank 0, 0.001 on rank 1'),
                                            (dict(data_id='another'), "'another' on rank 1"), ({}, "'other' on rank 1")])
-def test_ranks_that_do_not_agree_are_refused(crew, tmp_path, change, words):
-    if len(crew.pools) != 2: crew.regroup(2)
-    first, second = crew(refusal, tmp_path/'run', (SMOKE, replace(SMOKE, **change)), not change)
+def test_ranks_that_do_not_agree_are_refused(two, tmp_path, change, words):
+    first, second = two(refusal, tmp_path/'run', (SMOKE, replace(SMOKE, **change)), not change)
     assert first == second and first.startswith('the ranks do not agree: ') and words in first
     assert not (tmp_path/'run').exists()
 
@@ -326,16 +323,14 @@ def numbers_that_differ(out):
     def flip(gan, log=None):
         if gan.ranks.rank:
             with torch.no_grad(): gan.D.linear.bias[0] = gan.D.linear.bias[0].nextafter(torch.tensor(9.))
-    undo = pytest.MonkeyPatch()
-    undo.setattr(runs, 'average', flip)
-    try: run(out, SMOKE)
-    except runs.Diverged as e: return str(e)
-    finally: undo.undo()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(runs, 'average', flip)
+        try: run(out, SMOKE)
+        except runs.Diverged as e: return str(e)
 
 
-def test_no_checkpoint_is_written_of_ranks_that_differ(crew, tmp_path):
-    if len(crew.pools) != 2: crew.regroup(2)
-    found = crew(numbers_that_differ, tmp_path)
+def test_no_checkpoint_is_written_of_ranks_that_differ(two, tmp_path):
+    found = two(numbers_that_differ, tmp_path)
     assert all('at step 2 the ranks do not have the same numbers: D.linear.bias is' in o for o in found)
     assert checkpoints_of(tmp_path) == []
 
@@ -346,17 +341,15 @@ def buffers_that_are_not_finite(out):
         G = train.sampler(gan)
         next(G.buffers()).fill_(torch.nan)
         return G
-    undo = pytest.MonkeyPatch()
-    if distributed.Ranks().first: undo.setattr(checkpoints, 'sampler', broken)
-    undo.setattr(runs, 'SamplerOfStep', lambda: checkpoints.sampler)
-    try: run(out, SMOKE)
-    except runs.Diverged as e: return str(e)
-    finally: undo.undo()
+    with pytest.MonkeyPatch.context() as m:
+        if distributed.Ranks().first: m.setattr(checkpoints, 'sampler', broken)
+        m.setattr(runs, 'SamplerOfStep', lambda: checkpoints.sampler)
+        try: run(out, SMOKE)
+        except runs.Diverged as e: return str(e)
 
 
-def test_what_rank_0_alone_cannot_save_ends_the_run_on_every_rank(crew, tmp_path):
-    if len(crew.pools) != 2: crew.regroup(2)
-    first, second = crew(buffers_that_are_not_finite, tmp_path)
+def test_what_rank_0_alone_cannot_save_ends_the_run_on_every_rank(two, tmp_path):
+    first, second = two(buffers_that_are_not_finite, tmp_path)
     assert first == second and first.startswith('at step 2 ') and ' is not finite' in first
     assert checkpoints_of(tmp_path) == []
 
@@ -420,55 +413,55 @@ def test_ranks_meet_anew_however_often_which_of_them_was_started():
 
 def told_to_go_on(out, counts, asked):
     "Whether each rank goes on, and whether torchrun has started any of them again."
-    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
-    undo.setenv(group.AGAIN, counts[rank])
-    try: return options.begun(out, asked[rank]), group.restarted()
-    finally: undo.undo()
+    rank = distributed.Ranks().rank
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv(group.AGAIN, counts[rank])
+        try: return options.begun(out, asked[rank]), group.restarted()
+        except Refused as e: return str(e)
 
 
 @pytest.mark.parametrize('counts, asked, there, go_on', [
     ('00', (False, False), True, [False, False]), ('01', (False, False), True, [True, True]), ('10', (False, False), True, [True, True]),
     ('00', (False, True), True, [True, True]), ('11', (False, False), False, [False, False])])
-def test_all_ranks_go_on_where_one_was_started_again(crew, tmp_path, counts, asked, there, go_on):
-    if len(crew.pools) != 2: crew.regroup(2)
+def test_all_ranks_go_on_where_one_was_started_again(two, tmp_path, counts, asked, there, go_on):
     if there: (tmp_path/'config.json').write_text('{}')
-    assert crew(told_to_go_on, tmp_path, counts, asked) == [(o, counts != '00') for o in go_on]
+    taken = there and not any(go_on)
+    said = [f'{tmp_path} is there already: choose another --out, or go on with --resume' if taken else (o, counts != '00') for o in go_on]
+    assert two(told_to_go_on, tmp_path, counts, asked) == said
 
 
 def opened_together(missing):
     "One rank lacks the weights of a protocol."
-    rank, undo = distributed.Ranks().rank, pytest.MonkeyPatch()
+    rank = distributed.Ranks().rank
     def features_by(net, paths, device='cpu'):
         if rank == missing: raise Refused('no weights on this machine')
         return net
-    undo.setattr(protocols, 'features_by', features_by)
-    try: return protocols.open_together({'net'}, {}, ranks=distributed.Ranks())
-    except Refused as e: return str(e)
-    finally: undo.undo()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(protocols, 'features_by', features_by)
+        try: return protocols.open_together({'net'}, {}, ranks=distributed.Ranks())
+        except Refused as e: return str(e)
 
 
-def test_weights_that_one_machine_lacks_are_lacking_on_every_rank(crew):
-    if len(crew.pools) != 2: crew.regroup(2)
-    assert crew(opened_together, 1) == crew(opened_together, 0) == ['no weights on this machine']*2
-    assert crew(opened_together, None) == [{'net': 'net'}]*2
+def test_weights_that_one_machine_lacks_are_lacking_on_every_rank(two):
+    assert two(opened_together, 1) == two(opened_together, 0) == ['no weights on this machine']*2
+    assert two(opened_together, None) == [{'net': 'net'}]*2
 
 
-def begun_with(out, _):
+def begun_with(out):
     "What the networks begin with, where each rank finds other weights under one name."
     gan, own = train.make_gan(SMOKE), train.make_gan(SMOKE)
-    rank, tuning, undo = distributed.Ranks().rank, finetune.FineTune('anything', 0, out), pytest.MonkeyPatch()
+    rank, tuning = distributed.Ranks().rank, finetune.FineTune('anything', 0, out)
     with torch.no_grad():
         for p in (*own.G.parameters(), *own.D.parameters()): p.fill_(rank + 1.)
     tuning.model = own
-    undo.setattr(finetune, 'begin_with', lambda net, model, part: net.load_state_dict(getattr(model, part).state_dict()))
-    try: tuning(gan)
-    finally: undo.undo()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(finetune, 'begin_with', lambda net, model, part: net.load_state_dict(getattr(model, part).state_dict()))
+        tuning(gan)
     return {p.unique().item() for p in (*gan.G.parameters(), *gan.D.parameters())}
 
 
-def test_all_ranks_begin_with_the_weights_that_rank_0_read(crew, tmp_path):
-    if len(crew.pools) != 2: crew.regroup(2)
-    assert crew(begun_with, tmp_path, 'x') == [{1.}, {1.}]
+def test_all_ranks_begin_with_the_weights_that_rank_0_read(two, tmp_path):
+    assert two(begun_with, tmp_path) == [{1.}, {1.}]
 
 
 def test_a_meeting_to_which_nobody_comes(monkeypatch):
@@ -489,16 +482,13 @@ def test_an_environment_that_makes_no_sense(monkeypatch, env, words):
 
 @pytest.mark.parametrize('number, code', [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_whether_to_come_back(monkeypatch, capsys, tmp_path, number, code):
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     monkeypatch.setattr(runs, 'average', lambda gan, log=None: os.kill(os.getpid(), number) if gan.t == 3 else None)
-    try: found, _, said = shell(monkeypatch, capsys, 'sagan_train', '--scale', 'smoke', '--out', tmp_path/'run', '--set', 'width=2')
-    finally: [signal.signal(s, f) for s, f in before.items()]
+    found, _, said = shell(monkeypatch, capsys, 'sagan_train', '--scale', 'smoke', '--out', tmp_path/'run', '--set', 'width=2')
     assert found == code and 'stopped at step 3 and saved. Go on with' in said
     if number == signal.SIGINT:                                # Ctrl-C ends the `tee` that reads what is printed, too
         stop = runs.StopOnSignal('')
-        monkeypatch.setattr('builtins.print', lambda *args, **how: (_ for _ in ()).throw(BrokenPipeError('nobody reads')))
-        try: stop.ask(number, None)
-        finally: [signal.signal(s, f) for s, f in before.items()]
+        monkeypatch.setattr('builtins.print', Mock(side_effect=BrokenPipeError('nobody reads')))
+        stop.ask(number, None)
         assert stop.asked == number
     assert [p.name for p in checkpoints_of(tmp_path/'run')][-1] == 'step_0000003.pt'
 
@@ -529,14 +519,12 @@ def test_one_rank_of_torchrun_is_sagan_train(monkeypatch, capsys, tmp_path):
     last = checkpoints_of(tmp_path/'one')[-1]
     assert process.returncode and f'stopped at step {step_of(last)} and saved' in text, text
     monkeypatch.setattr(cli, 'summarise', lambda *args: None)
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try: assert shell(monkeypatch, capsys, 'sagan_train', *words, f'steps={step_of(last)}', '--out', tmp_path/'plain')[0] == 0
-    finally: [signal.signal(s, f) for s, f in before.items()]
-    assert same_bits(last, checkpoints_of(tmp_path/'plain')[-1])
+    assert shell(monkeypatch, capsys, 'sagan_train', *words, f'steps={step_of(last)}', '--out', tmp_path/'plain')[0] == 0
+    assert not other_bits(last, checkpoints_of(tmp_path/'plain')[-1])
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='this system does not list processes in /proc')
-def test_a_killed_rank_and_a_stopped_job_cost_no_bit(crew, tmp_path):
+def test_a_killed_rank_and_a_stopped_job_cost_no_bit(two, tmp_path):
     "kill -9 of one rank, a restart by torchrun, then SIGTERM: the last checkpoint is that of a run without any of it."
     out, cfg = tmp_path/'run', replace(SMOKE, steps=10_000)
     pairs = [f'{k}={getattr(cfg, k)}' for k in ('width', 'steps', 'sample_every')]
@@ -553,12 +541,11 @@ def test_a_killed_rank_and_a_stopped_job_cost_no_bit(crew, tmp_path):
         text = process.communicate(timeout=300)[0]
     finally: process.kill()
     last = checkpoints_of(out)[-1]
-    t = int(last.stem.removeprefix('step_'))
+    t = step_of(last)
     assert process.returncode and f'stopped at step {t} and saved' in text, text
     assert [o['t'] for o in read_log(out/'log.jsonl')] == [*range(1, t + 1)] and lines(out) > t - 1
-    if len(crew.pools) != 2: crew.regroup(2)
-    crew(run, tmp_path/'calm', replace(cfg, steps=t))
-    assert same_bits(last, checkpoints_of(tmp_path/'calm')[-1])
+    two(run, tmp_path/'calm', replace(cfg, steps=t))
+    assert not other_bits(last, checkpoints_of(tmp_path/'calm')[-1])
 
 
 # What else uses several ranks.
@@ -577,14 +564,13 @@ class Small(torch.nn.Module):
 
 def measured(out, cache):
     "The records of sagan_eval on all ranks, and how many shards this one made."
-    made, undo = [], pytest.MonkeyPatch()
-    right = evaluation.Table.compute
-    undo.setattr(evaluation.Table, 'compute', lambda self, i: made.append(i) or right(self, i))
-    undo.setattr(evaluation.Table.__init__, '__defaults__', (None, 20, 20))                 # small shards
-    undo.setattr(evaluation, 'open_features', lambda *args: Features(Small(), 'small'))
-    undo.setenv('SAGAN_NB_CACHE', str(cache))
-    try: records = cli.sagan_eval(str(out), metrics='score,distance,intra,kid,prdc,diversity', n_fake=100, n_real=100, device='cpu', out=f'{cache}.json')
-    finally: undo.undo()
+    made, right = [], evaluation.Table.compute
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(evaluation.Table, 'compute', lambda self, i: made.append(i) or right(self, i))
+        m.setattr(evaluation.Table.__init__, '__defaults__', (None, 20, 20))                # small shards
+        m.setattr(evaluation, 'open_features', lambda *args: Features(Small(), 'small'))
+        m.setenv('SAGAN_NB_CACHE', str(cache))
+        records = cli.sagan_eval(str(out), metrics='score,distance,intra,kid,prdc,diversity', n_fake=100, n_real=100, device='cpu', out=f'{cache}.json')
     return [(o['metric'], o['value']) for o in records], len(made)
 
 
@@ -599,28 +585,25 @@ def test_ranks_share_an_evaluation(crew, tmp_path):
 
 def rows_made(place, out):
     "Make a small table, as each process of torchrun does: the rows that this one trained."
-    made, undo, right = [], pytest.MonkeyPatch(), jobs.run_job
-    undo.setattr(jobs, 'run_job', lambda job, *args: made.append(job.cfg.preset) or right(job, *args))
-    undo.setattr(cli, 'features_of', lambda *args: place.features)
-    try:
-        with small(place): cli.sagan_table('table1', str(place.folder/'pictures'), 'smoke', out=str(out), only='t1_none,t1_attn_16', device='cpu',
-                                           set=['width=2', 'batch=4', 'steps=2', 'standing=16'])
-    finally: undo.undo()
+    made, right = [], jobs.run_job
+    with pytest.MonkeyPatch.context() as m, small(place):
+        m.setattr(jobs, 'run_job', lambda job, *args: made.append(job.cfg.preset) or right(job, *args))
+        m.setattr(cli, 'features_of', lambda *args: place.features)
+        cli.sagan_table('table1', str(place.folder/'pictures'), 'smoke', out=str(out), only='t1_none,t1_attn_16', device='cpu',
+                        set=['width=2', 'batch=4', 'steps=2', 'standing=16'])
     return made
 
 
 def ended(place, out):
     "Train and end as the command does; over how many ranks this one measured."
-    seen, right, undo = [], ending.measure, pytest.MonkeyPatch()
-    undo.setattr(ending, 'measure', lambda *args, ranks: seen.append(ranks.world) or right(*args, sizes=(64, 64), ranks=ranks))
-    undo.setattr(ending, 'write_report', lambda *args: None)
-    undo.setattr(ending, 'ENDINGS', {k: f for k, f in ending.ENDINGS.items() if k in ('metrics.json', 'incidents.jsonl')})
-    undo.setenv('SAGAN_NB_CACHE', str(place.folder/f'cache-{out.name}'))
-    try:
-        with small(place):
-            gan = runs.train(replace(SMOKE, data_id=place.source.fingerprint, n_classes=len(place.source.classes)), place.source, out)
-            ending.summarise(gan, place.source, out, place.features)
-    finally: undo.undo()
+    seen, right = [], ending.measure
+    with pytest.MonkeyPatch.context() as m, small(place):
+        m.setattr(ending, 'measure', lambda *args, ranks: seen.append(ranks.world) or right(*args, sizes=(64, 64), ranks=ranks))
+        m.setattr(ending, 'write_report', lambda *args: None)
+        m.setattr(ending, 'ENDINGS', {k: f for k, f in ending.ENDINGS.items() if k in ('metrics.json', 'incidents.jsonl')})
+        m.setenv('SAGAN_NB_CACHE', str(place.folder/f'cache-{out.name}'))
+        gan = runs.train(replace(SMOKE, data_id=place.source.fingerprint, n_classes=len(place.source.classes)), place.source, out)
+        ending.summarise(gan, place.source, out, place.features)
     return seen
 
 
@@ -634,13 +617,12 @@ def opened_in_turn(who, kind):
     except Refused as e: return type(e).__name__, str(e)
 
 
-def test_what_one_rank_is_refused_all_are(crew):
+def test_what_one_rank_is_refused_all_are(two):
     "Else the others would wait in another exchange, and torchrun would call a finished run failed."
-    if len(crew.pools) != 2: crew.regroup(2)
-    assert crew(opened_in_turn, None, Refused) == ['open']*2
+    assert two(opened_in_turn, None, Refused) == ['open']*2
     for who in (0, 1):
-        for kind in (Refused, evaluation.TooFew): assert crew(opened_in_turn, who, kind) == [(kind.__name__, 'nothing to open here')]*2
-    with pytest.raises(evaluation.TooFew): evaluation.in_turn(distributed.Ranks(0, 1), lambda: (_ for _ in ()).throw(evaluation.TooFew('few')))
+        for kind in (Refused, evaluation.TooFew): assert two(opened_in_turn, who, kind) == [(kind.__name__, 'nothing to open here')]*2
+    with pytest.raises(evaluation.TooFew): evaluation.in_turn(distributed.Ranks(0, 1), Mock(side_effect=evaluation.TooFew('few')))
 
 
 def test_ranks_measure_the_end_of_a_run_together(crew, tmp_path):
@@ -666,7 +648,7 @@ def test_a_row_that_fails_leaves_the_rows_of_other_processes_alone(capsys, monke
     "By an exit code torchrun would stop all of them. And what was to be done anew is not done anew after a restart."
     with pytest.raises(Refused, match='1 of 3 runs failed. Again'): options.say_lost(['a'], 3, 'Again', 1)
     options.say_lost(['a'], 3, 'Again', 2)
-    assert '1 of 3 runs failed. Again' in capsys.readouterr().out and options.say_lost([], 3, 'Again', 1) is None
+    assert '1 of 3 runs failed. Again' in capsys.readouterr().err and options.say_lost([], 3, 'Again', 1) is None
     asked = lambda: options.asked_rows('table1', 't1_none', '0', 't1_none', None, False)[2]
     assert asked() == ['t1_none']
     monkeypatch.setenv(group.AGAIN, '1')
@@ -690,17 +672,16 @@ def test_several_ranks_look_and_act_as_one(crew, tmp_path):
 
 def pack_together(folder, out, stop_after=None):
     "Pack on all ranks, chunks of 4; stop each before it reads its chunk number `stop_after`. The names that this one decoded."
-    ranks, undo, read = distributed.Ranks(), pytest.MonkeyPatch(), []
-    undo.setattr(pictures, 'CHUNK', 4)
-    right = pictures.decode
+    ranks, read, right = distributed.Ranks(), [], pictures.decode
     def decode(listing, name, *args):
         if stop_after is not None and listing.names.index(name) // (4*ranks.world) >= stop_after: raise KeyboardInterrupt
         read.append(name)
         return right(listing, name, *args)
-    undo.setattr(pictures, 'decode', decode)
-    try: packs.pack(folder, 16, out, max_bad=.2, place=(ranks.rank, ranks.world))
-    except KeyboardInterrupt: assert stop_after is not None
-    finally: undo.undo()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(pictures, 'CHUNK', 4)
+        m.setattr(pictures, 'decode', decode)
+        try: packs.pack(folder, 16, out, max_bad=.2, place=(ranks.rank, ranks.world))
+        except KeyboardInterrupt: assert stop_after is not None
     return read
 
 

@@ -28,7 +28,7 @@ from sagan_nb.networks import Discriminator, Generator
 from sagan_nb.self_attention import SelfAttention, attend, fused_attention, softmax_map
 from sagan_nb.speed import (COMPILED, ENDS, FAST, FLOOR, NETS, PLAIN, VARIANTS, Net, Step, in_turns, step_operations,
                             timing_table, usable_variants)
-from sagan_nb.spectral_norm import spectral_norm
+from sagan_nb.spectral_norm import SpectralNorm, spectral_norm
 from sagan_nb.train import frozen
 from sagan_nb.machinery import bench as bench_room, machine
 from sagan_nb.machinery.bench import Draw, attention_bytes, bench, callable_from, kept_bytes
@@ -57,8 +57,7 @@ def test_folds(B, C, C2, H, W, size, bias, layout, resample, seed):
     draw = lambda *shape: torch.randn(*shape, generator=g)
     x, w = (t.to(memory_format=LAYOUTS[layout]) for t in (draw(B, C, H, W), draw(C2, C, size, size)))
     b = draw(C2) if bias else None
-    said = {'up': lambda *a: up_then_conv(*a, fold='none') if bias else up_then_conv(*a, None, 'none'),
-            'down': lambda *a: conv_then_pool(*a, fold='none') if bias else conv_then_pool(*a, None, 'none'),
+    said = {'up': lambda *a: up_then_conv(*a, fold='none'), 'down': lambda *a: conv_then_pool(*a, fold='none'),
             None: lambda *a: F.conv2d(*a, padding=size // 2)}[resample]
     others = [lambda *a: conv_by_matmul(*a, resample=resample)] if size == 3 else []
     for fold in ('box', 'kernel') if resample else ():
@@ -94,7 +93,7 @@ def test_matrix_products_are_taken_where_the_map_is_tiny():
     assert tiny(last(8, 16, 4, 4), last(1024, 16, 3, 3)) and tiny(last(8, 16, 8, 8), last(512, 16, 3, 3), 'up')
     assert not tiny(last(8, 16, 8, 8), last(512, 16, 3, 3)) and not tiny(last(8, 16, 4, 4), last(1024, 16, 1, 1))
     assert not tiny(last(8, 16, 4, 4), torch.zeros(1024, 16, 3, 3))                          # channels first: bits as they were
-    layer, seen = Conv2d(16, 128, resample='up').to(memory_format=torch.channels_last), []
+    layer = Conv2d(16, 128, resample='up').to(memory_format=torch.channels_last)
     with torch.profiler.profile() as prof: layer(last(2, 16, 4, 4))
     seen = {e.key for e in prof.key_averages()}
     assert not any('convolution' in k for k in seen), seen
@@ -105,7 +104,7 @@ def test_matrix_products_are_taken_where_the_map_is_tiny():
 def test_a_folded_layer_moves_u_once_and_reads_its_weight_once():
     for block, args in ((UpBlock(8, 8, 2), (torch.randn(2, 8, 4, 4), torch.tensor([0, 1]))), (DownBlock(8, 8), (torch.randn(2, 8, 4, 4),))):
         calls = dict(advance=0, read=0)
-        for sn in (m for m in block.modules() if type(m).__name__ == 'SpectralNorm'):
+        for sn in (m for m in block.modules() if isinstance(m, SpectralNorm)):
             def advance(w, sn=sn, f=sn.advance): calls['advance'] += 1; f(w)
             sn.advance = advance
             sn.register_forward_hook(lambda *_: calls.update(read=calls['read'] + 1))
@@ -695,7 +694,7 @@ def test_the_rate_is_the_one_that_is_kept_up(monkeypatch):
     assert abs(speed.conv_rate(seconds=.5)/expected - 1) < .02
 
 
-@pytest.mark.skipif(machine.platform.libc_ver()[0] != 'glibc', reason='no glibc on this machine')
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='no glibc on this machine')
 @pytest.mark.parametrize('settings, kept', [({}, True), ({'SAGAN_KEEP_MEMORY': '0'}, False), ({'MALLOC_ARENA_MAX': '4'}, False)])
 def test_freed_memory_is_kept_unless_told_otherwise(settings, kept):
     "Resident memory in MiB, after a tensor of 64 MiB was there and is gone."

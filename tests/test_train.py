@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import start
-from commands import needs_compiler, shell, spawn
+from commands import needs_compiler, other_bits, shell, spawn
 from sagan_nb.blocks import BLOCKS, FOLDS
 from sagan_nb.config import FIELDS, PRESETS, Config, at_scale, from_json
 from sagan_nb.core import Refused
@@ -26,11 +26,11 @@ from sagan_nb.data import Stream, Toy
 from sagan_nb.distributed import in_parts
 from sagan_nb.networks import Generator
 from sagan_nb.self_attention import FORMS
-from sagan_nb.train import fit, make_gan, networks, sampler
-from sagan_nb.machinery import cli, options
+from sagan_nb.spectral_norm import real_pass, spectral_norm
+from sagan_nb.train import attention_usage, fit, make_gan, networks, sampler
+from sagan_nb.machinery import cli, machine, options
 from sagan_nb.machinery.checkpoints import Diverged, checkpoints_of, load_checkpoint, newest_checkpoint, read_checkpoint
 from sagan_nb.machinery.files import CacheWarning
-from sagan_nb.machinery.machine import pick_device
 from sagan_nb.machinery.runs import Log, read_log, train
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
@@ -39,25 +39,9 @@ DATA = Path(__file__).parents[2]/'shared'/'data'
 def smoke(out, *more): return ('sagan_train', 't1_attn_16', '--scale', 'smoke', '--out', out, *more)
 
 
-def same_state(a, b):
-    "Do two checkpoints hold the same bits? Returns the names that differ."
-    a, b = (read_checkpoint(newest_checkpoint(p)) for p in (a, b))
-    flat = lambda s: {**{f'{n}.{k}': v for n in ('G', 'D', 'ema') if n in s for k, v in s[n].items()},
-                      **{f'{n}.{i}.{k}': v for n in ('opt_g', 'opt_d') for i, m in s[n]['state'].items() for k, v in m.items()},
-                      'rng': s['rng'], 'data': torch.tensor(s['data']['t']), 't': torch.tensor(s['t'])}
-    a, b = flat(a), flat(b)
-    assert set(a) == set(b) and len(a) > 100
-    return [k for k in a if not torch.equal(a[k], b[k]) or a[k].stride() != b[k].stride()]
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    "A finished smoke run."
-    out = tmp_path_factory.mktemp('run')/'toy'
-    process = spawn(*smoke(out))
-    text = process.communicate()[0]
-    assert process.returncode == 0, text
-    return out
+def differing(a, b):
+    "Names of what the newest checkpoints of two runs do not hold alike."
+    return other_bits(*map(newest_checkpoint, (a, b)))
 
 
 def test_choices_of_the_settings_are_those_of_the_networks():
@@ -157,7 +141,7 @@ def test_truncated_checkpoint_loses_nothing(run, tmp_path, monkeypatch, capsys):
     with pytest.warns(CacheWarning, match=f'{new}: not a readable checkpoint.*{old.name} is used'):
         code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out)
     assert code == 0, err
-    assert not same_state(run, out) and not part.exists()
+    assert not differing(run, out) and not part.exists()
     log = (out/'log.jsonl').read_bytes()
     for path in checkpoints_of(out): path.write_bytes(path.read_bytes()[:5000])
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', out, '--steps', 9)
@@ -222,7 +206,7 @@ def test_interrupted_run_ends_with_the_same_bits(whole, number, tmp_path, monkey
     if number == signal.SIGINT: assert process.returncode == 130 and f'stopped at step {stopped_at} and saved' in text and '--resume' in text
     code, _, err = shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'cut')
     assert code == 0, err
-    assert not same_state(whole, tmp_path/'cut')
+    assert not differing(whole, tmp_path/'cut')
     logs = [read_log(o/'log.jsonl') for o in (whole, tmp_path/'cut')]
     keep = lambda o: {k: v for k, v in o.items() if k not in ('images_per_s', 'seconds_per_step', 'wait_share')}
     assert [keep(o) for o in logs[0]] == [keep(o) for o in logs[1]] and [o['t'] for o in logs[0]] == list(range(1, 21))
@@ -232,7 +216,7 @@ def test_twice_n_steps_are_n_and_n(run, tmp_path, monkeypatch, capsys):
     shutil.copytree(run, tmp_path/'half')
     assert shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'half', '--steps', 8)[0] == 0
     assert shell(monkeypatch, capsys, *smoke(tmp_path/'whole', '--steps', 8))[0] == 0
-    assert not same_state(tmp_path/'half', tmp_path/'whole')
+    assert not differing(tmp_path/'half', tmp_path/'whole')
     assert shell(monkeypatch, capsys, 'sagan_train', '--resume', '--out', tmp_path/'whole')[0] == 0      # nothing left to do: no harm
 
 
@@ -268,7 +252,6 @@ def test_preset_trains(name):
 
 def test_spectral_norm_compiles():
     "Two forwards and one backward, compiled, three updates: outputs, gradients and u as in eager."
-    from sagan_nb.spectral_norm import spectral_norm
     def net():
         torch.manual_seed(0)
         return torch.nn.Sequential(spectral_norm(torch.nn.Conv2d(3, 4, 3)), torch.nn.ReLU(), spectral_norm(torch.nn.Conv2d(4, 2, 1)))
@@ -306,7 +289,6 @@ def test_parts_compile(parts):
 def test_few_rows_compile(rows, detach):
     "The default backend, one forward, then two before a backward: a weight of few rows, whose power step it would compute again from the moved u."
     needs_compiler()
-    from sagan_nb.spectral_norm import spectral_norm
     torch.manual_seed(0)
     eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, rows), detach=detach))
     compiled, x = copy.deepcopy(eager), torch.randn(4, 8)
@@ -322,7 +304,6 @@ def test_few_rows_compile(rows, detach):
 def test_a_forward_at_rest_compiles():
     "update='real', the default backend: a forward that leaves u alone, then one that moves it, before one backward."
     needs_compiler()
-    from sagan_nb.spectral_norm import real_pass, spectral_norm
     torch.manual_seed(0)
     eager = torch.nn.Sequential(spectral_norm(torch.nn.Linear(8, 3), update='real'))
     compiled, x = copy.deepcopy(eager), torch.randn(4, 8)
@@ -346,7 +327,6 @@ def test_fold_and_compiled_reach_the_networks():
 
 def test_a_gpu_that_is_not_there_or_only_emulates(monkeypatch, tmp_path):
     "One old GPU, pretended: refused before anything is trained, for bfloat16 and for a second one."
-    from sagan_nb.machinery import cli, machine, options
     for name, value in (('is_available', True), ('device_count', 1), ('is_bf16_supported', False)):
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **kw: value)
     with pytest.raises(Refused, match="no device 'cuda:1': there are 1 here"): machine.pick_device('cuda:1')
@@ -361,8 +341,8 @@ def test_compiled_on_a_gpu_without_a_compiler(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     monkeypatch.delenv('CC', raising=False)
     monkeypatch.setattr(shutil, 'which', lambda name: None)
-    with pytest.raises(Refused, match='on a GPU needs triton and a C compiler'): pick_device('cuda', compiled=True)
-    assert pick_device('cuda').type == 'cuda'
+    with pytest.raises(Refused, match='on a GPU needs triton and a C compiler'): machine.pick_device('cuda', compiled=True)
+    assert machine.pick_device('cuda').type == 'cuda'
 
 
 def test_networks_of_a_seed_leave_every_generator_as_it_was(monkeypatch):
@@ -459,7 +439,7 @@ def test_a_run_is_as_long_as_fits(tmp_path, monkeypatch, capsys):
     clocked(monkeypatch, 1, 11)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 15, '--within', .2))
     assert code == 0 and 'an update takes 1 s here: 10 of 15 fit into 0.2 minutes; --resume --steps 15 makes the rest' in out, err
-    assert not same_state(tmp_path/'a', tmp_path/'b') and 'on to' not in out
+    assert not differing(tmp_path/'a', tmp_path/'b') and 'on to' not in out
     clocked(monkeypatch, 1, 5)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 5, '--within', .1))
     assert code == 0 and '5 of 5 fit into 0.1 minutes\n' in out, err
@@ -472,7 +452,7 @@ def test_a_run_that_was_timed_on_a_busy_machine_is_lengthened(tmp_path, monkeypa
     clocked(monkeypatch, 10, 10, 25)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'b', '--steps', 25, '--within', 2))
     assert code == 0 and '10 of 25 fit' in out and '10 updates took 0.2 of 2 minutes, less than timed: on to 25 of 25' in out, err
-    assert not same_state(tmp_path/'a', tmp_path/'b') and [o['t'] for o in read_log(tmp_path/'b'/'log.jsonl')] == [*range(1, 26)]
+    assert not differing(tmp_path/'a', tmp_path/'b') and [o['t'] for o in read_log(tmp_path/'b'/'log.jsonl')] == [*range(1, 26)]
     clocked(monkeypatch, 10, 10, 22, 24)
     code, out, err = shell(monkeypatch, capsys, *smoke(tmp_path/'c', '--steps', 50, '--within', .4))
     assert code == 1 and 'not ten updates' in err
@@ -523,8 +503,6 @@ def test_main_job(tmp_path):
 
 def test_a_log_has_names_and_an_old_one_gets_them(tmp_path):
     "Lists of two or four numbers, as they were written until NUMERICS 2; the residual control has no map to look with."
-    from sagan_nb.networks import Generator
-    from sagan_nb.train import attention_usage
     old = [dict(t=1, usage_G={'16': [.1, .2, 7., 12.]}, usage_D={'8': [.3, .4]}), dict(t=2, usage_G={'16': dict(gamma=.1)})]
     (tmp_path/'log.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in old) + '{"t": 3, "usage_')
     found = read_log(tmp_path/'log.jsonl')

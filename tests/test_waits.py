@@ -16,6 +16,7 @@ from sagan_nb.machinery.sending import Bytes, send, stream_of
 from test_ranks import CASES
 
 STEPS = 2
+SMALL = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2)
 ROWS = {**CASES, 'augmented, in parts': ('best_known', dict(attn_at=(16,), bn_ghost=2, micro=4, ema=.9, flip=True, augment='diffaug')),
         'residual, channels last': ('t1_res_16', dict(channels_last=True))}
 
@@ -64,29 +65,26 @@ def test_nothing_is_read_between_two_lines_of_the_log(fake_gpu, tmp_path, name):
 
 
 def test_a_line_of_the_log_is_read_from_the_device(fake_gpu, tmp_path):
-    with pytest.raises(RuntimeError, match='meta'): steps(replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2), tmp_path, 1)
+    with pytest.raises(RuntimeError, match='meta'): steps(SMALL, tmp_path, 1)
 
 
 def test_a_copy_that_waits_is_found(fake_gpu, tmp_path, monkeypatch):
-    cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2)
     monkeypatch.setattr(train, 'send', lambda t, device: t.to(device))
-    assert not any(waits_not for *_, waits_not, _ in steps(cfg, tmp_path, 1000))
+    assert not any(waits_not for *_, waits_not, _ in steps(SMALL, tmp_path, 1000))
 
 
 def test_a_copy_from_memory_that_is_not_pinned_is_found(fake_gpu, tmp_path, monkeypatch):
-    cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2)
     monkeypatch.setattr(train, 'send', lambda t, device: t.clone().to(device, non_blocking=True))
-    assert not any(memory in fake_gpu for *_, memory in steps(cfg, tmp_path, 1000))
+    assert not any(memory in fake_gpu for *_, memory in steps(SMALL, tmp_path, 1000))
 
 
 def test_a_step_count_that_is_read_is_found(fake_gpu, tmp_path, monkeypatch):
     "As torch keeps it for a fused Adam: on the device."
-    cfg = replace(at_scale(preset('t1_none'), 'smoke'), n_classes=4, width=2, adam_eps_rule='tensorflow')
     def reads(adam):
         adam.register_step_post_hook(lambda optimizer, *_: [int(o['step']) for o in optimizer.state.values()])
         return adam
     monkeypatch.setattr(train, 'epsilon_hat', reads)
-    with pytest.raises(RuntimeError, match='meta'): steps(cfg, tmp_path, 1000)
+    with pytest.raises(RuntimeError, match='meta'): steps(replace(SMALL, adam_eps_rule='tensorflow'), tmp_path, 1000)
 
 
 @pytest.mark.parametrize('flip', [False, True])

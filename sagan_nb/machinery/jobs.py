@@ -320,9 +320,9 @@ def run_rows(
         except Stopped as e:
             e.failed = failed
             raise
-        if why:
-            failed[job.name] = why
-            say(f'{job.name}: {why}' if why == BUSY else f'{job.name} failed: {why}', flush=True, file=sys.stderr)
+        if why: failed[job.name] = why
+        if why == BUSY: say(f'{job.name}: {why}', flush=True)
+        elif why: say(f'{job.name} failed: {why}', flush=True, file=sys.stderr)          # of any rank, whose stdout goes nowhere
         if why == BUSY and first and i + 1 < len(todo): todo.append(job)           # other rows take their time
         else: took.append(time.time() - began)
     return failed

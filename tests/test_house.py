@@ -222,6 +222,12 @@ def definitions(text):
         yield from (n for n in names if not n.startswith('_'))
 
 
+def test_a_lambda_with_a_name_is_a_def():
+    named = [(name_of(path), o.lineno) for path, text in MODULES.items() for o in ast.walk(ast.parse(text))
+             if isinstance(o, ast.Assign) and isinstance(o.value, ast.Lambda) and isinstance(o.targets[0], ast.Name)]
+    assert not named
+
+
 def test_a_name_means_one_thing():
     homes = {}
     for path, text in MODULES.items():

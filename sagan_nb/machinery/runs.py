@@ -164,7 +164,8 @@ def refuse_links(
     run,                      # run folder
 ):
     "Raise Refused for a link inside a run folder: what is written there would land elsewhere."
-    for path in (o for folder in (Path(run), *(Path(run)/name for name in ('checkpoints', 'samples'))) if folder.is_dir() for o in folder.iterdir()):
+    folders = [Path(run), Path(run)/'checkpoints', Path(run)/'samples']
+    for path in (o for folder in folders if folder.is_dir() for o in folder.iterdir()):
         if path.is_symlink(): raise Refused(f'{path} is a link, and a run writes into its own folder alone: put what it leads to in its place')
 
 

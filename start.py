@@ -18,7 +18,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
-WORLDS = 'toy', 'pairs', 'twins', 'cifar10'
+WORLDS = 'toy', 'pairs', 'twins', 'cifar10', 'cifar100', 'mnist', 'fashion', 'svhn', 'stl10', 'celeba'
 MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
 SHORT = ['--within', '3']                # minutes; the two runs of the excerpt take three more, and measuring all of them the other four
 EXCERPT = ['table1', '--data', 'toy', '--scale', 'laptop']
@@ -149,7 +149,7 @@ def absolute(args):
     words = [part for o in args for part in (o.split('=', 1) if o.startswith('--') else [o])]
     def path(before, a):
         mine = before in ('--out', '--init') or before == '--data' and a not in WORLDS
-        return os.path.abspath(a) if mine and (before == '--out' or os.path.exists(a)) else a
+        return os.path.abspath(os.path.expanduser(a)) if mine and (before == '--out' or os.path.exists(a)) else a
     return [path(before, a) for before, a in zip([''] + words, words)]
 
 

@@ -213,8 +213,9 @@ def asked_of(
     n:int,                    # how many, for 'auto' and 'grid'
 )->list:                      # (row, column) of pixels
     "The queries of one picture."
-    lists = not isinstance(queries, str) and all(isinstance(v, (list, tuple)) for query in queries for v in query)
-    return find_queries(o, i, queries[i] if lists and len(queries) else queries, n)
+    def place(v): return isinstance(v, (list, tuple)) or getattr(v, 'ndim', 0) > 0
+    own = not isinstance(queries, str) and len(queries) and all(place(v) for query in queries for v in query)
+    return find_queries(o, i, queries[i] if own else queries, n)
 
 HOW_TO_READ = """Left: queries. Then, for each, how much weight each cell gets (bright: most),
 and arrows to the peaks. Even attention has no arrows and says "1.0 x even"."""
@@ -233,6 +234,7 @@ def show_attention(
     chosen = [maps.pick(m) for m in (maps.layers if layers == 'all' else layers or [None])]
     pictures = range(len(maps.pictures)) if pictures is None else pictures
     asked = {i: asked_of(queries, max(chosen, key=lambda o: o.shape[0]), i, n) for i in pictures}
+    if not any(asked.values()): raise Refused('no query: queries are auto, grid or pixels')
     rows, columns = [(i, o) for i in pictures for o in chosen], 1 + max(map(len, asked.values()))
     size = 1.5*columns + 1.1, 1.6*len(rows) + .85
     fig, axes = plt.subplots(len(rows), columns, figsize=size, layout='constrained', squeeze=False)

@@ -290,7 +290,8 @@ class Twins(Toy):
         self.detail, self.apart, self.same = detail, float(apart), bool(same)
         super().__init__(res, 1, n, seed)
         given = dict(detail=(detail, 2), apart=(self.apart, 0), same=(int(same), 1))
-        options = ','.join(f'{k}={value:.15g}' for k, (value, usual) in given.items() if value != usual)
+        told = {k: float(value) for k, (value, usual) in given.items() if value != usual}
+        options = ','.join(f'{k}={value!r}'.removesuffix('.0') for k, value in told.items())
         self.classes, self.labels = ['twins'], torch.zeros(n, dtype=torch.int64)
         self.spec = f'{self.name}:{options}'.rstrip(':')
         self.fingerprint = hashlib.sha256(f'{self.fingerprint} {self.spec}'.encode()).hexdigest()[:16]

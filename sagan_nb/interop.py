@@ -59,7 +59,7 @@ def with_options(
     "Put options in place of the source's, where the network has what they are for."
     own = {}
     for name in ('sn', 'tables'):
-        if sn and recipe.get(name): own[name] = dict(recipe[name], **sn)
+        if sn and recipe.get(name) not in (None, False): own[name] = dict(recipe[name], **sn)
     for name in ('bn', 'bn_last'):
         if bn and name in recipe: own[name] = dict(recipe[name], **bn)
     if inplace is not None and recipe['kind'] == 'Discriminator': own['rectified'] = inplace

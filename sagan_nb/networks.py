@@ -8,6 +8,7 @@ __all__ = ['RESOLUTIONS', 'g_widths', 'd_widths', 'check_places', 'Generator', '
 # %% ../nbs/04_networks.ipynb #ac1e51c1
 import math
 
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def check_places(
     for m in places:
         if m in good: continue
         why, choice = 'does not exist in both networks', ', '.join(map(str, good)) or 'none'
-        if m == 4: why = 'comes twice in D'
+        if m < 8: why = 'is smaller than 8'
         if m in maps and 8 <= m <= res // 2: why = f'has only {maps[m]} channels (at least 8 are needed)'
         raise Refused(f'attention at {m}: this map {why} at res {res}; maps to choose from: {choice}')
     return places
@@ -101,7 +102,8 @@ def forward(self:Generator,
     "Draw pictures. Raises Refused for noise or labels that do not fit."
     if z.shape[1:] != (self.z_dim,): raise Refused(f'z has the shape (B, {self.z_dim}), got {tuple(z.shape)}')
     if self.n_classes: check_classes(y, z, self.n_classes)
-    x = self.linear(z.to(next(self.parameters()).dtype)).unflatten(1, (-1, 4, 4))
+    if z.dtype == torch.float32: z = z.to(self.bn.mean.dtype)        # a network in float64 draws, too
+    x = self.linear(z).unflatten(1, (-1, 4, 4))
     for m, up in self.blocks.items():                   # m: the map's size after the block
         x = up(x, y)
         if m in self.extra: x = self.extra[m](x)
@@ -152,7 +154,6 @@ def features(self:Discriminator, x:Tensor)->Tensor:     # (B, 3, res, res) -> (B
     "h: the rectified sum over the positions of the last map. Raises Refused for pictures of another size."
     if x.shape[2:] != (self.res, self.res):
         raise Refused(f'D judges {self.res}x{self.res}, got {tuple(x.shape[2:])}')
-    x = x.to(next(self.parameters()).dtype)
     for i, block in enumerate(self.blocks):
         x = block(x)
         if self.places.get(i) in self.extra: x = self.extra[self.places[i]](x)

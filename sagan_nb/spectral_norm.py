@@ -309,5 +309,5 @@ def make_layer(
     "Initialise a layer as the released code does, and normalise it if asked."
     nn.init.xavier_uniform_(layer.weight)
     if getattr(layer, 'bias', None) is not None: nn.init.zeros_(layer.bias)
-    if sn is False or sn is None: return layer
+    if not sn and sn != {}: return layer
     return spectral_norm(layer, **(sn if isinstance(sn, dict) else {}))

@@ -180,9 +180,9 @@ def conv_rate(
     clock = time.perf_counter if gpu else lambda: time.process_time() / torch.get_num_threads()
     best, many = 0., 16 if gpu else 1
     for B, C, side in ((32, 128, 16), (8*many, 128, 64), (8*many, 256, 32), (8*many, 512, 16)):
-        for layout in (torch.contiguous_format, torch.channels_last):
+        for form in (torch.contiguous_format, torch.channels_last):
             x, w = torch.randn(B, C, side, side, device=device), torch.randn(C, C, 3, 3, device=device)
-            x, w = (t.to(dtype).to(memory_format=layout) for t in (x, w))
+            x, w = (t.to(dtype).to(memory_format=form) for t in (x, w))
             with rounding(precision):
                 F.conv2d(x, w, padding=1)
                 wait()

@@ -12,7 +12,7 @@ from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
 PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again', photographs='photographs',
-              table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
+              photographs_64='photographs of 64 pixels', fig3_photographs='Figure 3 on photographs', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 
 def listed(
@@ -89,7 +89,8 @@ def sorted_claims(
         if words is None: continue
         found = ruling(plan, results, a, b, kind, m)
         if not plan.seeds and found.startswith(UNJUDGED) or found == 'not run': continue
-        other = 'unfinished' if plan.missing(results, a, b, kind) else 'open'
+        ended = found.startswith('not judged:')                            # nothing more is to come
+        other = 'unfinished' if plan.missing(results, a, b, kind) and not ended else 'open'
         first = next((key for key in ('holds', 'is reversed') if found.startswith(key)), other)
         by = claim_words(name, results, (a, b, words), m) if plan.seeds else f'{words} (by {kind}, {PLACES[name]})'
         out[first].append(by)
@@ -171,13 +172,13 @@ def answers(
     found = {name: sorted_claims(name, runs) for name, runs in results.items()}
     holds, turned = ('; '.join(text for o in found.values() for text in o[key]) for key in ('holds', 'is reversed'))
     first = capital(holds or 'no ordering of a table that was written down before its runs is confirmed')
-    second = f'Reversed: {turned}' if turned else 'No ordering is reversed'
+    second = f'Reversed: {turned}' if turned else 'No ordering of a table is reversed'
     own = [name for name in results if TABLES[name].seeds]
     progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
     also = inside_and_alone(inside, alone, True)
     shared = ["each interval is at the share of the 5 % that Holm's rule gives its claim among those of its table, those of D alone at their "
-              'own 95 %'] if unsure else []
+              'own 95 %'] if unsure or any(found[name]['holds'] for name in own) else []
     return '\n\n'.join([
         f'**Holds.** {first}.', *[bullets(also)]*bool(also),
         f'**Does not hold, or is not resolved.** {second}.',

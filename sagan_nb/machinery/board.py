@@ -3,7 +3,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core import Refused
-from .guard import newest_step
 from .runs import kept_samples, read_log, sample_files
 
 
@@ -27,14 +26,17 @@ class Board:
     ):
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError: raise Refused(NO_BOARD) from None
-        self.run, self.size, self.make = Path(run), 0, SummaryWriter
-        self.done = self.shown = newest_step(run) if (self.run/'tensorboard').is_dir() else -1
-        self.writer = None
+        self.run, self.make = Path(run), SummaryWriter
+        self.begin()
+
+    def begin(self):
+        "Hand on all of the run, in place of what was handed on before."
+        self.writer, self.done, self.shown, self.size = None, -1, -1, 0
 
     def __call__(self, gan, log:dict):
         "Write what is new."
-        self.writer = self.writer or self.make(str(self.run/'tensorboard'))
-        if gan.t <= self.done: self.done = self.shown = gan.t - 1        # it went back
+        if gan.t < self.done: self.begin()                   # it went back
+        self.writer = self.writer or self.make(str(self.run/'tensorboard'), purge_step=0)
         path = self.run/'log.jsonl'
         size = path.stat().st_size if path.exists() else 0
         for line in read_log(path) if size != self.size else ():         # a long log is not read in vain

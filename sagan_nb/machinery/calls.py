@@ -33,7 +33,7 @@ def check_classes(
     want = f'labels are one whole number for each of {n} images, each in 0..{n_classes - 1}'
     if y is None: raise Refused(f'labels are needed: {want}')
     if not isinstance(y, Tensor): raise Refused(f'{want}; got {type(y).__name__}. torch.tensor(...) makes them')
-    if y.dtype not in (torch.int64, torch.int32): raise Refused(f'{want}; got {y.dtype}. y.long() makes them whole')
+    if y.dtype not in (torch.int64, torch.int32): raise Refused(f'{want}; got {y.dtype}. y.long() makes them int64')
     if y.shape != (n,): raise Refused(f'{want}; got the shape {tuple(y.shape)}')
     if type(y) is not Tensor or y.device.type != 'cpu' or not n or not as_usual(): return        # fake, on a GPU, or without one value
     if not 0 <= y.min() <= y.max() < n_classes:

@@ -283,6 +283,7 @@ def sagan_table(
     rank, world = apart()
     if table == 'public' or power: return say_stored(table, out, data, scale, features, device)
     rows, numbers, again = asked_rows(table, only, seeds, retrain, adopt, print_commands)
+    if adopt and world > 1: raise Refused('--adopt is for one process: adopt the run without torchrun first')
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     there = [row for row in rows if row in found]
@@ -298,7 +299,6 @@ def sagan_table(
     warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
     same = f'The same command{" without --retrain"*bool(again)}'
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
-    if adopt and world > 1: raise Refused('--adopt is for one process: adopt the run without torchrun first')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
     if minutes: hooks.append((1, stop_at(time.monotonic() + 60*minutes, f'{same} goes on.')))

@@ -16,6 +16,7 @@ from ..data import diversity, seed_of
 from ..distributed import Ranks
 from ..metrics import Stats, frechet_distance, inception_score, intra_distances, kernel_distance, prdc
 from .atomic import atomic_write
+from .checkpoints import Diverged
 from .features import Features, TooFew, open_features, weights_hash
 from .files import (cache_folder, content_hash, must_be_file, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
                     write_cache)
@@ -152,7 +153,7 @@ def fake_table(
     @torch.no_grad()
     def make(a, b):
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
-        if not x.isfinite().all(): raise Refused('the generator draws values that are not finite numbers')
+        if not x.isfinite().all(): raise Diverged('the generator draws values that are not finite numbers')
         return to_uint8(x) if rounding else x
     layers = [f'{name} {m}' for name, m in G.named_modules() if type(m).__module__.startswith('torch.')]     # with their settings
     key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), layers=layers, n=n, labels=labels, seed=seed)
@@ -495,6 +496,5 @@ def save_records(
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         sweep(path.parent, path.name + '.*')
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
-        text = json.dumps([*map(sealed_json, out)], indent=1)
-        with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
+        with atomic_write(path) as part: part.write_text(json.dumps([*map(sealed_json, out)], indent=1), encoding='utf-8')
     return out

@@ -316,12 +316,11 @@ def clip(
     sha256 = MODEL_METADATA[CLIP]['hash']
     want, say = weights_file('CLIP', 'clip', path, f'{CLIP}-{sha256}.pt', MODEL_URLS[CLIP], sha256)
     found = file_sha256(want)
-    try:                          # the published file is a program, trusted for its hash; others may hold tensors only
+    with refusing(f'{want}: neither the published CLIP nor a state dict; {say}'):
+        # the published file is a program, trusted for its hash; others may hold tensors only
         if found == sha256: state = torch.jit.load(str(want), map_location='cpu').state_dict()
         else: state = torch.load(want, map_location='cpu', weights_only=True)
         net = ClipNet(state)
-    except Exception as e:
-        raise Refused(f'{want}: neither the published CLIP nor a state dict ({type(e).__name__}); {say}') from None
     name = CLIP if found == sha256 else 'CLIP with other weights'
     resize = f'TF1 bilinear to {net.visual.input_resolution}'
     return Features(net.to(device), name, resize, facts=dict(file_sha256=found))
@@ -335,9 +334,8 @@ def dinov2(
     url, sha256 = DINO_URL.format('b'), DINO_SHA256['b']
     want, say = weights_file('DINOv2', 'dinov2', path, url.rsplit('/', 1)[1], url, sha256)
     found = file_sha256(want)
-    try: net = DinoNet(torch.load(want, map_location='cpu', weights_only=True))
-    except Exception as e:
-        raise Refused(f'{want}: no DINOv2 of size S, B or L without registers ({type(e).__name__}); {say}') from None
+    with refusing(f'{want}: no DINOv2 of size S, B or L without registers; {say}'):
+        net = DinoNet(torch.load(want, map_location='cpu', weights_only=True))
     size = next((k for k, v in DINO_SHA256.items() if v == found), None)
     name = f'dinov2-vit-{size}-14' if size else 'DINOv2 with other weights'
     return Features(net.to(device), name, 'TF1 bilinear to 224', facts=dict(file_sha256=found))

@@ -1,5 +1,6 @@
 "Serves chapter 12: the figures of a table: dots, pairs, curves in small panels, samples."
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def draw_claims(
     kind: str,                # metric
 ):
     "Draw the paired differences of each claim: seeds as dots, the 95 % interval thick, that of the verdict thin."
-    among, drawn, results = shares(results, plan), [], plan.of_its_seeds(results)
+    among, drawn, results = shares(results, replace(plan, kinds=(kind,))), [], plan.of_its_seeds(results)
     for a, b, words in plan.orderings:
         d = seed_differences(results, a, b, kind)
         if not len(d): continue
@@ -142,6 +143,7 @@ def draw_cost(
     "Draw the mean of each row against seconds, its name at the end of its line."
     colours, ends = ('#000000', BLUE, '#E69F00', '#009E73', ORANGE), []
     for (row, own), colour in zip(of.items(), colours):
+        if row not in pace: continue                         # of a run that came after the timing
         t, y = mean_curve(own, kind)
         ax.plot(np.multiply(t, pace[row]), y, color=colour, lw=1.8)
         ends.append((y[-1], t[-1]*pace[row], row, colour))

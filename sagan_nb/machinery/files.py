@@ -110,6 +110,9 @@ def must_be_utf8(
     except UnicodeEncodeError: raise Refused(f'{path}: a name in it is not UTF-8, and the libraries that read and write weights take no other: rename it') from None
 
 
+ABSURD = 2**40            # bytes that only a hostile file asks for
+
+
 @contextmanager
 def refusing(
     words:str,                # what to say of the file
@@ -118,7 +121,8 @@ def refusing(
     try: yield
     except Refused: raise
     except Exception as e:
-        if out_of_memory(e): raise
+        asked = re.search(r'tried to allocate (\d+) bytes', str(e))
+        if out_of_memory(e) and not (asked and int(asked[1]) > ABSURD): raise
         raise Refused(f'{words} ({type(e).__name__})') from None
 
 

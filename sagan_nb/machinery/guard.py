@@ -54,7 +54,8 @@ class Guard:
     def look(self, gan:GAN)->str:             # why the run is to end; '' where it goes on
         "Look, keep the best looks, and note a sign of collapse."
         before = any('collapse' in o for o in read_log(self.curve.path, gan.t - 1))
-        line = self.curve(gan)
+        try: line = self.curve(gan)
+        except Diverged as e: return str(e)                      # which all ranks must hear
         if self.best: self.keep_best(gan.t)
         if before or 'collapse' not in line: return ''
         words = '; '.join(f'{o["sign"]} at step {o["t"]}, {o["words"]}' for o in line['collapse'])

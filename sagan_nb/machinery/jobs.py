@@ -192,12 +192,14 @@ def run_job(
     resume = (run/'config.json').exists()                # else nothing was begun
     features = features_of(job.features, source, out, device)
     curve = Curve(run, source, job.cfg, device, features)
-    if resume: curve.catch_up()
     own = [(1, NoteMachine(run, device))]*resume + [(curve.every, curve)]
-    try: train(job.cfg, source, run, resume, device, [*own, *hooks])
+    try:
+        if resume: curve.catch_up()
+        train(job.cfg, source, run, resume, device, [*own, *hooks])
     except Diverged as e: status = f'diverged: {e}'
     began = time.time()
     try: records = measure(run, source, device, features)
+    except Diverged as e: status, records = f'diverged: {e}', []
     except Refused:
         if status == 'finished': raise
         records = []                                     # it diverged before its first checkpoint

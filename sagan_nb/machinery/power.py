@@ -106,7 +106,7 @@ def power_cells(
     name: str,                # of the measure
 ) -> list:                    # texts
     "Write one ordering as cells."
-    if not row['spread']: return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g}', SAME, '-', '-']
+    if not row['spread']: return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g}', 'every pair alike' if row['mean'] else SAME, '-', '-']
     seeds = f'{row["seeds"] or 0:,}' if (row['seeds'] or 0) < 10_000 else 'over 10,000'
     return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g} [{row["low"]:.3g}, {row["high"]:.3g}]',
             f'{plain(row["seen"])} ({row["among"]})', f'{row["wanted"]:+.2g} ({row["why"]})', seeds]

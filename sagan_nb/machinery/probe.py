@@ -189,7 +189,7 @@ def censored(
 
 def takeoff_summary(
     times: list,              # pairs from `take_off`, all of runs of one length
-) -> dict:                    # n; share that took off and its interval; restricted mean; median, inf if not reached
+) -> dict:                    # n; share that took off and its interval; restricted mean; longest; median, inf if not reached
     "Describe when the runs of a row took off. The restricted mean counts a censored run with its whole length."
     from scipy import stats
     ends = {t for t, seen in times if not seen}
@@ -198,21 +198,24 @@ def takeoff_summary(
     share = stats.binomtest(took, len(times)).proportion_ci(method='wilson')
     half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]      # counted: Kaplan-Meier's products miss one half by rounding
     return dict(n=len(times), share=took / len(times), share_low=share.low, share_high=share.high,
-                restricted_mean=float(np.mean([t for t, _ in times])),
+                restricted_mean=float(np.mean([t for t, _ in times])), longest=max(t for t, _ in times),
                 median=float(half[0]) if half else math.inf)
 
 
 def compare_rows(
     a: dict,                  # seed -> pair from `take_off`, of the row that should be earlier
     b: dict,                  # the same of the other row
-) -> dict:                    # p of the log-rank test, two-sided; pairs; difference of times, its interval and p
+) -> dict:                    # p of the log-rank test, two-sided, and its z, above 0 where the first is earlier; pairs; difference of times, its interval and p
     "Compare two rows: log-rank over all runs, and the mean difference of restricted times over the seeds of both."
     from scipy import stats
     data = [censored(list(o.values())) for o in (a, b)]
     events = any(seen for o in (a, b) for _, seen in o.values())
-    p = float(stats.logrank(*data).pvalue) if events else 1.         # nothing took off, so nothing differs
+    p = z = math.nan
+    with np.errstate(invalid='ignore'):
+        if events: z, p = map(float, ((test := stats.logrank(*data)).statistic, test.pvalue))
+    if math.isnan(p): z, p = 0., 1.                                  # nothing took off, or all at once: nothing differs
     d = np.array([a[s][0] - b[s][0] for s in sorted(a.keys() & b.keys())], float)
-    out = dict(p=p, pairs=len(d), difference=float(d.mean()) if len(d) else math.nan)
+    out = dict(p=p, z=z, pairs=len(d), difference=float(d.mean()) if len(d) else math.nan)
     if len(d) < 2 or not d.std(): return out
     test = stats.ttest_1samp(d, 0)
     low, high = test.confidence_interval()
@@ -235,9 +238,11 @@ def claims_of(
 def probe_verdict(
     p: float,                 # adjusted
     difference: float,        # of restricted means, better minus worse
+    z: float = math.nan,      # of the log-rank test; nan: not asked
 ) -> str:
     "Say whether a claim holds at 5 %."
     if p >= .05: return 'not resolved'
+    if z*difference >= 0: return 'not resolved: the curves cross'
     return 'holds' if difference < 0 else 'is reversed'
 
 
@@ -257,7 +262,7 @@ def judge_claims(
     unseen = [1.]*(len(claims) - len(judged))                         # rows that have not run yet: their claims count, too
     for o, p in zip(judged, holm([o['p'] for o in judged] + unseen)):
         gap = rows[o['better']]['restricted_mean'] - rows[o['worse']]['restricted_mean']
-        o |= dict(holm_p=p, gap=gap, verdict=probe_verdict(p, gap))
+        o |= dict(holm_p=p, gap=gap, verdict=probe_verdict(p, gap, o['z']))
     return dict(level=level, rows=rows, claims=judged)
 
 

@@ -53,7 +53,6 @@ def find_queries(
 )->list:                      # (row, column) of pixels
     "Queries as asked for. Raises Refused for one outside the picture, and for more than there are locations."
     if not isinstance(queries, str):
-        if not len(queries): raise Refused('no query: queries are auto, grid or pixels')
         for query in queries: o.location(query)
         return [tuple(query) for query in queries]
     if queries not in ('auto', 'grid'): raise Refused(f'queries are auto, grid or ROW,COLUMN; got {queries!r}')

@@ -21,7 +21,7 @@ from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_
 from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
+from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, refusing, write_json
 from .group import agree, place, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
@@ -73,8 +73,8 @@ class Log:
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
-                out |= dict(zip((f'norms_{name}', f'raw_{name}'), norms := true_norms(net)))
-                if bad := [layer for layer, v in norms[1].items() if not math.isfinite(v)]: raise Diverged(f'at step {gan.t} {name}.{bad[0]} is not finite')
+                norms = true_norms(net)
+                if all(map(math.isfinite, norms[1].values())): out |= dict(zip((f'norms_{name}', f'raw_{name}'), norms))    # else the next loss is none
         return out
 
 
@@ -445,10 +445,9 @@ def kept_samples(
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
         must_be_file(path)
-        try:
+        with refusing(f'{path} is damaged: delete it'):
             check_png(path.read_bytes())
             return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
-        except Exception as e: raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {t: read(files[t]) for t in evenly(files if steps is None else steps, most or len(files))}
 
 
@@ -480,12 +479,14 @@ class StopOnSignal:
         first, self.asked = self.asked is None, number
         if first:
             with suppress(OSError, RuntimeError): print('\nstopping after this step; once more to stop at once', flush=True)   # nobody may read it
-        if 'TORCHELASTIC_RUN_ID' not in os.environ: self.end()
+        if 'TORCHELASTIC_RUN_ID' not in os.environ: self.end(self.signals)
 
-    def end(self):
-        "Let signals act as usual again: there is nothing left to save."
+    def end(self,
+        signals=(signal.SIGINT,),         # those that act as usual again
+    ):
+        "Let Ctrl-C end what is left: nothing has to be saved any more. A scheduler's signals are notes that nobody reads."
         if threading.current_thread() is not threading.main_thread(): return
-        for s in self.signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
+        for s in signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
     def __call__(self, gan:GAN, log:dict):
         "Raise Stopped if it was asked for."

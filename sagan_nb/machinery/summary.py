@@ -53,7 +53,7 @@ def say_collapse(
     "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
     log, curve = with_numbers(log, 'loss_d'), read_log(run/'curve.jsonl')
     if not log and not with_numbers(curve, 'diversity'): return 'Unknown: the log has no line yet.'
-    signs = curve[-1].get('collapse', []) if curve else collapse(log, [], math.inf, cfg.steps)     # a look knows the real diversity
+    signs = curve and curve[-1].get('collapse') or collapse(log, [], math.inf, cfg.steps)      # a look knows the real diversity
     looked = '' if curve else ' Diversity was not looked at; sagan_table does.'
     if not signs: return f'None found.{looked}'
     return '; '.join(f'{o["sign"]} at step {o["t"]} ({o["words"]})' for o in signs) + f'.{looked}'

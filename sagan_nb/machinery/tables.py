@@ -11,7 +11,7 @@ from ..ablation import (RESULT_KINDS, TABLES, Plan, by_seed, measured_alike, nam
                         value_of)
 from ..config import NUMERICS, PUBLISHED, preset
 from .jobs import row_configs
-from .power import SHORT, could_have_seen, plain, power_markdown, ruling
+from .power import SHORT, UNJUDGED, could_have_seen, plain, power_markdown, ruling
 from .published import COMPARABLE
 from .runs import BUSY
 from .terminal import printable
@@ -362,7 +362,9 @@ def sentences(
         count = '1 ordering' if len(run) == 1 else f'{len(run)} orderings'
         out += [f'By {by}, {count} {origin} that could be run here:', '']
         for a, b, words, found in run:
-            ends = early_ends(plan.of_its_seeds(results), (a, b)) + could_have_seen(plan.of_its_seeds(results), a, b, kind, among[a, b, kind])
+            mine = plan.of_its_seeds(results)
+            ends = early_ends(mine, (a, b))
+            if not found.startswith(UNJUDGED): ends += could_have_seen(mine, a, b, kind, among[a, b, kind])
             if plan.holm: ends += by_other_bits(plan, results, a, b)
             out.append(f'- {words}: **{found}**{ends}')
         out.append('')

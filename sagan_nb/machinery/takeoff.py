@@ -26,6 +26,7 @@ def over_pairs(
     unit: str = '',           # behind the difference
 ) -> str:
     "Give the mean difference over pairs, and its interval where there is one."
+    if not claim['pairs']: return 'no pairs'
     ends = f' [{claim["low"]:+,.0f}, {claim["high"]:+,.0f}]' if 'low' in claim else ''
     return f'{claim["difference"]:+,.0f}{unit}{ends}'
 
@@ -57,7 +58,7 @@ def reached_at(
     row: dict,                # from `takeoff_summary`
 ) -> str:
     "Say after how many updates half of the runs had taken off."
-    return f'{row["median"]:,.0f}' if np.isfinite(row['median']) else f'more than {row["restricted_mean"]:,.0f}'
+    return f'{row["median"]:,.0f}' if np.isfinite(row['median']) else f'more than {row["longest"]:,.0f}'
 
 
 def probe_table(

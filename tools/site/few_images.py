@@ -63,6 +63,7 @@ def name_of_row(row):
 
 def judged(results):
     "A line for each claim of the design."
+    results = FEW.of_its_seeds(results)
     among = shares(results, FEW)
     for a, b, words in FEW.claims:
         d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among[a, b, 'distance'])

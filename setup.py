@@ -19,8 +19,9 @@ lib, minor = cfg['lib_path'], int(cfg['min_python'].split('.')[1])
 
 def outside(link):
     "A link of README that leads into the repository: absolute where the project has an address, else its words alone."
-    words, target = link.groups()
-    return f'[{words}]({cfg["git_url"]}/blob/{cfg["branch"]}/{target})' if cfg['git_url'] else words
+    picture, words, target = link.groups()
+    if not cfg['git_url']: return '' if picture else words
+    return f'{picture}[{words}]({cfg["git_url"]}/{"raw" if picture else "blob"}/{cfg["branch"]}/{target})'
 
 
 readme = (here/'README.md').read_text(encoding='utf-8')
@@ -28,7 +29,7 @@ setuptools.setup(
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
-    long_description=re.sub(r'\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)', outside, readme),
+    long_description=re.sub(r'(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)', outside, readme),
     long_description_content_type='text/markdown',
     keywords=cfg['keywords'].split(),
     author=cfg['author'],

@@ -156,7 +156,8 @@ def absolute(args):
 def typed(words):
     "A command as it is typed: the program in quotes, the rest in them where the shell needs it."
     if os.name == 'nt':
-        return '"%s" %s' % (words[0], subprocess.list2cmdline(words[1:]))
+        program = words[0] if re.match(r'[\w.:\\/-]+$', words[0]) else '"%s"' % words[0]          # PowerShell runs no word in quotes
+        return '%s %s' % (program, ' '.join(o if re.match(r'[\w.:\\/=+-]+$', o) else '"%s"' % o for o in words[1:]))
     return '"%s" %s' % (re.sub(r'([$`"\\])', r'\\\1', words[0]), ' '.join(shlex.quote(o) for o in words[1:]))
 
 

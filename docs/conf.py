@@ -43,7 +43,7 @@ html_baseurl = facts['doc_host'] + facts['doc_baseurl'] if facts['doc_host'] els
 html_show_sourcelink = html_copy_source = False
 html_show_sphinx = html_domain_indices = False
 html_show_search_summary = False                # a summary is fetched, which a browser refuses for files
-html_theme_options = dict(navigation_with_keys=True)
+html_theme_options = dict(navigation_with_keys=False)        # the arrow keys move pixels in the pictures, and tables sideways
 if facts['git_url']: html_theme_options['footer_icons'] = [dict(name='Source', url=facts['git_url'], html='Source', class_='')]
 pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'
 copybutton_exclude = '.linenos, .gp, .go'

@@ -112,8 +112,8 @@ def test_names_and_words_for_other_systems(monkeypatch, tmp_path):
     "What a user of Windows types back, and the names of what has none here."
     with monkeypatch.context() as m:
         m.setattr('os.name', 'nt')
-        words = [terminal.quoted(o) for o in (r'runs\toy', r'my runs\toy', '--n')]
-    assert words == [r'runs\toy', r'"my runs\toy"', '--n']
+        words = [terminal.quoted(o) for o in (r'runs\toy', r'my runs\toy', '--n', 'kid,prdc', r'R&D\runs')]
+    assert words == [r'runs\toy', r'"my runs\toy"', '--n', '"kid,prdc"', r'"R&D\runs"']
     with monkeypatch.context() as m:
         m.setattr('os.path.relpath', Mock(side_effect=ValueError('on another drive')))
         assert options.from_here('D:/runs/metrics.json') == 'D:/runs/metrics.json'

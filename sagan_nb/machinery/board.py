@@ -16,7 +16,7 @@ def flat(
         elif isinstance(v, (int, float)) and name != 't': yield f'{above}{name}', v
 
 
-NO_BOARD = "--tensorboard needs an optional package: pip install 'sagan_nb[log]'"
+NO_BOARD = '--tensorboard needs an optional package: pip install "sagan_nb[log]"'
 
 
 class Board:

@@ -109,7 +109,7 @@ class InceptionNet(nn.Module):
         super().__init__()
         import io
         try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Port
-        except ImportError: raise Refused("Inception needs torch-fidelity: pip install 'sagan_nb[fid]'") from None
+        except ImportError: raise Refused('Inception needs torch-fidelity: pip install "sagan_nb[fid]"') from None
         safe = io.BytesIO()          # torch-fidelity unpickles what it is given: it is given what was written here
         torch.save(state, safe)
         safe.seek(0)
@@ -312,7 +312,7 @@ def clip(
 )->Features:
     "Open the features of CLIP. Raises Refused if torch-fidelity or the weights are missing."
     try: from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
-    except ImportError: raise Refused("CLIP needs torch-fidelity: pip install 'sagan_nb[fid]'") from None
+    except ImportError: raise Refused('CLIP needs torch-fidelity: pip install "sagan_nb[fid]"') from None
     sha256 = MODEL_METADATA[CLIP]['hash']
     want, say = weights_file('CLIP', 'clip', path, f'{CLIP}-{sha256}.pt', MODEL_URLS[CLIP], sha256)
     found = file_sha256(want)

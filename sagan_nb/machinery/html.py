@@ -39,7 +39,7 @@ def widget_data(
     o, pack = maps.pick(layer), lambda t: base64.b64encode(t.contiguous().numpy().tobytes()).decode()
     rgb = to_uint8(maps.pictures).permute(0, 2, 3, 1)
     pictures = [dict(rgb=pack(rgb[i]), q=pack(o.q[i].float()), k=pack(o.k[i].float()),
-                     name=names[i] if len(names) else f'picture {i + 1}') for i in range(len(rgb))]
+                     name=f'{i + 1} {names[i]}' if len(names) else f'picture {i + 1}') for i in range(len(rgb))]
     palette = [colors.to_hex(colormaps['inferno'](v/255)) for v in range(256)]
     at = None if start is None else divmod(o.location(start), o.shape[1])
     return dict(at=at, shape=o.shape, cell=o.cell, width=o.q.shape[-1], res=o.res, pictures=pictures, colors=palette)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core import Refused
 
 REPO_NAME = r'hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?'
-NO_HUB = "the hub needs an optional package: pip install 'sagan_nb[hub]'"
+NO_HUB = 'the hub needs an optional package: pip install "sagan_nb[hub]"'
 
 
 def is_repo(

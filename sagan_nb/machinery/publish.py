@@ -190,7 +190,7 @@ def export_onnx(
 )->float:                         # largest difference of a pixel between torch and onnxruntime
     "Write an ONNX file (inputs z, y; output images) and try it. Raises Refused without the extra `export`."
     if not all(map(importlib.util.find_spec, ('onnx', 'onnxruntime', 'onnxscript'))):
-        raise Refused("ONNX needs the optional packages: pip install 'sagan_nb[export]'")
+        raise Refused('ONNX needs the optional packages: pip install "sagan_nb[export]"')
     net = divided_weights(G)
     for m in net.modules():
         if isinstance(m, SelfAttention): m.fast = False         # the explicit softmax: operators that every runtime has

@@ -21,7 +21,9 @@ from .features import Features, domain
 from .film import film, gif, there_and_back, timelapse
 from .guard import incidents
 from .html import STYLE, beside_names, figure_html, figure_tag, image_tag, page, pictures_html, table_html, widget_html
+from .lists import typed_text
 from .live import live_html
+from .options import command_path
 from .queries import find_queries
 from .runs import kept_samples, machines, pictures_of, read_log, sample_files
 from .settings import meaning
@@ -34,7 +36,7 @@ def config_html(
 )->str:                       # HTML
     "Settings, each with its meaning and its source, and what it ran on."
     base = asdict(PRESETS[cfg.preset]) if cfg.preset in PRESETS else {}
-    rows = [(name, getattr(cfg, name), base.get(name, ''), meaning(f), f.metadata['source'])
+    rows = [(name, typed_text(getattr(cfg, name)), typed_text(base[name]) if base else '', meaning(f), f.metadata['source'])
             for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     name = html.escape(cfg.preset)
@@ -156,7 +158,7 @@ def incidents_html(
     if not grids: return {'Incidents': table + '<p>No samples were drawn before it.</p>'}
     at, x = max(grids.items())
     tag = image_tag(gif([x], 400), 'gif', f'Samples at step {at}', 2*x.shape[2], x.shape[2])
-    return {'Incidents': table + figure_html(tag, f'The last samples before it, at step {at}: one row per class.')}
+    return {'Incidents': table + figure_html(tag, f'The last samples before it, at step {at}: one row per class.', wide=True)}
 
 
 def maps_html(
@@ -189,11 +191,11 @@ def play_html(
     names:list,               # of the classes
 )->str:                       # HTML; empty where the script cannot compute this generator
     "The generator itself, to draw with."
-    try: live = live_html(G, names)
+    try: live = live_html(G, names, fallback='<p>To draw here, let scripts run.</p>')
     except Refused: return ''
-    return figure_html(live, 'This generator, computed in the page: from one noise to another, in any class. Click a pixel '
-                       'of the picture, or move with the arrow keys: right, what it attends to. A script that computed '
-                       'something else would draw other pictures than the samples.')
+    asked = ('Click a pixel of the picture, or move with the arrow keys: right, what it attends to. ' if G.extra else '')
+    return figure_html(live, f'This generator, computed in the page: from one noise to another, in any class. {asked}A script that '
+                       'computed something else would draw other pictures than the samples.')
 
 
 def silence_html(
@@ -236,7 +238,7 @@ def metrics_html(
     "The numbers of a run, each with how it was made."
     try: records = run_scores(run)
     except Refused: return '<p>metrics.json is damaged: delete it, and <code>sagan_eval</code> makes it anew.</p>'
-    if not records: return f'<p>No metrics yet: <code>sagan_eval {html.escape(str(run))}</code> makes them.</p>'
+    if not records: return f'<p>No metrics yet: <code>{html.escape(command_path("sagan_eval", run))}</code> makes them.</p>'
     def number(v): return float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))

@@ -10,6 +10,7 @@ from ..networks import Generator
 from ..train import draw, fixed_noise
 from .evaluate import run_scores
 from .html import pictures_html
+from .options import command_path
 from .runs import read_log, with_numbers
 
 UNUSED = .001                 # |gamma o| / |x| below which a layer is called hardly used
@@ -21,7 +22,7 @@ def say_scores(
     "Say the scores, each next to that of real pictures."
     try: records = run_scores(run)
     except Refused: return 'metrics.json is damaged: delete it, and sagan_eval makes it anew.'
-    if not records: return f'Not measured yet: sagan_eval {run} does it.'
+    if not records: return f'Not measured yet: {command_path("sagan_eval", run)} does it.'
     def number(v): return f'{v:.3g}' if isinstance(v, (int, float)) else str(v)
     said = []
     for o in records:
@@ -68,7 +69,8 @@ def summary_html(
     log:list,                 # from `read_log`
 )->str:                       # HTML
     "A few pictures and four answers."
-    classes = f'{len(names)} classes ({", ".join(names[:10])})' if names else 'pictures without classes'
+    few = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+    classes = f'{len(names)} classes ({few})' if names else 'pictures without classes'
     answers = {
         'What it drew': f'{classes} at {cfg.res}x{cfg.res}, after {step:,} of {cfg.steps:,} updates.',
         'Scores': say_scores(run),
@@ -77,5 +79,5 @@ def summary_html(
     rows = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in answers.items())
     x = draw(G, *fixed_noise(cfg, 12, 1))[None]
     look = pictures_html(x, f'Twelve generated pictures of {names[0] if names else "the run"}',
-                         f'Twelve draws of {names[0]}; all classes follow below.' if names else 'Twelve draws.')
+                         f'Twelve draws of {names[0]}; the {"first ten" if len(names) > 10 else "classes"} follow below.' if names else 'Twelve draws.')
     return f'<dl class=summary>{rows}</dl>{look}'

@@ -1,8 +1,8 @@
 "Serves chapter 00: what commands show, fitted to a terminal, a pipe or a file."
 import os
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
@@ -124,7 +124,7 @@ def quoted(
     word,                     # of a command
 )->str:                       # for a shell; what a terminal would act on is written out
     "Quote a word so that a shell takes back the same bytes."
-    if os.name == 'nt': return subprocess.list2cmdline([str(word)])
+    if os.name == 'nt': return str(word) if re.fullmatch(r'[\w.:\\/=+-]+', str(word)) else f'"{word}"'       # PowerShell takes a comma apart, cmd an &
     if printable(word) == str(word): return shlex.quote(str(word))
     return "$'" + ''.join(chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f'\\x{b:02x}' for b in os.fsencode(str(word))) + "'"
 

@@ -95,7 +95,7 @@ class Page:
             if page := page_of(target): return f'[{words}]({page})'
             if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
             inside = path.relative_to(ROOT)
-            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside}{hash_}{anchor})' if self.cfg['git_url'] else words
+            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside}{hash_}{anchor})' if self.cfg['git_url'] else f'{words} (`{inside}`)'
         return outside_code(lambda t: re.sub(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', turn, t), text)
 
     def equation(self, text):

@@ -1,5 +1,6 @@
 (() => {
-const root = document.getElementById('@ID'), data = @DATA
+const root = [...document.querySelectorAll('#@ID')].find(o => !o.dataset.made), data = @DATA      // the same may be shown twice
+root.dataset.made = 1
 const floats = text => new Float32Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer)
 const part = o => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, typeof v === 'string' ? floats(v) : v]))
 const net = {...part(data.net), blocks: data.net.blocks.map(part), attention: data.net.attention && part(data.net.attention)}
@@ -118,7 +119,7 @@ left.addEventListener('click', e => {
 })
 left.addEventListener('keydown', e => {
   const by = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key]
-  if (by) { e.preventDefault(); move(at[0] + by[0], at[1] + by[1]) }
+  if (by) { e.preventDefault(); e.stopPropagation(); move(at[0] + by[0], at[1] + by[1]) }
 })
 box.hidden = false
 draw()

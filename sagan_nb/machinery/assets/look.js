@@ -1,5 +1,6 @@
 (d => {
-const root = document.getElementById('@ID'), bytes = s => Uint8Array.from(atob(s), c => c.charCodeAt(0));
+const root = [...document.querySelectorAll('#@ID')].find(o => !o.dataset.made), bytes = s => Uint8Array.from(atob(s), c => c.charCodeAt(0));
+root.dataset.made = 1;      // the same may be shown twice
 const floats = s => new Float32Array(bytes(s).buffer), make = t => document.createElement(t);
 const [H, W] = d.shape, h = H/d.cell, w = W/d.cell, n = d.width, zoom = Math.ceil(320/d.res), side = d.res*zoom;
 const shown = d.pictures.map(p => ({rgb: bytes(p.rgb), q: floats(p.q), k: floats(p.k), name: p.name}));
@@ -37,6 +38,6 @@ picture.onclick = e => { const o = picture.getBoundingClientRect();
   go(Math.floor((e.clientY - o.top)/o.height*H), Math.floor((e.clientX - o.left)/o.width*W)); };
 const keys = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
 picture.onkeydown = e => { const m = keys[e.key];
-  if (m) { e.preventDefault(); go(at[0] + m[0], at[1] + m[1]); } };
+  if (m) { e.preventDefault(); e.stopPropagation(); go(at[0] + m[0], at[1] + m[1]); } };
 choose.onchange = draw; root.querySelector('.static').hidden = true; root.append(choose, hint, both, text); draw();
 })(@DATA)

@@ -65,9 +65,10 @@ def test_pointer_keyboard_and_a_small_screen(tab, tmp_path):
     box = canvas.bounding_box()
     tab.page.mouse.click(box['x'] + box['width']*(20.5/32), box['y'] + box['height']*(3.5/32))
     assert tab.page.evaluate(f'({LIVE})().at()') == [3, 20] and said.text_content().startswith('pixel 3,20 ')
+    tab.page.evaluate("document.addEventListener('keydown', e => { window.heard = e.key })")
     canvas.focus()
     for key in ('ArrowDown', 'ArrowRight', 'ArrowRight'): tab.page.keyboard.press(key)
-    assert tab.page.evaluate(f'({LIVE})().at()') == [4, 22]
+    assert tab.page.evaluate(f'({LIVE})().at()') == [4, 22] and not tab.page.evaluate('window.heard')       # it turns no page
     picture = lambda: canvas.evaluate('o => o.toDataURL()')
     before = picture()
     tab.page.locator('select').select_option('1')
@@ -75,6 +76,14 @@ def test_pointer_keyboard_and_a_small_screen(tab, tmp_path):
     tab.page.locator('input').focus()
     tab.page.keyboard.press('End')
     assert len({before, other, picture()}) == 3 and tab.page.locator('option').nth(1).text_content() == '<b>'
+    assert not tab.faults
+
+
+def test_one_generator_twice_in_a_page(tab, tmp_path):
+    path, live = tmp_path/'two.html', live_html(random_generator('paper'), ['ant', 'cat', 'dog'])
+    path.write_text(page('live', live + live), encoding='utf-8')
+    tab.open(path, width=800, height=800)
+    assert [o.evaluate('o => o.querySelectorAll("canvas").length') for o in tab.page.locator('[id^=live-]').all()] == [2, 2]
     assert not tab.faults
 
 

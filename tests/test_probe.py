@@ -126,6 +126,7 @@ def test_claims():
     assert p.seeds_of('10-12,4') == [10, 11, 12, 4]
     with pytest.raises(Refused, match='seeds are like'): p.seeds_of('ten')
     assert p.probe_verdict(.04, -3) == 'holds' and p.probe_verdict(.04, 3) == 'is reversed' and p.probe_verdict(.06, -3) == 'not resolved'
+    assert p.probe_verdict(.04, -155, -2.9) == 'not resolved: the curves cross' and p.probe_verdict(.04, -3, 2.1) == 'holds'
 
 
 def test_the_command_makes_files_and_goes_on(tmp_path, capsys, monkeypatch):

@@ -505,7 +505,8 @@ def test_the_flagship_without_runs_with_two_seeds_and_complete():
     assert figures.show_pairs('twins', []).axes[0].texts[0].get_text() == 'no run has this measure yet'
     two = [*twins_runs((10, 11), noise=2.)]
     assert 'not complete: 6 of 60, 0 collapsed' in answers.answers(dict(twins=two)) and 'not judged yet: 2 of 10 seeds' in answers.answers(dict(twins=two))
-    assert 'could have seen' in markdown('twins', two)
+    assert 'could have seen' not in markdown('twins', two)                        # it would tell the verdict of the pairs that are there
+    assert 'could have seen' in markdown('twins', [*twins_runs(range(10, 20), gap=.1, noise=2.)])
     whole = [*twins_runs(range(10, 20), TABLES['twins'].rows)]
     text = answers.answers(dict(twins=whole))
     assert 'all 60 runs are complete, 0 collapsed' in text and text.split('**Does not')[0].count('holds (10 seeds)') == 3 and 'not judged yet' not in text

@@ -2,6 +2,7 @@
 import errno
 import math
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -22,7 +23,7 @@ from sagan_nb.metrics import kernel_distance, prdc
 from sagan_nb.networks import Generator
 from sagan_nb.report import walk_classes
 from sagan_nb.spectral_norm import exact_sigma, make_layer, normalised, spectral_norm
-from sagan_nb.machinery import atomic, cli, files, group, pictures, probe, runs
+from sagan_nb.machinery import answers, atomic, cli, files, group, pictures, probe, runs
 from sagan_nb.machinery.atomic import atomic_write
 from sagan_nb.machinery.board import Board
 from sagan_nb.machinery.checkpoints import Diverged, newest_checkpoint, read_checkpoint
@@ -105,6 +106,17 @@ def test_a_home_may_be_named_or_missing(monkeypatch):
     assert cache_folder() == Path.home()/'mine'
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: '~/.cache/torch/hub')
     with pytest.raises(Refused, match='TORCH_HOME'): download_folder()
+
+
+def test_a_page_of_maps_has_every_layer(place, tmp_path):
+    save_pretrained(Generator(**SMALL | dict(attn_at=(8, 16))), tmp_path/'g.safetensors')
+    for layers, shown in (('all', ['8', '16']), ('8', ['8'])):
+        cli.sagan_attention(str(tmp_path/'g.safetensors'), layers=layers, n=1, out=str(tmp_path/'maps.html'))
+        assert re.findall(r'<h2>Map (\d+)</h2><div id="look-', (tmp_path/'maps.html').read_text()) == shown
+
+
+def test_a_plan_counts_rows_that_are_stated_once():
+    assert [answers.planned(name) for name in ('photographs', 'fig3_photographs', 'photographs_64')] == [9, 10, 6]
 
 
 # The machine

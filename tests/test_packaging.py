@@ -156,7 +156,7 @@ def test_all_notebooks_are_run_and_index_last(monkeypatch):
 
 
 @pytest.mark.parametrize('args, more, folder, ends', [
-    ([], ['--within', '3'], 'runs/toy-2', ['excerpt of runs/toy-2']), (['--resume', '--steps', '1300'], None, 'runs/toy', [])])
+    ([], ['--within', '3'], 'runs/toy-2', ['excerpt of runs/toy-2']), (['--steps', '99'], None, 'runs/toy-2', []), (['--resume', '--steps', '1300'], None, 'runs/toy', [])])
 def test_only_the_bare_command_is_shortened(args, more, folder, ends, tmp_path, monkeypatch):
     "Bare: a new folder, a length that fits, an excerpt. With arguments: what they say, no excerpt."
     (tmp_path/'runs'/'toy').mkdir(parents=True)
@@ -167,7 +167,8 @@ def test_only_the_bare_command_is_shortened(args, more, folder, ends, tmp_path, 
     monkeypatch.setattr(start, 'call', lambda command: done.append(command) or 0)
     monkeypatch.setattr(start, 'excerpt', lambda run: done.append('excerpt of ' + run) or 0)
     assert start.main(args) == 0
-    assert done == [[start.tool('sagan_train'), *start.MAIN_JOB, '--out', folder, *(more or args)], *ends]
+    job = [] if '--resume' in args else start.MAIN_JOB                                 # which a run to go on with has of its own
+    assert done == [[start.tool('sagan_train'), *job, '--out', folder, *(more or args)], *ends]
 
 
 def test_the_first_command_ends_with_an_excerpt_of_table_1(tmp_path, monkeypatch, capfd):

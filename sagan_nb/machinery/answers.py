@@ -41,7 +41,8 @@ def planned(
     name: str,                # a key of TABLES, with seeds
 ) -> int:
     "Count the runs that a design asks for."
-    return len(TABLES[name].rows)*len(TABLES[name].seeds)
+    plan = TABLES[name]
+    return len(plan.rows)*len(plan.seeds) - len(plan.once)*(len(plan.seeds) - 1)
 
 
 def progress_words(

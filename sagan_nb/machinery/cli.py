@@ -414,8 +414,8 @@ def write_attention(
     was = replaces(out)
     if out.suffix.lower() == '.html':
         out.parent.mkdir(parents=True, exist_ok=True)
-        text = page('Attention maps', widget_html(maps, largest.name, names, points))
-        with atomic_write(out) as part: part.write_text(text, encoding='utf-8')
+        text = '\n'.join(f'<h2>Map {o}</h2>{widget_html(maps, o, names, points)}' for o in layers or [largest.name])
+        with atomic_write(out) as part: part.write_text(page('Attention maps', text), encoding='utf-8')
     else: save_fig(show_attention(maps, points, layers=layers, names=names), out, dpi=150)
     print(wrap(say_use({name: o.use() for name, o in maps.layers.items()})))
     for i, asked in enumerate(points):

@@ -21,7 +21,7 @@ def mechanism_runs(
     preset: str = 't1_attn_16',    # or 't1_res_16', the control of equal size
 ) -> list:                    # dicts as of `collect`, a row for each way; only the seeds that the design tests
     "Read what was measured as runs of a table. Raises Refused for a damaged file."
-    runs = [o for o in read_json(path, 'measure again')['runs'] if (o['preset'], o['n']) == (preset, DRAWN) and o['seed'] in MECHANISM.seeds]
+    runs = [o for o in read_json(path, 'measure again')['runs'] if (o['preset'], o.get('n', DRAWN)) == (preset, DRAWN) and o['seed'] in MECHANISM.seeds]
     return [dict(row=way, seed=o['seed'], records=[dict(metric=f'long_range_{k}', value=v) for k, v in found.items()])
             for o in runs for way, found in o['found'].items()]
 

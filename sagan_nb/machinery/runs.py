@@ -21,7 +21,7 @@ from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_
 from .atomic import atomic_write
 from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
                           refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, refusing, write_json
+from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
 from .group import agree, place, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
@@ -445,9 +445,12 @@ def kept_samples(
     if not files: raise Refused(f'{run}: this run kept no samples')
     def read(path):
         must_be_file(path)
-        with refusing(f'{path} is damaged: delete it'):
+        try:
             check_png(path.read_bytes())
             return torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
+        except Exception as e:
+            if out_of_memory(e): raise
+            raise Refused(f'{path} is damaged ({printable(e)[:120]}): delete it') from None
     return {t: read(files[t]) for t in evenly(files if steps is None else steps, most or len(files))}
 
 

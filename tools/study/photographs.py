@@ -48,6 +48,7 @@ def main(
     model = open_run(run)
     source = open_source(train, model.cfg.res)
     if source.fingerprint != model.cfg.data_id: raise Refused(f'{train} is not what {run} was trained on')
+    if model.step != model.cfg.steps: raise Refused(f'{run} is not finished: {model.step} of {model.cfg.steps} updates')
     held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
     def scores(): return evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)

@@ -45,7 +45,7 @@ def held_out_table(
     found = plan.of_its_seeds(found)
     if not found: raise Refused('no run was measured against held-out images')
     scored = [dict(o, records=o['held_out']) for o in found]
-    alike = len({o['step'] for o in found}) == 1 and all(measured_alike(scored, plan.rows, kind) for kind in HELD_OUT_HEADS)
+    alike = len({o.get('step') for o in found}) == 1 and all(measured_alike(scored, plan.rows, kind) for kind in HELD_OUT_HEADS)
     if not alike: raise Refused('these runs were not measured alike')
     head = ['', 'runs', *HELD_OUT_HEADS.values(), 'copies, %', 'distance, block silenced', 'what the block adds, % of the map']
     lines = [mean_cells(row_name(row), [o for o in found if o['row'] == row]) for row in plan.rows]

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from sagan_nb.core import Refused
+from sagan_nb.data import Toy
 from sagan_nb.machinery import cli, machine
 from sagan_nb.machinery.checkpoints import every_tensor, read_checkpoint
 
@@ -63,3 +65,14 @@ def needs_compiler():
     "Skips a test where `torch.compile` cannot work, by the check of the commands themselves."
     try: machine.pick_device('cpu', compiled=True)
     except Refused: pytest.skip('no C++ compiler on this machine')
+
+
+@contextmanager
+def zoo_with_a_run(folder):
+    "Put pictures of three classes into folder/zoo, and a smoke run on them into folder/run; within it, folder/cache is the cache."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('SAGAN_NB_CACHE', str(folder/'cache'))
+        m.setenv('IN_TEST', '1')
+        as_folders(Toy(32, 3, n=90), folder/'zoo')
+        cli.sagan_train('t1_attn_16', data=str(folder/'zoo'), scale='smoke', out=str(folder/'run'))
+        yield folder

@@ -6,14 +6,13 @@ import re
 import shutil
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import start
-from commands import as_folders
+from commands import as_folders, zoo_with_a_run
 from sagan_nb.attention_maps import attention_maps, show_attention, silenced
 from sagan_nb.blocks import Conv2d
 from sagan_nb.core import Refused
@@ -25,7 +24,6 @@ from sagan_nb.report import walk_classes
 from sagan_nb.spectral_norm import exact_sigma, make_layer, normalised, spectral_norm
 from sagan_nb.machinery import answers, atomic, cli, files, group, pictures, probe, runs
 from sagan_nb.machinery.atomic import atomic_write
-from sagan_nb.machinery.board import Board
 from sagan_nb.machinery.checkpoints import Diverged, newest_checkpoint, read_checkpoint
 from sagan_nb.machinery.door import open_run
 from sagan_nb.machinery.evaluate import evaluate
@@ -42,12 +40,7 @@ SMALL = dict(res=32, width=4, n_classes=3, z_dim=8, attn_at=(8,))
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "A folder with pictures and a run on them; an own cache."
-    folder = tmp_path_factory.mktemp('edges')
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('SAGAN_NB_CACHE', str(folder/'cache'))
-        as_folders(Toy(32, 3, n=90), folder/'zoo')
-        cli.sagan_train('t1_attn_16', data=str(folder/'zoo'), scale='smoke', out=str(folder/'run'))
-        yield folder
+    with zoo_with_a_run(tmp_path_factory.mktemp('edges')) as folder: yield folder
 
 
 # Places
@@ -169,20 +162,6 @@ def test_signals_act_as_usual_once_all_is_saved():
     assert signal.getsignal(signal.SIGINT) == stop.ask
     stop.end()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_board_has_each_line_once(tmp_path):
-    pytest.importorskip('tensorboard')
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    def lines(*steps): (tmp_path/'log.jsonl').write_text(''.join(f'{{"t": {t}, "loss_d": {t}}}\n' for t in steps))
-    (tmp_path/'samples').mkdir()
-    first, again = Board(tmp_path), Board(tmp_path)
-    for board, t, steps in ((first, 3, (1, 2, 3)), (again, 4, (1, 2, 3, 4)), (again, 3, (1, 2, 3))):          # resumed; went back
-        lines(*steps)
-        board(SimpleNamespace(t=t), {})
-        board.writer.close()
-    read = EventAccumulator(str(tmp_path/'tensorboard')).Reload()
-    assert [o.step for o in read.Scalars('loss_d')] == [1, 2, 3]
 
 
 @pytest.mark.parametrize('words', [('--every', '0'), ('--updates', '0'), ('--batch', '1'), ('--data', 'zoo')])

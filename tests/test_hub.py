@@ -148,6 +148,20 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert [o.step for o in read.Images('samples')] == [2]
 
 
+def test_a_board_has_each_line_once(tmp_path):
+    pytest.importorskip('tensorboard', reason='tensorboard is not installed')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    def lines(*steps): (tmp_path/'log.jsonl').write_text(''.join(f'{{"t": {t}, "loss_d": {t}}}\n' for t in steps))
+    (tmp_path/'samples').mkdir()
+    first, again = Board(tmp_path), Board(tmp_path)
+    for board, t, steps in ((first, 3, (1, 2, 3)), (again, 4, (1, 2, 3, 4)), (again, 3, (1, 2, 3))):          # resumed; went back
+        lines(*steps)
+        board(SimpleNamespace(t=t), {})
+        board.writer.close()
+    read = EventAccumulator(str(tmp_path/'tensorboard')).Reload()
+    assert [o.step for o in read.Scalars('loss_d')] == [1, 2, 3]
+
+
 def test_numbers_of_a_log():
     assert [*flat(dict(t=3, a=1., b={'x': dict(c=2)}, words='no'))] == [('a', 1.), ('b/x/c', 2)]
 

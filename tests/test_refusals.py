@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import as_folders
+from commands import zoo_with_a_run
 from sagan_nb.core import Refused
-from sagan_nb.data import Toy
 from sagan_nb.machinery.cli import sagan_bench, sagan_eval, sagan_pack, sagan_sample, sagan_train
 from sagan_nb.machinery.door import open_run
 
@@ -17,13 +16,7 @@ from sagan_nb.machinery.door import open_run
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "A folder with a class-per-folder zoo and a smoke run on it; an own cache."
-    folder = tmp_path_factory.mktemp('refusals')
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('SAGAN_NB_CACHE', str(folder/'cache'))
-        m.setenv('IN_TEST', '1')
-        as_folders(Toy(32, 3, n=90), folder/'zoo')
-        sagan_train('t1_attn_16', data=str(folder/'zoo'), scale='smoke', out=str(folder/'run'))
-        yield folder
+    with zoo_with_a_run(tmp_path_factory.mktemp('refusals')) as folder: yield folder
 
 
 @pytest.mark.parametrize('bad, words', [

@@ -1,8 +1,10 @@
-"""Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests, `python3 start.py docs` builds the site.
+"""Set up and go: `python3 start.py` trains the main job, `python3 start.py test` runs all tests,
+`python3 start.py docs` builds the site.
 
 All make `.venv` here and install the package into it; a second call installs again only if the packaging changed.
-The main job ends with an excerpt of Table 1, and is shortened where it would take more than about ten minutes on two cores. Further
-arguments are passed to `sagan_train`; the run is as long as they say, and the excerpt is left out: `python3 start.py --data FOLDER`.
+The main job ends with an excerpt of Table 1, and is shortened where it would take more than about ten minutes on two
+cores. Further arguments are passed to `sagan_train`; the run is as long as they say, and the excerpt is left out:
+`python3 start.py --data FOLDER`.
 """
 # An old Python must still get as far as its one clear sentence: keep to syntax that Python 2.7 can read.
 from __future__ import print_function
@@ -20,7 +22,7 @@ VENV = os.path.join(HERE, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 WORLDS = 'toy', 'pairs', 'twins', 'cifar10', 'cifar100', 'mnist', 'fashion', 'svhn', 'stl10', 'celeba'
 MAIN_JOB = ['t1_attn_16', '--data', 'toy', '--scale', 'laptop']
-SHORT = ['--within', '3']                # minutes; the two runs of the excerpt take three more, and measuring all of them the other four
+SHORT = ['--within', '3']                # minutes; the excerpt's two runs take three more, measuring all of them four
 EXCERPT = ['table1', '--data', 'toy', '--scale', 'laptop']
 BESIDE = ['t1_none', 't1_res_16']
 FULL = ('table1 --data pairs --scale laptop --set steps=2000 reduction=2 precision=fp32 --seeds 0,1,2 '
@@ -73,7 +75,8 @@ def tool(name):
 def usable():
     "True where .venv is whole and was made for this very folder."
     try:
-        return VENV in subprocess.check_output([tool('pip'), '--version'], stderr=subprocess.STDOUT, universal_newlines=True)
+        return VENV in subprocess.check_output([tool('pip'), '--version'], stderr=subprocess.STDOUT,
+                                               universal_newlines=True)
     except (OSError, ValueError, subprocess.CalledProcessError):
         return False
 
@@ -92,12 +95,13 @@ def installed(extra):
 
 def package_of(line):
     "'torch 2.6.0 (766.7 MB)' for the line in which pip says that it takes a package; None for any other line."
-    found = re.match(r'\s*(?:Downloading|Using cached) (?:\S*/)?([^\s/-]+)-([^\s-]+)[^\s]*\.(?:whl|tar\.gz)( \(.*\))?\s*$', line)
+    found = re.match(r'\s*(?:Downloading|Using cached) (?:\S*/)?([^\s/-]+)-([^\s-]+)[^\s]*'
+                     r'\.(?:whl|tar\.gz)( \(.*\))?\s*$', line)
     return None if found is None else '%s %s%s' % (found.group(1), found.group(2), found.group(3) or '')
 
 
 def pip_install(what):
-    "Install, with one line for each package that is fetched. Returns an exit code; after a fault all that pip said is shown."
+    "Install, with a line for each package fetched. Returns an exit code; after a fault, shows all that pip said."
     pip = [tool('python'), '-m', 'pip', 'install', '--disable-pip-version-check', '--progress-bar', 'off', '-e', what]
     process = subprocess.Popen(pip, cwd=HERE, stdout=subprocess.PIPE, universal_newlines=True)
     old, said = signal.signal(signal.SIGINT, signal.SIG_IGN), []
@@ -156,20 +160,22 @@ def absolute(args):
 def typed(words):
     "A command as it is typed: the program in quotes, the rest in them where the shell needs it."
     if os.name == 'nt':
-        program = words[0] if re.match(r'[\w.:\\/-]+$', words[0]) else '"%s"' % words[0]          # PowerShell runs no word in quotes
+        plain = re.match(r'[\w.:\\/-]+$', words[0])                     # PowerShell runs no word in quotes
+        program = words[0] if plain else '"%s"' % words[0]
         return '%s %s' % (program, ' '.join(o if re.match(r'[\w.:\\/=+-]+$', o) else '"%s"' % o for o in words[1:]))
     return '"%s" %s' % (re.sub(r'([$`"\\])', r'\\\1', words[0]), ' '.join(shlex.quote(o) for o in words[1:]))
 
 
 def excerpt(run):
-    "Train the other rows side by side, each by half of the run's threads, and set them beside the run. Returns an exit code."
+    "Train the other rows at once, each by half of the run's threads; set them beside the run. Returns an exit code."
     with open(os.path.join(HERE, run, 'config.json')) as f:
         steps = json.load(f)['steps']
-    print('\nAn excerpt of Table 1: the run above beside one without attention and one with the control of equal size.\n'
+    print('\nAn excerpt of Table 1: the run above beside one without attention '
+          'and one with the control of equal size.\n'
           'Both are trained at once; the bar is that of the second.', flush=True)
     table = [tool('sagan_table')] + EXCERPT + ['--set', 'steps=%d' % steps, '--out', run + '-table1', '--only']
     with open(os.path.join(HERE, run, 'env.json')) as f:
-        threads = json.load(f)['threads']                    # fewer than there are, where those would hold each other up
+        threads = json.load(f)['threads']     # fewer than there are, where those would hold each other up
     alone, all_of_them = [dict(os.environ, OMP_NUM_THREADS=str(max(1, n))) for n in (threads // 2, threads)]
     mute = open(os.devnull, 'w')
     first = subprocess.Popen(table + BESIDE[:1], cwd=HERE, stdout=mute, stderr=mute, env=alone)
@@ -181,7 +187,8 @@ def excerpt(run):
     else:
         print('\nLook first at:\n  %s\n  %s\n' % (run + '/report.html', run + '-table1/table1-samples.png') +
               '\nThe full table, every row that exists at this size, from three seeds, is 21 runs of some minutes:\n'
-              'repeat this, 20 minutes each time, until it is done.\n  ' + typed([tool('sagan_table')] + FULL.split()), flush=True)
+              'repeat this, 20 minutes each time, until it is done.\n  ' +
+              typed([tool('sagan_table')] + FULL.split()), flush=True)
     return code
 
 
@@ -195,7 +202,8 @@ def main(args):
         return 0
     word = args[0] if args and args[0] in ('test', 'docs') else ''
     if args and not word and not args[0].startswith('-'):
-        print('start.py does not know %r: say nothing, `test`, `docs`, or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
+        print('start.py does not know %r: say nothing, `test`, `docs`, '
+              'or options of sagan_train such as --data FOLDER.' % args[0], file=sys.stderr)
         return 1
     args = absolute(args)
     code = install({'test': '[dev]', 'docs': '[docs]', '': ''}[word])

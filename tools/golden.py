@@ -1,8 +1,10 @@
-"""Golden traces: what `NUMERICS` promises. `python -m tools.golden` writes them all anew, `python -m tools.golden NAME ...` these alone.
+"""Golden traces: what `NUMERICS` promises.
+`python -m tools.golden` writes them all anew, `python -m tools.golden NAME ...` these alone.
 
 A trace is the losses of 20 updates and two numbers of the images drawn after them. It is computed in float64, where
 rounding stays below 1e-9 for that long: so it survives another processor and another torch, and moves when the
-algorithm does. Half-way the run is saved and opened again. The number formats of real runs are held by their first losses.
+algorithm does. Half-way the run is saved and opened again. The number formats of real runs are held by their first
+losses.
 """
 import json
 import os
@@ -78,14 +80,17 @@ def first_losses(precision, device='cpu'):
     cfg = replace(config('laptop'), precision=precision)
     gan = make_gan(cfg, device)
     x, y = Toy(cfg.res).batch(range(cfg.batch))
-    return [d_step(gan, gan.place(from_uint8(x)), send(y, gan.device))['loss_d'].item(), g_step(gan, cfg.batch)['loss_g'].item()]
+    loss_d = d_step(gan, gan.place(from_uint8(x)), send(y, gan.device))['loss_d'].item()
+    return [loss_d, g_step(gan, cfg.batch)['loss_g'].item()]
 
 
 def main(names):
     os.environ['IN_TEST'] = '1'                          # no progress bars
-    if strange := [o for o in names if o not in ROWS]: sys.exit(f'no trace {strange[0]!r}; there are: {", ".join(ROWS)}')
+    strange = [o for o in names if o not in ROWS]
+    if strange: sys.exit(f'no trace {strange[0]!r}; there are: {", ".join(ROWS)}')
     if names and not FILE.exists(): sys.exit(f'{FILE.name} is not there yet: name no trace, and all are written')
-    out = json.loads(FILE.read_text(encoding='utf-8')) if names else dict(numerics=NUMERICS, traces={}, first={p: first_losses(p) for p in ('fp32', 'bf16')})
+    if names: out = json.loads(FILE.read_text(encoding='utf-8'))
+    else: out = dict(numerics=NUMERICS, traces={}, first={p: first_losses(p) for p in ('fp32', 'bf16')})
     found = out['traces'] | {name: trace(name) for name in names or ROWS}
     out['traces'] = {name: found[name] for name in ROWS if name in found}
     FILE.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')

@@ -2,9 +2,10 @@
 
 WHICH is a chapter (10) or words of a mutation ("resize with half"); all without it.
 
-Each mutation is one edit of an exported cell, or of a file of the machinery that serves the chapter. It is applied in a copy; then the chapters that could notice run, in order, until one fails.
-A mutation that no chapter notices ends the command with exit code 1, and so does one of the training code that moves no golden trace
-(tests/test_golden.py), unless it is listed in STILL. The table it prints is the one in CONTRIBUTING.md.
+Each mutation is one edit of an exported cell, or of a file of the machinery that serves the chapter. It is applied in a
+copy; then the chapters that could notice run, in order, until one fails. A mutation that no chapter notices ends the
+command with exit code 1, and so does one of the training code that moves no golden trace (tests/test_golden.py), unless
+it is listed in STILL. The table it prints is the one in CONTRIBUTING.md.
 """
 import os
 import shutil
@@ -18,6 +19,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sysconfig.get_path('scripts'))
+LEFT = '.git', '.venv', 'runs', '__pycache__', '.*_cache', 'dist', 'build', '*.egg-info'    # not copied
 
 MUTATIONS = [   # what, chapter, from, to, the chapters that could notice
     ('softmax over the wrong axis', '02', '.softmax(dim=-1)', '.softmax(dim=-2)', '02'),
@@ -98,19 +100,22 @@ def caught_by(mutation):
     what, chapter, old, new, chapters = mutation
     with tempfile.TemporaryDirectory() as d:
         work = Path(d)/'book'
-        shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '.*_cache', 'dist', 'build', '*.egg-info'))
+        shutil.copytree(ROOT, work, ignore=shutil.ignore_patterns(*LEFT))
         mutate(work, chapter, old, new)
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(work), OMP_NUM_THREADS='1')
-        def call(tool, *args): return subprocess.run([BIN/tool, *args], cwd=work, env=env, capture_output=True).returncode
-        if call('nbdev_export'): raise SystemExit('nbdev_export failed')
-        by = next((n for n in chapters.split() if call('nbdev_test', '--path', next((work/'nbs').glob(f'{n}_*.ipynb')))), None)
-        return by, (call('pytest', '-x', '-q', 'tests/test_golden.py') != 0 if chapter in TRAINING else None)
+        def call(*command): return subprocess.run(command, cwd=work, env=env, capture_output=True).returncode
+        def fails(n): return call(BIN/'nbdev_test', '--path', next((work/'nbs').glob(f'{n}_*.ipynb')))
+        if call(BIN/'nbdev_export'): raise SystemExit('nbdev_export failed')
+        by = next(filter(fails, chapters.split()), None)
+        moves = call(BIN/'pytest', '-x', '-q', 'tests/test_golden.py') != 0 if chapter in TRAINING else None
+        return by, moves
 
 
 def chosen(words):
     "The mutations of these chapters, or with these words in their names; all of them for no words."
     found = {w: [m for m in MUTATIONS if w == m[1] or (not w.isdigit() and w in m[0])] for w in words}
-    if strange := [w for w in words if not found[w]]: sys.exit(f'no mutation {strange[0]!r}; say a chapter, such as 10, or words of a name')
+    strange = [w for w in words if not found[w]]
+    if strange: sys.exit(f'no mutation {strange[0]!r}; say a chapter, such as 10, or words of a name')
     return [m for m in MUTATIONS if not words or any(m in ms for ms in found.values())]
 
 
@@ -118,7 +123,8 @@ def main():
     missed, mutations = 0, chosen(sys.argv[1:])
     print('| mutation | in chapter | caught by chapter | moves a golden trace |\n|---|---|---|---|')
     (what, chapter, old, *_), all_chapters = mutations[0], sorted({n for m in mutations for n in m[4].split()})
-    by, moves = caught_by((what, chapter, old, old, ' '.join(all_chapters)))     # nothing planted: what fails now would notice everything
+    nothing = what, chapter, old, old, ' '.join(all_chapters)      # planted: what fails now would notice everything
+    by, moves = caught_by(nothing)
     if by or moves: sys.exit(f'{f"chapter {by}" if by else "a golden trace"} fails without a planted bug')
     for m in mutations:
         by, moves = caught_by(m)

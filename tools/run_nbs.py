@@ -1,4 +1,5 @@
-"Run notebooks in place and store what they print: `python -m tools.run_nbs nbs/01_spectral_norm.ipynb ...` (no name: all)."
+"""Run notebooks in place and store what they print:
+`python -m tools.run_nbs nbs/01_spectral_norm.ipynb ...` (no name: all)."""
 import base64, io, os, sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from nbdev.process import NBProcessor
 
 
 def with_palette(png):
-    "A figure as a PNG of 256 colours, a third of the size; as it was where that would be seen, as in a grid of photographs."
+    """A figure as a PNG of 256 colours, a third of the size; as it was where that would be seen, as in a grid of
+    photographs."""
     before = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
     after, out = before.quantize(256, dither=Image.Dither.NONE), io.BytesIO()
     off = np.abs(np.asarray(after.convert('RGB'), float) - np.asarray(before, float)).mean()

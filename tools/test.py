@@ -72,8 +72,10 @@ def notebooks():
 
 
 def pytest():
-    "All of tests/, two files at a time, each at one thread; tests/conftest.py prints every skip, and fails on one that is not allowed."
-    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=15', '-n', 2, '--dist', 'loadfile', minutes=30, OMP_NUM_THREADS='1')
+    """All of tests/, two files at a time, each at one thread; tests/conftest.py prints every skip, and fails on one
+    that is not allowed."""
+    return run(sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=15', '-n', 2, '--dist', 'loadfile',
+               minutes=30, OMP_NUM_THREADS='1')
 
 
 def main(names):
@@ -81,7 +83,7 @@ def main(names):
     if unknown := set(names) - set(stages): sys.exit(f'no stage {", ".join(unknown)}; there are: {", ".join(stages)}')
     seconds = {}
     for name in names or stages:
-        print(f'\n== {name}: {stages[name].__doc__.splitlines()[0]}', flush=True)
+        print(f'\n== {name}: {" ".join(stages[name].__doc__.split())}', flush=True)
         start = time.perf_counter()
         code = stages[name]()
         seconds[name] = time.perf_counter() - start

@@ -11,8 +11,10 @@ from .power import SHORT, UNJUDGED, plain, power_rows, ruling
 from .tables import has_collapsed
 from .takeoff import probe_missed, probe_words
 
-PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again', photographs='photographs',
-              photographs_64='photographs of 64 pixels', fig3_photographs='Figure 3 on photographs', table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
+PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again',
+              photographs='photographs', photographs_64='photographs of 64 pixels',
+              fig3_photographs='Figure 3 on photographs',
+              table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 
 def listed(
@@ -54,7 +56,8 @@ def progress_words(
     own = [o for o in results if o['row'] in plan.rows]
     n, fell = len(own), f'{sum(map(has_collapsed, own))} collapsed'
     if lost := sum(o.get('status', 'finished') != 'finished' for o in own): fell += f', {lost} ended early'
-    if n == planned(name): return f'all {n} runs are {"there" if lost else "complete"}, {fell}'
+    ended = 'there' if lost else 'complete'
+    if n == planned(name): return f'all {n} runs are {ended}, {fell}'
     state = f'the runs are not complete: {n} of {planned(name)}'
     if n and not any(plan.missing(results, a, b, kind) for a, b, _ in plan.claims for kind in plan.kinds):
         state += ', all that its claims need among them'
@@ -74,15 +77,16 @@ def claim_words(
     if found.startswith(UNJUDGED): return f'on {PLACES[name]}, {words}: {found}'
     digits = 2 if kind in LOWER else 1                       # a distance may be below one
     ends = '' if math.isnan(low) else f' [{low:+.{digits}f}, {high:+.{digits}f}]'
-    unit = SHORT[kind] + ' (less is better)'*(kind in LOWER)
-    return f'on {PLACES[name]}, {words}: {d:+.{digits}f} {unit}{ends}, {found}'
+    better = ' (less is better)' if kind in LOWER else ''
+    return f'on {PLACES[name]}, {words}: {d:+.{digits}f} {SHORT[kind]}{better}{ends}, {found}'
 
 
 def sorted_claims(
     name: str,                # a key of TABLES
     results: list,            # runs
-) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts; claims that were not run are left out
-    "Sort the claims of a table by what became of them; without seeds of its own, one between different measures is left out, too."
+) -> dict:                    # 'holds', 'is reversed', 'open', 'unfinished' -> texts
+    """Sort the claims of a table by what became of them. Left out are those that were not run and, in a table without
+    seeds of its own, those between different measures."""
     plan, among = TABLES[name], shares(results, TABLES[name])
     out = {'holds': [], 'is reversed': [], 'open': [], 'unfinished': []}
     for (a, b, kind), m in among.items():
@@ -117,7 +121,8 @@ def reached_words(
     "Say how far the rows are from the real images."
     real = [o['real'] for r in results for o in r['records'] if o['metric'] == 'long_range_mi' and 'real' in o]
     means = [np.mean(list(found.values())) for row in TABLES['twins'].rows if (found := by_seed(results, row, 'mi'))]
-    return [f'on `twins`, the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images'] if real and means else []
+    if not (real and means): return []
+    return [f'on `twins`, the best row has {max(means):.1f} of the {real[0]:.0f} bits of real images']
 
 
 def inside_and_alone(
@@ -126,8 +131,8 @@ def inside_and_alone(
     held: bool,               # the claims that hold, or all others
 ) -> list:                    # a text for each claim
     "Say what attention does in trained generators of twins, and in D alone."
-    found = [*(f'inside trained generators of `twins`, {o}' for o in mechanism_words(inside)), *probe_words(alone or {})]
-    return [o for o in found if (', holds' in o) == held]
+    found = [f'inside trained generators of `twins`, {o}' for o in mechanism_words(inside)]
+    return [o for o in [*found, *probe_words(alone or {})] if (', holds' in o) == held]
 
 
 def large_maps() -> list:     # texts
@@ -139,7 +144,8 @@ def open_orderings(
     found: dict,              # name of a table -> from `sorted_claims`
 ) -> list:                    # one text, or none
     "Count the open orderings of the tables that name no seeds."
-    claims = {name: {text.split(' (by ')[0] for text in o['open']} for name, o in found.items() if not TABLES[name].seeds}
+    texts = {name: o['open'] for name, o in found.items() if not TABLES[name].seeds}
+    claims = {name: {text.split(' (by ')[0] for text in own} for name, own in texts.items()}
     counts = [f'{len(own)} in {PLACES[name]}' for name, own in claims.items() if own]
     return [f'orderings not resolved by bits, by distance, or both: {listed(counts)}'] if counts else []
 
@@ -149,16 +155,20 @@ def unseen_words(
     alone: dict,              # from `probe_runs`
 ) -> str:                     # a paragraph
     "Say what these tables could not show."
-    missed = '; '.join(filter(None, [*(missed_words(name, runs) for name, runs in results.items()), probe_missed(alone)]))
+    sizes = [*(missed_words(name, runs) for name, runs in results.items()), probe_missed(alone)]
+    missed = '; '.join(filter(None, sizes))
     old = sorted({str(o['numerics']) for runs in results.values() for o in runs} - {str(NUMERICS)})
-    out = ['**Could not be seen.**', f"The paper's best maps, {listed(large_maps())}, need larger images, "
-           'and its million updates of ImageNet a GPU: {:,.0f} to {:,.0f} hours of a V100 for each row and '
-           'seed, by what others report (`sagan_table table1 --data toy --scale paper --plan step=SECONDS`).'.format(*reported_hours())]
-    if missed: out.insert(1, 'A true difference of this size would have been found four times in five, '
-                          f'a smaller one less often: {missed}. Where seeds are few, these sizes are themselves rough.')
+    least, most = reported_hours()
+    out = ['**Could not be seen.**']
+    if missed:
+        out.append('A true difference of this size would have been found four times in five, a smaller one less often: '
+                   f'{missed}. Where seeds are few, these sizes are themselves rough.')
+    out.append(f"The paper's best maps, {listed(large_maps())}, need larger images, "
+               f'and its million updates of ImageNet a GPU: {least:,.0f} to {most:,.0f} hours of a V100 for each row '
+               'and seed, by what others report (`sagan_table table1 --data toy --scale paper --plan step=SECONDS`).')
     versions = f"version {listed(old)} of the numbers (today's is {NUMERICS})"
-    unfair = ("are not comparable with today's: attention's raw weights started narrower than its controls'. Spectral norm divides "
-              'that out at first; Adam then turns them faster')
+    unfair = ("are not comparable with today's: attention's raw weights started narrower than its controls'. "
+              'Spectral norm divides that out at first; Adam then turns them faster')
     if old: out.append(f'Tables of {versions} {unfair}.')
     return ' '.join(out)
 
@@ -177,12 +187,13 @@ def answers(
     own = [name for name in results if TABLES[name].seeds]
     progress = [f'on {PLACES[name]}, {progress_words(name, results[name])}' for name in own]
     unsure, begun = ([text for name in own for text in found[name][key]] for key in ('open', 'unfinished'))
-    also = inside_and_alone(inside, alone, True)
-    shared = ["each interval is at the share of the 5 % that Holm's rule gives its claim among those of its table, those of D alone at their "
-              'own 95 %'] if unsure or any(found[name]['holds'] for name in own) else []
-    return '\n\n'.join([
-        f'**Holds.** {first}.', *[bullets(also)]*bool(also),
-        f'**Does not hold, or is not resolved.** {second}.',
-        bullets([*inside_and_alone(inside, alone, False), *unsure, *shared,
-                 *reached_words(results['twins']), *open_orderings(found)]),
-        *[f'**Runs.** {capital("; ".join([*progress, *begun]))}.']*bool(own), unseen_words(results, alone or {})])
+    doubts = [*inside_and_alone(inside, alone, False), *unsure]
+    if unsure or any(found[name]['holds'] for name in own):
+        doubts.append("each interval is at the share of the 5 % that Holm's rule gives its claim among those of its "
+                      'table, those of D alone at their own 95 %')
+    out = [f'**Holds.** {first}.']
+    if also := inside_and_alone(inside, alone, True): out.append(bullets(also))
+    out += [f'**Does not hold, or is not resolved.** {second}.',
+            bullets([*doubts, *reached_words(results['twins']), *open_orderings(found)])]
+    if own: out.append(f'**Runs.** {capital("; ".join([*progress, *begun]))}.')
+    return '\n\n'.join([*out, unseen_words(results, alone or {})])

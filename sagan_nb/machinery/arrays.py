@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import Refused
-from .files import check_unpacked, need_handles, refusing
+from .files import need_handles, read_npz, refusing
 from .listing import Listing
 from .terminal import printable
 
@@ -16,9 +16,7 @@ def find_arrays(
 )->tuple:                 # images uint8 (n, H, W, 3), labels (n,) or None, name of each label or None
     "Read images, channels first or last, with labels and class names if any. Raises Refused for other content."
     need_handles(path)
-    with refusing(f'{path}: not readable as .npz'):
-        check_unpacked(path)
-        with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}
+    with refusing(f'{path}: not readable as .npz'): held, _ = read_npz(path)
     x = next((held[k] for k in PICTURES if k in held), None)
     if x is None or x.dtype != np.uint8 or x.ndim != 4 or 3 not in (x.shape[1], x.shape[3]) or not len(x):
         raise Refused(f'{path}: expected uint8 pictures (n, H, W, 3) or (n, 3, H, W) as one of {", ".join(PICTURES)}; '
@@ -30,7 +28,8 @@ def find_arrays(
     if names is not None and names.dtype.kind != 'U': names = None                 # whatever it means there
     if names is not None: names = np.array([*map(printable, names.ravel().tolist())]).reshape(names.shape)
     if names is not None and (names.ndim != 1 or y.max() >= len(names) or len({*names.tolist()}) < len(names)):
-        raise Refused(f'{path}: {NAMES} must be different names, one for each label; got {names.tolist()} for labels up to {y.max()}')
+        raise Refused(f'{path}: {NAMES} must be different names, one for each label; '
+                      f'got {names.tolist()} for labels up to {y.max()}')
     return (x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), y, names
 
 
@@ -45,6 +44,6 @@ def list_array(
     names = [f'{i:06}' for i in range(len(x))]
     if unlabelled: return Listing(spec, names, [0] * len(x), [], read)
     if y is None: raise Refused(f'{spec} has no labels: add --unlabelled')
-    found = np.unique(y).tolist()
-    index = {k: i for i, k in enumerate(found)}
-    return Listing(spec, names, [index[k] for k in y.tolist()], [str(k if named is None else named[k]) for k in found], read)
+    found, index = np.unique(y, return_inverse=True)
+    classes = [str(k if named is None else named[k]) for k in found.tolist()]
+    return Listing(spec, names, index.tolist(), classes, read)

@@ -1,4 +1,4 @@
-"Serves chapter 09: differentiable augmentation of what D sees, real and generated alike (Zhao et al., 2020), for few images."
+"Serves chapter 09: differentiable augmentation, for few images, of all that D sees (Zhao et al., 2020)."
 import torch
 from torch import Tensor
 

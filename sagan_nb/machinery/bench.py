@@ -1,6 +1,7 @@
 "Serves chapter 14: the bench: variants in turns, their memory, another implementation beside them, the table."
 import gc
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from .terminal import text_table
 def callable_from(
     path:str,                     # a Python file with `make_step(res, batch, n_classes)`, on a device of its choice
 ):                                # that function; it returns a callable that makes one update of D and one of G
-    "Read what `--against` times; of FILE:FOLDER, FOLDER is handed on as `folder`. Raises Refused for a file without it."
+    "Read what `--against` times; FOLDER of FILE:FOLDER is handed on as `folder`. Raises Refused for a file without it."
     file, folder = (path, '') if Path(path).is_file() else re.fullmatch(r'(?:(.+\.py):)?(.*)', str(path)).groups('')
     if not Path(file).is_file(): raise Refused(f'{path}: there is no such file')
     if folder and not Path(folder).is_dir(): raise Refused(f'{folder}: there is no such folder')
@@ -58,15 +59,17 @@ def peak_bytes(
     device='cpu',                 # where
 )->int:                           # bytes: of the process on a CPU (torch included), of tensors on a GPU
     "Measure the peak memory of two steps, in a process for them alone."
-    import json
     code = ('import sys, json, resource, torch\nfrom sagan_nb.speed import Net, Step, Variant\n'
             'net, v, device, threads = json.loads(sys.argv[1])\ntorch.set_num_threads(threads)\n'
             'step = Step(Net(**net), Variant(**v), device)\nstep(); step()\n'
             'try: cpu = int([o for o in open("/proc/self/status") if "VmHWM" in o][0].split()[1])*1024\n'
-            'except OSError: cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)\n'
+            'except OSError:\n'
+            '    unit = 1 if sys.platform == "darwin" else 1024\n'
+            '    cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit\n'
             'print(torch.cuda.max_memory_allocated(device) if "cuda" in device else cpu)')
     args = json.dumps([asdict(net), asdict(v), str(device), torch.get_num_threads()])
-    gc.collect(), torch.cuda.empty_cache()        # on a GPU the other process needs the room
+    gc.collect()
+    torch.cuda.empty_cache()                      # on a GPU the other process needs the room
     out = subprocess.run([sys.executable, '-c', code, args], capture_output=True, text=True, check=True)
     return int(out.stdout)
 

@@ -45,6 +45,7 @@ class Board:
             self.done = line['t']
         self.size = size
         for t in [t for t in sample_files(self.run) if t > self.shown]:
-            with suppress(Refused): self.writer.add_image('samples', kept_samples(self.run, steps=[t])[t], t)       # a damaged one is passed over
+            with suppress(Refused):                          # a damaged one is passed over
+                self.writer.add_image('samples', kept_samples(self.run, steps=[t])[t], t)
             self.shown = t
         self.writer.flush()

@@ -10,7 +10,8 @@ def check_lengths(
     *parts,                   # tensors, B rows each
 ):
     "Raise Refused for inputs that are not equally long: taken a piece at a time, rows would be lost."
-    if len({len(t) for t in parts}) > 1: raise Refused(f'inputs of different lengths: {", ".join(str(len(t)) for t in parts)} rows')
+    if len({len(t) for t in parts}) > 1:
+        raise Refused(f'inputs of different lengths: {", ".join(str(len(t)) for t in parts)} rows')
 
 
 def check_label_count(
@@ -19,7 +20,8 @@ def check_label_count(
 ):
     "Raise Refused unless there is one label for each image."
     if torch.jit.is_tracing() or torch.compiler.is_compiling(): return         # sizes are not there yet
-    if y.shape != (len(images),): raise Refused(f'labels have the shape ({len(images)},), one for each image; got {tuple(y.shape)}')
+    if y.shape != (len(images),):
+        raise Refused(f'labels have the shape ({len(images)},), one for each image; got {tuple(y.shape)}')
 
 
 def check_classes(
@@ -35,6 +37,6 @@ def check_classes(
     if not isinstance(y, Tensor): raise Refused(f'{want}; got {type(y).__name__}. torch.tensor(...) makes them')
     if y.dtype not in (torch.int64, torch.int32): raise Refused(f'{want}; got {y.dtype}. y.long() makes them int64')
     if y.shape != (n,): raise Refused(f'{want}; got the shape {tuple(y.shape)}')
-    if type(y) is not Tensor or y.device.type != 'cpu' or not n or not as_usual(): return        # fake, on a GPU, or without one value
+    if type(y) is not Tensor or y.device.type != 'cpu' or not n or not as_usual(): return    # fake, on a GPU, or empty
     if not 0 <= y.min() <= y.max() < n_classes:
         raise Refused(f'{want}; got {y[(y < 0) | (y >= n_classes)][0].item()}')

@@ -24,4 +24,5 @@ def show_captions():
     if 'ipykernel' not in sys.modules: return
     from IPython import get_ipython
     shell = get_ipython()
-    if shell and show_caption not in shell.events.callbacks['post_run_cell']: shell.events.register('post_run_cell', show_caption)
+    if not shell or show_caption in shell.events.callbacks['post_run_cell']: return
+    shell.events.register('post_run_cell', show_caption)

@@ -36,7 +36,8 @@ def of_mmgen(
     **more,                       # other fields
 )->Public:
     "An entry of mmgeneration's table."
-    known = dict(sha256=file[-12:-4], licence='Apache-2.0 (code)', by='mmgen', read_at=MMGEN_PAGE, bgr=True)     # CIFAR, too
+    known = dict(sha256=file[-12:-4], licence='Apache-2.0 (code)', by='mmgen', read_at=MMGEN_PAGE,
+                 bgr=True)                                           # CIFAR, too
     return Public(what, MMGEN_FILES + file, **dict(known, score=score, **more))
 
 
@@ -70,13 +71,14 @@ CATALOGUE = {
     'nnabla:imagenet': Public(
         'ImageNet 128, a million steps on four GPUs',
         'https://nnabla.org/pretrained-models/nnabla-examples/GANs/sagan/params_999999.h5', licence='Apache-2.0 (code)',
-        score='IS about 72, FID about 9.5, as its README says', by='its own Inception, 10,000 images', read_at=NNABLA_PAGE,
-        note='no hash is published; needs h5py'),
+        score='IS about 72, FID about 9.5, as its README says', by='its own Inception, 10,000 images',
+        read_at=NNABLA_PAGE, note='no hash is published; needs h5py'),
     'biggan:imagenet': Public("BigGAN-PyTorch's SAGAN settings", '', note='no public weights are known'),
     'official:imagenet': Public('the released code', '', note='no public weights are known'),
-    'ylg:imagenet': Public('Your Local GAN, ImageNet 128, a million steps', '', score='FID 15.94', by='its authors, in its abstract',
-                           note='a folder to download by hand from https://drive.google.com/open?id=1Nikmw2WLcSnN_Yv0FbvwrZcjgu-HPkJH; '
-                                'then its checkpoint opens by its path'),
+    'ylg:imagenet': Public(
+        'Your Local GAN, ImageNet 128, a million steps', '', score='FID 15.94', by='its authors, in its abstract',
+        note='a folder to download by hand from https://drive.google.com/open?id=1Nikmw2WLcSnN_Yv0FbvwrZcjgu-HPkJH; '
+             'then its checkpoint opens by its path'),
 }
 
 
@@ -98,7 +100,7 @@ def place_of(
 def weights_of(
     name:str,                     # a key of CATALOGUE
 )->Path:                          # a file with the published hash
-    "Find or download public weights. Raises Refused where there are none, the network is not there, or the hash differs."
+    "Find or download public weights. Raises Refused where there are none, or no network, or the hash differs."
     p = CATALOGUE[choose(str(name), CATALOGUE, 'set of weights')]
     if not p.url: raise Refused(f'{name}: {p.note}')
     want = place_of(name)

@@ -14,7 +14,7 @@ from .port_layers import check_loss, check_norm
 from .port_networks import check_discriminator, check_generator
 
 KINDS = ('attention', 'norm', 'loss', 'generator', 'discriminator')
-USUAL_SIZES = dict(channels=64, in_dim=64, in_channels=64, in_planes=64, in_channel=64, ch=64, num_feat=64, c=64, dim=64)
+USUAL_SIZES = dict.fromkeys('channels in_dim in_channels in_planes in_channel ch num_feat c dim'.split(), 64)
 USUAL_WORDS = dict(activation='relu', act='relu')
 
 
@@ -37,7 +37,8 @@ def find_object(
             sys.path.insert(0, '')
             module = importlib.import_module(place)
     except Refused: raise
-    except (Exception, SystemExit) as e: raise Refused(f'{place} cannot be imported ({type(e).__name__}: {e})') from None
+    except (Exception, SystemExit) as e:
+        raise Refused(f'{place} cannot be imported ({type(e).__name__}: {e})') from None
     finally: sys.path[:] = before
     if not hasattr(module, name): raise Refused(f'{place} has no {name}')
     return getattr(module, name)
@@ -82,10 +83,10 @@ def build(
     "Make the module. Raises Refused where its arguments cannot be guessed, or it cannot be made."
     if isinstance(thing, nn.Module): return thing
     positional, named = read_args(args) if args else ([], {})
-    if not args:
-        for p in needed(thing):
-            if p.name.lower() not in USUAL_SIZES | USUAL_WORDS: raise Refused(f'{thing.__name__} needs {p.name}: say --args')
-            positional.append((USUAL_SIZES | USUAL_WORDS)[p.name.lower()])
+    usual, guessed = USUAL_SIZES | USUAL_WORDS, [] if args else needed(thing)
+    for p in guessed:
+        if p.name.lower() not in usual: raise Refused(f'{thing.__name__} needs {p.name}: say --args')
+        positional.append(usual[p.name.lower()])
     try: made = thing(*positional, **named)
     except Exception as e:
         raise Refused(f'{thing.__name__} cannot be made ({type(e).__name__}: {e}): say --args') from None
@@ -145,7 +146,7 @@ def certificate(
     "Write the findings."
     order = {DEVIATES: 0, UNSURE: 1}
     lines = [f'  {f.verdict:12} {f.what}: {f.words}' for f in sorted(found, key=lambda f: order.get(f.verdict, 2))]
-    n = deviations(found)
-    clean = f'not certified: its {what} could not be told' if (what := unknown(found)) else 'nothing deviates from the paper and its code'
-    said = f'{n} of {len(found)} properties deviate' if n else clean
+    said = 'nothing deviates from the paper and its code'
+    if what := unknown(found): said = f'not certified: its {what} could not be told'
+    if n := deviations(found): said = f'{n} of {len(found)} properties deviate'
     return '\n'.join([f'{spec} as {kind}: {said}', *lines])

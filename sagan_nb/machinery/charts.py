@@ -1,6 +1,5 @@
 "Serves chapter 15: small charts of a log, and their numbers in words."
 
-
 LINES = (('#0072B2', '-'), ('#D55E00', '--'), ('#009E73', '-.'), ('#CC79A7', ':'))
 
 
@@ -17,10 +16,12 @@ def chart(
     if level is not None: ax.axhline(level, color='0.6', lw=1)
     for i, (label, (t, v)) in enumerate(lines.items()):
         color, style = (shade(.9*i/max(1, len(lines) - 1)), '-') if many else LINES[i % len(LINES)]
-        mark, named = '.' if len(t) < 3 else '', label if not many or i in ends else None
+        mark = '.' if len(t) < 3 else ''
+        named = label if not many or i in ends else None
         ax.plot(t, v, style, marker=mark, color=color, lw=1 if many else 1.6, label=named)
     ax.set(xlabel='updates of G', ylabel=ylabel)
-    if lines: ax.legend(loc='upper left', framealpha=.8, edgecolor='none', fontsize=9, title='first and last layer' if many else None)
+    title = 'first and last layer' if many else None
+    if lines: ax.legend(loc='upper left', framealpha=.8, edgecolor='none', fontsize=9, title=title)
     return fig
 
 

@@ -39,7 +39,8 @@ def every_tensor(
     "Find every tensor of a state, named by the keys that lead to it."
     if isinstance(state, Tensor): yield name, state
     if not isinstance(state, Mapping): return
-    for key, value in state.items(): yield from every_tensor(value, f'{name}.{key}' if name else str(key))
+    for key, value in state.items():
+        yield from every_tensor(value, f'{name}.{key}' if name else str(key))
 
 
 def check_finite(
@@ -55,7 +56,7 @@ def check_finite(
 def check_alike(
     gan:GAN,                  # on this rank
 ):
-    "Compare all numbers of the ranks, to the last bit. Raises Diverged, on every rank, where they differ or are not finite."
+    "Compare the ranks to the last bit. Raises Diverged, on every rank, where their numbers differ or are not finite."
     if gan.ranks.world == 1: return
     state = {n: getattr(gan, n).state_dict() for n in PARTS if getattr(gan, n) is not None}
     words = differences_between(digests(every_tensor(state)))
@@ -178,14 +179,17 @@ def check_weights(
     cfg:Config,               # settings that came with them
     states:dict,              # 'G' or 'D' -> name -> tensor
 ):
-    "Compare weights with settings before memory is taken for a network. Raises Refused, naming a tensor that does not fit or holds NaN."
+    """Compare weights with settings before memory is taken for a network. Raises Refused, naming a tensor that does not
+    fit or holds NaN."""
     with torch.device('meta'), NoDraws(): shapes = {part: net.state_dict() for part, net in zip('GD', networks(cfg))}
     for part, state in states.items():
-        if strange := shapes[part].keys() ^ state.keys(): raise Refused(f'not a checkpoint of this package: {part} has other tensors ({min(strange)})')
+        if strange := shapes[part].keys() ^ state.keys():
+            raise Refused(f'not a checkpoint of this package: {part} has other tensors ({min(strange)})')
         for name, t in state.items():
             if not isinstance(t, torch.Tensor) or t.layout != torch.strided or t.shape != shapes[part][name].shape:
                 raise Refused(f'not a checkpoint of this package: {part}.{name} does not fit its settings')
-            if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all(): raise Refused(f'{part}.{name} holds numbers that are not finite')
+            if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
+                raise Refused(f'{part}.{name} holds numbers that are not finite')
 
 
 def refuse_changes(
@@ -243,7 +247,8 @@ def checkpoints_of(
 )->list:                      # paths, by step
     "List the checkpoints of a run, whole or damaged."
     found = Path(out).glob(f'checkpoints/{kind}_[0-9]*.pt')
-    return sorted((p for p in found if p.stem.removeprefix(f'{kind}_').isdecimal()), key=step_of)      # not 'step_4 (1).pt'
+    numbered = [p for p in found if p.stem.removeprefix(f'{kind}_').isdecimal()]                 # not 'step_4 (1).pt'
+    return sorted(numbered, key=step_of)
 
 
 def newest(
@@ -302,13 +307,13 @@ def disk_price(
     look_every:int=0,         # steps between two looks; 0: none
     best:int=0,               # how many looks are kept by their distance
 )->tuple:                     # how many checkpoints it ends with, at most; bytes of each (about)
-    """Estimate the disk that a run needs for its checkpoints. A second name of one takes nothing: good.pt, a best look that
-    is kept anyway."""
+    """Estimate the disk that a run needs for its checkpoints. A second name of one takes nothing: good.pt, a best look
+    that is kept anyway."""
     every, last = cfg.checkpoint_every, cfg.steps
     kept = {min(math.ceil(mark / every)*every, last) for mark in log_spaced(last)} | {last, (last - 1)//every*every}
     looks = {*range(look_every, last, look_every), last} if look_every else set()
     with torch.device('meta'): G, D = networks(cfg)
-    def size(net): return sum(v.numel()*v.element_size() for v in net.state_dict().values())
+    def size(net): return sum(v.nbytes for v in net.state_dict().values())
     each = size(G)*(3 + bool(cfg.ema)) + 3*size(D)           # weights, two moments of Adam, the average
     return len(kept - {0}) + min(best, len(looks - kept)), each
 
@@ -350,7 +355,7 @@ class Keeper:
         return ''
 
     def write_settings(self, gan:GAN):
-        "Write config.json. A run that was killed before this, and after its last checkpoint, does it when it is gone on with."
+        "Write config.json. A run that was killed between its last checkpoint and this does it when it is gone on with."
         with atomic_write(self.out/'config.json') as part: part.write_text(to_json(gan.cfg), encoding='utf-8')
 
     def last_good(self)->str:

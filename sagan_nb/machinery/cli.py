@@ -18,7 +18,7 @@ from .board import Board
 from .certificate import certificate, certify, find_object, guess_kind, insist
 from .checkpoints import disk_price
 from .door import open_run
-from .drawing import maps_of_run, neighbours_of, open_measured, row_names, sample_rows, shown_classes
+from .drawing import maps_of_run, neighbours_of, open_measured, open_to_draw, row_names, sample_rows, shown_classes
 from .evaluate import as_table, evaluate, left_out, save_records
 from .ending import summarise
 from .features import FEWEST, check_features
@@ -31,9 +31,10 @@ from .html import page, widget_html
 from .jobs import Job, adopt as adopt_run, asked_for, collect, features_of, run_rows, set_aside, setting_name
 from .machine import keep_memory, pick_device
 from .many import goes_to_many, write_many
-from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options, command,
-                      command_path, file_to_write, folder_of, free_path, from_here, pick_classes, read_queries, refuse_idle, replaces, resumable, rows_of,
-                      run_settings, say_lost, say_next, steps_still_within, steps_within)
+from .options import (FIGURE_SUFFIXES, asked_rows, attention_tip, begun, check_eval_options, check_sample_options,
+                      command, command_path, file_to_write, folder_of, free_path, from_here, pick_classes,
+                      read_queries, refuse_idle, replaces, resumable, rows_of, run_settings, say_lost, say_next,
+                      steps_still_within, steps_within)
 from .outlook import say_commands, say_plan, say_stored
 from .packs import pack, verify_pack
 from .probe import with_probe
@@ -88,7 +89,8 @@ def sagan_train(
     n_classes = cfg.n_classes if any(setting_name(p) == 'n_classes' for p in pairs) else None
     source = open_source(cfg.data, res=cfg.res, unlabelled=cfg.n_classes == 0, n_classes=n_classes or None)
     print(describe(source))
-    if len(source) < FEWEST and features == 'domain': print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
+    if len(source) < FEWEST and features == 'domain':
+        print(f'fewer than {FEWEST} pictures are too few for a classifier: this run will not be measured')
     if source.unreadable or any(source.found.values()): print(f'All that was left out or looks wrong: {out}/data.json')
     cfg, wanted = replace(cfg, n_classes=len(source.classes), data_id=source.fingerprint), cfg.steps
     if tuning and not resume: tuning.fits(cfg)
@@ -99,7 +101,8 @@ def sagan_train(
                f'into {out} ({kept} checkpoints, about {kept*size / 1e6:,.0f} MB)'))
     board = [(100, Board(out))] if tensorboard and ranks.first else []
     stop = StopOnSignal(f'Go on with: {command_path("sagan_train", "--resume", "--out", out)}')
-    hooks = [*[(1, NoteMachine(out, where))]*resume, *board, (1, stop)]
+    noted = [(1, NoteMachine(out, where))] if resume else []
+    hooks = [*noted, *board, (1, stop)]
     rest, began = (where, hooks, tuning, look_every, keep, on_collapse, features), time.monotonic()
     with resumable(out):
         gan = train_guarded(cfg, source, out, resume, *rest)
@@ -108,16 +111,6 @@ def sagan_train(
             gan = train_guarded(cfg, source, out, True, *rest)
     stop.end()
     return summarise(gan, source, out, features)
-
-
-def open_to_draw(
-    run,                      # run folder, or a checkpoint
-    device:torch.device,      # where to
-):                            # as of `open_run`
-    "Open a model; on a CPU G has channels last, which is faster and, to rounding, the same."
-    model = open_run(run, device)
-    if device.type == 'cpu': model.G.to(memory_format=torch.channels_last)
-    return model
 
 
 @command
@@ -152,8 +145,9 @@ def sagan_sample(
     if moving: return write_gif(there_and_back(x, max(1, 64 // model.cfg.res)), out)
     names = [model.classes[k] for k in wanted] if model.classes else []
     rows = row_names(kind, len(x), names, model.classes)
+    visited = [*names[:10], '...'] if len(names) > 10 else names
     about = {'neighbours': 'generated, then the nearest real ones', 'timelapse': f'to step {at[-1]}',
-             'classes': ' > '.join(names[:10]) + ' > ...'*(len(names) > 10)}
+             'classes': ' > '.join(visited)}
     title = f'{model.cfg.preset}, ' + about.get(kind, f'step {model.step}')
     if truncation: title += f', truncation {truncation:g}'
     columns = x.shape[1] if kind != 'grid' or rows else None
@@ -162,8 +156,8 @@ def sagan_sample(
     count = f'{x.shape[0]*x.shape[1]} pictures' + (f' of {len(set(rows))} classes' if rows else '')
     print(f'{count} in {path}{was}' + (f'\n{wrap(words)}' if words else ''))
     if kind == 'timelapse': print(wrap(f'steps from left to right: {" ".join(map(str, at))}'))
-    walk = ('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif')
-    say_next(*attention_tip(model.G, run), *[walk]*(len(model.classes) > 1), ('sagan_report', run))
+    walk = [('sagan_sample', run, '--kind', 'classes', '--out', 'walk.gif')] if len(model.classes) > 1 else []
+    say_next(*attention_tip(model.G, run), *walk, ('sagan_report', run))
 
 
 def write_gif(
@@ -182,7 +176,8 @@ def write_gif(
 @command
 def sagan_eval(
     run:str,                  # run folder, a checkpoint, or anybody's SAGAN weights; before FAKE: the real pictures
-    fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str, opt=False, nargs='?')=None,
+    fake:Param('generated pictures: folder, zip, pack, .npz; RUN is then the real ones', str,
+               opt=False, nargs='?')=None,
     data:str=None,            # real pictures (default: those it was trained on)
     metrics:str='score,distance,intra',      # of score, distance, intra, kid, prdc, diversity, long_range
     features:str='domain',    # domain (a classifier trained on the data), inception, clip, dinov2, or clip:PATH
@@ -199,24 +194,29 @@ def sagan_eval(
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     keep_memory()
-    out = file_to_write(out or (f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'))
+    usual = f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'
+    out = file_to_write(out or usual)
     ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
-    refuse_idle(protocol, fake, dict(metrics=metrics, features=features, n_fake=n_fake, n_real=n_real, per_class=per_class, labels=labels,
-                                     floats=floats, data=data, res=res))
+    refuse_idle(protocol, fake, dict(metrics=metrics, features=features, n_fake=n_fake, n_real=n_real,
+                                     per_class=per_class, labels=labels, floats=floats, data=data, res=res))
     paths = dict(inception=features.partition(':')[2]) if features.startswith('inception:') else {}
     if fake: made, source, about = *open_pair(run, fake, res)[::-1], {}
     else: made, source, about = open_measured(run, data, where)
-    if protocol: records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, device=where, ranks=ranks)
-    elif fake: records = compare(made, source, asked, features, n_real, seed, not floats, device=where, ranks=ranks)
+    if protocol:
+        records = by_protocols(protocol, made, source, n_fake, paths, seed=seed, about=about, device=where, ranks=ranks)
+    elif fake:
+        records = compare(made, source, asked, features, n_real, seed, not floats, device=where, ranks=ranks)
     else:
-        records = evaluate(made, source, asked, features, 10_000 if n_fake is None else n_fake, n_real, per_class or None,
+        n_fake = 10_000 if n_fake is None else n_fake
+        records = evaluate(made, source, asked, features, n_fake, n_real, per_class or None,
                            seed=seed, rounding=not floats, labels=labels, about=about, ranks=ranks)
     text = by_protocol_table(records) if protocol else as_table(records)
     print(wrap(f'\n{text}{left_out(records)}\n'))           # first, for where it cannot be written
     if ranks.first: save_records(out, records)
     print(wrap(f'written to {from_here(out)}'))
-    if fake: say_next(('sagan_eval', run, fake, *(('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all'))))
+    other = ('--metrics', 'kid,prdc') if protocol else ('--protocol', 'all')
+    if fake: say_next(('sagan_eval', run, fake, *other))
     else: say_next(*attention_tip(made, run), ('sagan_report', run))
     return records
 
@@ -234,7 +234,8 @@ def write_table(
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out/f'.{table}.lock'):                     # of processes that share the rows, the last one sees all
         results, others = asked_for(collect(out, TABLES[table].rows), found, features)
-        left = f'\nLeft out, made by other settings: {", ".join(harmless(o["name"]) for o in others)}.\n' if others else ''
+        names = ', '.join(harmless(o['name']) for o in others)
+        left = f'\nLeft out, made by other settings: {names}.\n' if others else ''
         text = markdown(table, results, skipped, failed) + left
         with atomic_write(out/f'{table}.md') as part: part.write_text(text + '\n', encoding='utf-8')
         kind = deciding_measure(TABLES[table], results)
@@ -262,7 +263,8 @@ def warn_of_others(
 @with_probe
 @command
 def sagan_table(
-    table:Param('which: table1, table2, fig3, reduction, best, twins, twins_at_8, twins_again, photographs, photographs_64, fig3_photographs; public: the weights of others', str),
+    table:Param('which: table1, table2, fig3, reduction, best, twins, twins_at_8, twins_again, photographs, '
+                'photographs_64, fig3_photographs; public: the weights of others', str),
     data:str='pairs',         # pictures
     scale:str='laptop',       # smoke, laptop, gpu or paper
     seeds:str='0',            # seeds, such as 1,2,5 or 10-29
@@ -272,7 +274,8 @@ def sagan_table(
     adopt:str=None,           # folder of a finished run that is one of these rows
     minutes:float=0,          # stop after so long, saved; the same command goes on (default: no limit)
     print_commands:bool=False,# only print one command for each row and seed
-    plan:Param('only print what it would take: step=SECONDS (default: timed here) gpus=N price=HOUR', str, nargs='*')=None,
+    plan:Param('only print what it would take: step=SECONDS (default: timed here) gpus=N price=HOUR', str,
+               nargs='*')=None,
     power:bool=False,         # only print what the results in --out could have seen (default: results/TABLE)
     features:str='domain',    # as of sagan_eval
     set:Param('settings for all rows alike, as key=value', str, nargs='*', action='extend')=None,
@@ -287,7 +290,8 @@ def sagan_table(
     out = Path(out or f'runs/{table}-{scale}')
     source, found, skipped = rows_of(table, rows, data, scale, set or (), pick_device(device))
     there = [row for row in rows if row in found]
-    if plan is not None: return say_plan({row: found[row] for row in there}, len(numbers), plan, source, pick_device(device))
+    if plan is not None:
+        return say_plan({row: found[row] for row in there}, len(numbers), plan, source, pick_device(device))
     jobs = [Job(replace(found[row], seed=s), features) for s in numbers for row in there]    # an early end leaves pairs
     jobs = jobs[rank::world]                                 # several processes of torchrun share the rows
     if print_commands:
@@ -297,7 +301,7 @@ def sagan_table(
     where = pick_device(device, any(j.cfg.compiled for j in jobs), any(j.cfg.precision == 'bf16' for j in jobs))
     judge = features_of(features, source, out, where)        # refuses, or learns, before anything is trained
     warn_of_others(asked_for(collect(out, TABLES[table].rows), found, features)[0], judge)
-    same = f'The same command{" without --retrain"*bool(again)}'
+    same = 'The same command without --retrain' if again else 'The same command'
     set_aside([job for job in jobs if job.cfg.preset in again], out, out/'runs')
     if adopt: adopt_run(adopt, jobs, source, out, where)
     hooks = [(1, StopOnSignal(f'{same} goes on.'))]
@@ -395,11 +399,13 @@ def sagan_attention(
         raise Refused(f'{out}: the name must end in one of {", ".join((*FIGURE_SUFFIXES, ".html"))}')
     asked = read_queries(queries)
     maps, names = maps_of_run(run, part, n, classes, data, seed, pick_device(device))
-    chosen = None if layers is None else list(maps.layers) if layers == 'all' else [*dict.fromkeys(layers.split(','))]
+    chosen = None if layers is None else [*dict.fromkeys(layers.split(','))]
+    if layers == 'all': chosen = list(maps.layers)
     largest = max((maps.pick(m) for m in chosen or [None]), key=lambda o: o.shape[0])
     points = [find_queries(largest, i, asked, points) for i in range(len(maps.pictures))]
     write_attention(maps, names, points, chosen, largest, Path(out))
-    say_next(*[('sagan_attention', run, '--out', 'maps.html')]*(Path(out).suffix.lower() != '.html'), ('sagan_report', run))
+    to_click = [] if Path(out).suffix.lower() == '.html' else [('sagan_attention', run, '--out', 'maps.html')]
+    say_next(*to_click, ('sagan_report', run))
 
 
 def write_attention(
@@ -464,7 +470,8 @@ def sagan_check(
 def sagan_bench(
     nets:str='32,128',        # what to time: 32, 128 (minutes a round), paper (128, batch 256: for a GPU), small
     rounds:int=5,             # timed steps of each variant
-    against:str=None,         # Python file of another implementation: make_step(res, batch, n_classes); FILE:FOLDER also hands on folder
+    against:Param('Python file of another implementation: make_step(res, batch, n_classes); FILE:FOLDER also hands '
+                  'on folder', str)=None,
     out:str=None,             # file to write (default: bench.json, or the next free name)
     device:str='auto',        # auto, cpu or cuda
     no_sampling:bool=False,   # leave out sampling at 128 pixels
@@ -483,7 +490,8 @@ def sagan_bench(
     was = replaces(path)
     where = pick_device(device, compiled)
     if torch.device(where).index is not None: torch.cuda.set_device(where)      # what is waited for
-    which = usable_variants(where, [*(ENDS if brief else EAGER), *(COMPILED if compiled else ())])
+    wanted = [*(ENDS if brief else EAGER)]
+    which = usable_variants(where, [*wanted, *COMPILED] if compiled else wanted)
     def save(result):
         with atomic_write(path) as part: part.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     bench_all(names, rounds, which, make_step, where, not no_sampling, note=note, save=save)

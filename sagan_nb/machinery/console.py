@@ -141,7 +141,7 @@ def check_preset(
 
 
 def mend_streams():
-    "Open a place where all is lost for a stdout or stderr that is closed: whoever prints goes on, and no file of ours gets its number."
+    "Open a place where all is lost for a closed stdout or stderr: printing goes on, and no file gets its number."
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
 
@@ -211,7 +211,8 @@ def completion(
 def sagan():
     "The ten commands as one: `sagan train ...` is `sagan_train ...`."
     about = [wrap(f'  {name:10} {declared(f"sagan_{name}").__doc__}') for name in COMMANDS]
-    examples = ['  sagan train t1_attn_16 --data toy --scale laptop --out runs/first', '  sagan sample runs/first --n 64']
+    examples = ['  sagan train t1_attn_16 --data toy --scale laptop --out runs/first',
+                '  sagan sample runs/first --n 64']
     parser = argparse.ArgumentParser('sagan', formatter_class=Formatter,
                                      description='Self-Attention GANs from a shell.',
                                      epilog='\n'.join(['commands:', *about, '', 'examples:', *examples]))

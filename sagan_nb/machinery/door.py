@@ -60,7 +60,8 @@ def open_weights(
     try: first = load_weights(path, part=part, bgr=bgr, inplace=inplace).to(device)
     except Refused as e: raise Refused(str(e) if path.name in str(e) else f'{path}: {e}') from None
     K = first.n_classes
-    head = first.head if part == 'D' else 'projection' if K else 'none'
+    usual = 'projection' if K else 'none'
+    head = first.head if part == 'D' else usual
     cfg = replace(Config(), preset=first.report.source, data='', res=first.res, n_classes=K, head=head)
     if part == 'G': cfg = replace(cfg, z_dim=first.z_dim)
     def tell():

@@ -16,10 +16,10 @@ from .runs import read_log, with_numbers
 from .summary import say_attention
 from .terminal import wrap
 
-WRITTEN = {'report.html': 'all of it on one page', 'real.png': 'real images, one row per class', 'samples.png': 'one row per class',
-           'curves.png': 'logits, losses, attention, norms', 'metrics.json': 'the numbers above, with how they were made',
-           'log.jsonl': 'everything logged', 'incidents.jsonl': 'what went wrong on the way',
-           'checkpoints': 'to go on from'}
+WRITTEN = {'report.html': 'all of it on one page', 'real.png': 'real images, one row per class',
+           'samples.png': 'one row per class', 'curves.png': 'logits, losses, attention, norms',
+           'metrics.json': 'the numbers above, with how they were made', 'log.jsonl': 'everything logged',
+           'incidents.jsonl': 'what went wrong on the way', 'checkpoints': 'to go on from'}
 
 
 def write_samples(
@@ -73,7 +73,8 @@ def say_incidents(
     out:Path,                 # its run folder
 ):
     "Say how much went wrong on the way, and what first."
-    if seen := incidents(out): print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
+    if not (seen := incidents(out)): return
+    print(wrap(f'{len(seen)} incidents on the way, the first at step {seen[0]["t"]}: {seen[0]["words"]}'))
 
 
 def say_attention_use(
@@ -83,11 +84,19 @@ def say_attention_use(
 ):
     "Say whether attention came to be used."
     log = read_log(out/'log.jsonl')
-    if gan.cfg.block == 'attention' and any('usage_G' in o for o in log): print(wrap(f'Attention in {say_attention(log)}'))
+    if gan.cfg.block == 'attention' and any('usage_G' in o for o in log):
+        print(wrap(f'Attention in {say_attention(log)}'))
 
 
 ENDINGS = {'samples.png': write_samples, 'curves.png': write_curves, 'metrics.json': write_metrics,
            'report.html': write_report, 'log.jsonl': say_attention_use, 'incidents.jsonl': say_incidents}
+
+
+def fault_words(
+    e:Exception,              # what went wrong
+)->str:                       # one line
+    "Say what happened; of a bug, its kind and its words."
+    return fault_line(e, '') or f'{type(e).__name__}: {e}'
 
 
 def summarise(
@@ -97,24 +106,28 @@ def summarise(
     features='domain',        # what the scores measure with, as of `evaluate`
 ):
     """Write pictures, curves, scores and page into the run folder, and say where they are and what to try next. A part
-    that fails costs no other. All ranks call this, and measure; rank 0 does the rest. Raises Refused, naming those that failed,
-    and the command that makes up for them."""
+    that fails costs no other. All ranks call this, and measure; rank 0 does the rest. Raises Refused, naming those that
+    failed, and the command that makes up for them."""
     out, failed = Path(out), {}
     if not gan.ranks.first:
         try: return write_metrics(gan, source, out, features)
-        except Exception as e: return print(f'rank {gan.ranks.rank}: {fault_line(e, "") or f"{type(e).__name__}: {e}"}', file=sys.stderr)       # rank 0 has the word
+        except Exception as e:                                       # rank 0 has the word
+            return print(f'rank {gan.ranks.rank}: {fault_words(e)}', file=sys.stderr)
     for name, write in ENDINGS.items():
-        more = [features]*(name == 'metrics.json')
+        more = [features] if name == 'metrics.json' else []
         try: write(gan, source, out, *more)
-        except Exception as e: failed[name] = fault_line(e, '') or f'{type(e).__name__}: {e}'
+        except Exception as e: failed[name] = fault_words(e)
     for name, what in WRITTEN.items():
         if (out/name).exists() and name not in failed: print(f'  {out/name}   {what}')
-    again = ('sagan_train', '--resume', '--out', out, *(['--features', features] if isinstance(features, str) and features != 'domain' else []))
+    chosen = ['--features', features] if isinstance(features, str) and features != 'domain' else []
+    again = ('sagan_train', '--resume', '--out', out, *chosen)
     if failed:
         words = '; '.join(f'{name} ({why})' for name, why in failed.items())
-        raise Refused(f'the run is trained and saved, but not made are: {words}. To make up for it: {command_path(*again)}')
-    measured = [('sagan_eval', out, '--metrics', 'kid,prdc')]*((out/'metrics.json').exists())
-    fits = gan.cfg.preset in PRESETS and max(PRESETS[gan.cfg.preset].attn_at, default=0) <= 16       # maps that 32 pixels have
-    row = gan.cfg.preset if fits else 't1_attn_16'
+        raise Refused(f'the run is trained and saved, but not made are: {words}. '
+                      f'To make up for it: {command_path(*again)}')
+    measured = [('sagan_eval', out, '--metrics', 'kid,prdc')] if (out/'metrics.json').exists() else []
+    preset = gan.cfg.preset
+    fits = preset in PRESETS and max(PRESETS[preset].attn_at, default=0) <= 16       # maps that 32 pixels have
+    row = preset if fits else 't1_attn_16'
     say_next(('sagan_sample', out, '--n', 64, '--out', 'more.png'), *measured, (*again, '--steps', 2*gan.cfg.steps),
              ('sagan_train', row, '--data', 'YOUR_FOLDER', '--scale', 'laptop', '--out', free_path('runs/mine')))

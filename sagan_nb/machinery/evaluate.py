@@ -18,8 +18,8 @@ from ..metrics import Stats, frechet_distance, inception_score, intra_distances,
 from .atomic import atomic_write
 from .checkpoints import Diverged
 from .features import Features, TooFew, open_features, weights_hash
-from .files import (cache_folder, content_hash, must_be_file, prune_cache, read_cache, read_json, sealed_json, sweep, unsealed_json,
-                    write_cache)
+from .files import (cache_folder, content_hash, must_be_file, prune_cache, read_cache, read_json, sealed_json, sweep,
+                    unsealed_json, write_cache)
 from .group import texts_of_all
 from .pictures import take_batch
 from .sources import uneven
@@ -55,13 +55,12 @@ class Table:
 
     def compute(self, i:int)->dict:          # as __getitem__
         "Make shard i."
-        a, rows = i*self.shard, []
-        for a in range(a, min(a + self.shard, self.n), self.batch):
-            rows.append(self.features(self.make(a, min(a + self.batch, (i + 1)*self.shard, self.n))))
+        end = min((i + 1)*self.shard, self.n)
+        rows = [self.features(self.make(a, min(a + self.batch, end))) for a in range(i*self.shard, end, self.batch)]
         return dict(zip(('features', 'logits'), map(torch.cat, zip(*rows))))
 
     def complete(self)->'Table':
-        "Make missing shards, with a progress bar; several ranks that see one folder take turns, and wait for the others."
+        "Make missing shards, with a progress bar; ranks that see one folder take turns, and wait for each other."
         mine = range(self.ranks.rank, len(self), self.ranks.world) if self.folder else range(len(self))
         for i in progress(mine, 'computing features'):
             if not (self.folder and (self.folder/f'{i:06}.safetensors').exists()): self[i]
@@ -77,19 +76,17 @@ class Table:
         "Return rows a to b; all by default."
         b, size = self.n if b is None else b, self.shard
         if a == b: return self[0][what][:0]
-        out, at = None, 0
-        for i in range(a // size, -(-b // size)):                # into one tensor: both together would take twice the memory
+        out = None
+        for i in range(a // size, -(-b // size)):        # into one tensor: both together would take twice the memory
             part = self[i][what][max(a - i*size, 0):b - i*size]
             if out is None: out = part.new_empty(b - a, *part.shape[1:])
-            out[at:at + len(part)] = part
-            at += len(part)
+            out[max(i*size - a, 0):][:len(part)] = part
         return out
 
     def stats(self)->Stats:
         "Compute mean and covariance of the features; they are kept with the shards."
         path = self.folder and self.folder/'statistics.safetensors'
-        kept = read_cache(path) if path else None
-        if kept: return Stats.from_moments(kept[0]['mean'], kept[0]['covariance'], self.n)
+        if path and (kept := read_cache(path)): return Stats.from_moments(**kept[0], n=self.n)
         s = Stats(self[0]['features'].shape[1])
         for i in range(len(self)): s.add(self[i]['features'])
         if path and s.n > 1: write_cache(path, dict(mean=s.mean, covariance=s.covariance))
@@ -124,8 +121,7 @@ def real_table(
     def make(a, b):
         x, _ = take_batch(source, index[a:b])
         return x if rounding else from_uint8(x)
-    place = folder and folder/f'real-{content_hash({}, key)[:16]}'
-    return Table(source.labels[index], make, features, place, **kwargs)
+    return Table(source.labels[index], make, features, folder and folder/f'real-{content_hash({}, key)[:16]}', **kwargs)
 
 
 def fake_table(
@@ -155,8 +151,9 @@ def fake_table(
         x = G(z[a:b].to(device), y[a:b].to(device)).float()
         if not x.isfinite().all(): raise Diverged('the generator draws values that are not finite numbers')
         return to_uint8(x) if rounding else x
-    layers = [f'{name} {m}' for name, m in G.named_modules() if type(m).__module__.startswith('torch.')]     # with their settings
-    key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), layers=layers, n=n, labels=labels, seed=seed)
+    settings = [f'{name} {m}' for name, m in G.named_modules() if type(m).__module__.startswith('torch.')]
+    key = dict(table_key(features, rounding, **kwargs), generator=weights_hash(G), layers=settings, n=n, labels=labels,
+               seed=seed)
     if labels == 'data': key['counts'] = list(counts)
     return Table(y, make, features, folder and folder/f'fake-{content_hash({}, key)[:16]}', **kwargs)
 
@@ -199,7 +196,7 @@ class Task:
         K, n, table, names = len(self.source.classes), self.balanced.n, self.reference, self.source.classes
         if not K: return [('intra', None, dict(reason='the pictures have no classes'))]
         made, real = self.balanced.complete().by_class(K), table.complete().by_class(K)
-        mean, values = intra_distances((k, *pair) for k, pair in zip(progress(range(K), 'comparing classes', least=20), zip(made, real)))
+        mean, values = intra_distances(zip(progress(range(K), 'comparing classes', least=20), made, real))
         more = dict(labels='balanced', n_fake=n, n_real=table.n, classes=len(values),
                     left_out={names[k]: why for k, why in values.left_out.items()},
                     per_class={names[k]: v for k, v in values.items()})
@@ -212,8 +209,9 @@ class Task:
         size = min(1000, len(fake), len(real))
         whole = size == len(fake) == len(real)
         if whole: warnings.warn(f'KID over all {size} pictures, without a spread: any subset of {size} is all of them')
-        value, spread = kernel_distance(fake, real, 1 if whole else 100, size)
-        return [('kid', value, dict(spread=None if whole else spread, subsets=1 if whole else 100, subset_size=size))]
+        subsets = 1 if whole else 100
+        value, spread = kernel_distance(fake, real, subsets, size)
+        return [('kid', value, dict(spread=None if whole else spread, subsets=subsets, subset_size=size))]
 
     def prdc(self):
         "Compute precision and recall with 3 neighbours, density and coverage with 5."
@@ -258,7 +256,8 @@ def record(
     features:Features,        # whose numbers these are
 )->dict:                      # metric, value (or 'n/a' with its reason), and the protocol
     "Join a number with its protocol. Only Inception's numbers get the published names."
-    printed = METRIC_NAMES[name][0 if features.published else 1] if name in METRIC_NAMES else name
+    published, own = METRIC_NAMES.get(name, (name, name))
+    printed = published if features.published else own
     more = {k: v for k, v in more.items() if v is not None}
     return dict(metric=printed, value='n/a' if value is None else value) | stamp | more
 
@@ -288,7 +287,7 @@ def in_turn(
         words = f'{type(own).__name__} {own}' if own else ''
         kind, _, why = max(texts_of_all(words) if ranks.world > 1 else [words], key=len).partition(' ')
         if own: raise own
-        if kind: raise (TooFew if kind == TooFew.__name__ else Refused)(why)
+        if kind: raise dict(TooFew=TooFew).get(kind, Refused)(why)
     return made
 
 
@@ -347,7 +346,7 @@ def collect_warnings(
     "Run a metric and attach its warnings to its results."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning)
-        warnings.filterwarnings('ignore', 'Please use the new API settings')     # torch 2.9's, of names that older ones need
+        warnings.filterwarnings('ignore', 'Please use the new API settings')     # torch 2.9's, of what older ones need
         found = metric()
     for w in said:
         if w.category is not UserWarning: warnings.warn(w.message, stacklevel=3)
@@ -496,5 +495,6 @@ def save_records(
     with FileLock(path.with_name(f'.{path.name}.lock')):          # another process may be adding to it
         sweep(path.parent, path.name + '.*')
         out = [*[o for o in read_records(path) if identity(o) not in new], *records]
-        with atomic_write(path) as part: part.write_text(json.dumps([*map(sealed_json, out)], indent=1), encoding='utf-8')
+        text = json.dumps([*map(sealed_json, out)], indent=1)
+        with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
     return out

@@ -38,12 +38,14 @@ def weights_hash(
 )->str:                       # 16 hex digits
     "Hash weights, buffers and the settings of our own layers: with other settings, equal weights compute otherwise."
     h = hashlib.sha256()
+    simple = int, float, str, type(None)
     for name, v in sorted(net.state_dict().items()): h.update(as_bytes(name, v))
-    def plain(v): return isinstance(v, (bool, int, float, str, type(None))) or isinstance(v, tuple) and all(map(plain, v))
+    def plain(v): return isinstance(v, simple) or isinstance(v, tuple) and all(map(plain, v))
+    def setting(v): return v if plain(v) else None           # a tuple of tensors is not there in a network just loaded
     for name, m in net.named_modules():
         if type(m).__module__.startswith('torch.'): continue
-        own = {k: v if plain(v) else None for k, v in vars(m).items()           # what is kept in a tuple of tensors is not there in a network just loaded
-               if (plain(v) or isinstance(v, tuple)) and k != 'training' and not k.startswith('_')}
+        own = {k: setting(v) for k, v in vars(m).items()
+               if isinstance(v, (*simple, tuple)) and k != 'training' and not k.startswith('_')}
         h.update(f'{name} {type(m).__name__} {sorted(own.items())}'.encode())
     return h.hexdigest()[:16]
 
@@ -206,11 +208,14 @@ def train_classifier(
     "Train the domain classifier, holding out a tenth (at most 2,000); stop early when nothing is left to learn."
     rng, n, K, began = torch.Generator().manual_seed(seed), len(source), len(source.classes), time.perf_counter()
     if n < FEWEST: raise TooFew(f'{source.spec} holds {n} pictures: too few for a classifier; say --features inception')
-    held, rest = torch.randperm(n, generator=rng).split([min(n // 10, 2000), n - min(n // 10, 2000)])
+    told = K if K > 1 else 4                                 # classes, or quarter turns
+    tenth = min(n // 10, 2000)
+    held, rest = torch.randperm(n, generator=rng).split([tenth, n - tenth])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = Classifier(source.res, K if K > 1 else 4).to(device).train()
-    opt, right, steps = torch.optim.AdamW(net.parameters(), lr=2e-3), 0., min(max(200, 2*n // 64), 5000)         # two rounds through the pictures
+        net = Classifier(source.res, told).to(device).train()
+    opt, right = torch.optim.AdamW(net.parameters(), lr=2e-3), 0.
+    steps = min(max(200, 2*n // 64), 5000)                   # two rounds through the pictures
     for t in progress(range(steps), 'training the classifier that measures, once'):
         x, y = task_of(source, rest[torch.randint(len(rest), (64,), generator=rng)], rng)
         logits, y = net(x.to(device))[1], y.to(device)
@@ -222,7 +227,7 @@ def train_classifier(
     net.eval().requires_grad_(False)
     accuracy, seconds = held_out_accuracy(net, source, held, device), round(time.perf_counter() - began, 1)
     return net, dict(task='classes' if K > 1 else 'quarter turns', accuracy=accuracy, held_out=len(held),
-                     chance=1/(K if K > 1 else 4), steps=t + 1, seconds=seconds, data_id=source.fingerprint)
+                     chance=1/told, steps=t + 1, seconds=seconds, data_id=source.fingerprint)
 
 
 def domain(
@@ -233,11 +238,12 @@ def domain(
 )->Features:                  # 128 wide, K logits
     """Train a classifier on these images, once, and return its features.
 
-    It is kept under a key made of content, in the folder and in cache_folder(), so that another folder need not train it.
+    It is kept under a key made of content, in the folder and in cache_folder(): another folder need not train it.
     """
     key = dict(version=Classifier.version, data_id=source.fingerprint, classes=len(source.classes), seed=seed)
     name = f'classifier-{content_hash({}, key)[:16]}.safetensors'
-    folders = [] if cache is None else [cache_folder()] if cache == 'default' else [Path(cache), cache_folder()]
+    folders = [] if cache is None else [cache_folder()]
+    if cache not in (None, 'default'): folders.insert(0, Path(cache))
     found = {o/name: read_cache(o/name) for o in dict.fromkeys(folders)}
     if kept := next(filter(None, found.values()), None):
         net, facts = Classifier(source.res, len(kept[0]['linear.bias'])).to(device), kept[1]

@@ -12,7 +12,8 @@ BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'       # safe for colour-bli
 FONTS = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
          'legend.fontsize': 9, 'figure.dpi': 90}
 PAGE = 880                                                # pixels across the text of the site at 1280
-AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', joint='joint bits shared by distant parts', diversity='diversity')
+AXES = dict(distance='Fréchet distance', mi='bits shared by distant parts', joint='joint bits shared by distant parts',
+            diversity='diversity')
 
 
 def axis_name(
@@ -91,7 +92,7 @@ def show_pairs(
     results: list,            # runs
     kind: str = None,         # metric; None: as of `deciding_measure`
 ):                            # figure
-    "Draw the rows of a table, every run, at the left; and at the right the paired differences of its claims, over its own seeds."
+    "Draw every run of each row at the left; at the right the paired differences of the claims, over the plan's seeds."
     import matplotlib.pyplot as plt
     plan = TABLES[plan] if isinstance(plan, str) else plan
     kind = kind or deciding_measure(plan, results)
@@ -103,7 +104,8 @@ def show_pairs(
         draw_rows(left, rows, results, kind)
         draw_claims(right, plan, results, kind)
         left.set_xlabel(AXES.get(kind, name_of(results, kind)))
-        right.set_xlabel('difference, seed by seed' + '\n(left of 0 the first is better)'*(kind in LOWER))
+        side = '\n(left of 0 the first is better)' if kind in LOWER else ''
+        right.set_xlabel(f'difference, seed by seed{side}')
         if not rows:
             for ax in (left, right): ax.text(.5, .5, 'no run has this measure yet', ha='center', transform=ax.transAxes)
     return fig
@@ -165,8 +167,10 @@ def panels_of(
     fig = plt.figure(figsize=(9.4, .4 + 1.5*high), layout='constrained')
     grid = fig.add_gridspec(high, min(n, 4))
     axes = []
-    for i in range(n): axes.append(fig.add_subplot(grid[i // 4, i % 4], sharey=axes[0] if axes else None))
-    if cost: axes.append(fig.add_subplot(grid[-1, n % 4 if left >= 2 else 0:], sharey=axes[0]))
+    for i in range(n):
+        axes.append(fig.add_subplot(grid[i // 4, i % 4], sharey=axes[0] if axes else None))
+    begins = n % 4 if left >= 2 else 0
+    if cost: axes.append(fig.add_subplot(grid[-1, begins:], sharey=axes[0]))
     return fig, axes
 
 
@@ -176,10 +180,11 @@ def show_training(
     kind: str = 'distance',   # 'distance', 'mi' or 'diversity', as of `Curve`
     pace: dict = None,        # row -> seconds of an update, all rows timed in turns; None: no cost is drawn
 ):                            # figure
-    "Draw a number against updates, a panel for each row; with their pace, the means of up to five rows against seconds."
+    "Draw a number against updates, a panel a row; with their pace, the means of up to five rows against seconds, too."
     import matplotlib.pyplot as plt
     results = [o for o in results if o['curve']]
-    of = {r: own for r in TABLES[name].rows if (own := [o for o in results if o['row'] == r])}
+    of = {row: [o for o in results if o['row'] == row] for row in TABLES[name].rows}
+    of = {row: own for row, own in of.items() if own}
     cost = bool(pace) and 2 <= len(of) <= 5
     with plt.rc_context(FONTS):
         fig, axes = panels_of(len(of), cost)

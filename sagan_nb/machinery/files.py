@@ -40,7 +40,8 @@ def file_sha256(
     return h.hexdigest()
 
 
-SEAL, BEGINS = 'seal', 'sha256:'      # the key under which a JSON object carries the hash of all others; how that begins
+SEAL = 'seal'             # the key under which a JSON object carries the hash of all others
+BEGINS = 'sha256:'        # how that hash begins
 LONGEST = 256 * 2**20     # bytes of a JSON file that are read
 
 
@@ -93,7 +94,8 @@ ON_THE_WAY = 8            # files that a library may open on the way to one
 def need_handles(
     path,                     # what is about to be read
 ):
-    "Raise OSError where this process may open no more than a few files: libraries, and we, would take the file for damaged or missing."
+    """Raise OSError where this process may open no more than a few files: libraries, and we, would take the file for
+    damaged or missing."""
     taken = []
     try:
         for _ in range(ON_THE_WAY): taken.append(os.open(os.devnull, os.O_RDONLY))
@@ -107,7 +109,9 @@ def must_be_utf8(
 ):
     "Raise Refused for a path that torch and safetensors cannot open, and would call damaged."
     try: str(path).encode()
-    except UnicodeEncodeError: raise Refused(f'{path}: a name in it is not UTF-8, and the libraries that read and write weights take no other: rename it') from None
+    except UnicodeEncodeError:
+        raise Refused(f'{path}: a name in it is not UTF-8, and the libraries that read and write weights take no '
+                      'other: rename it') from None
 
 
 ABSURD = 2**40            # bytes that only a hostile file asks for
@@ -129,11 +133,13 @@ def refusing(
 def must_be_file(
     path,                     # a file, or none
 )->Path:
-    "Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end. Raises as `need_handles` and `must_be_utf8` do."
+    """Raise Refused for a pipe, a device or a folder where a file is read: a pipe would never end. Raises as
+    `need_handles` and `must_be_utf8` do."""
     path = Path(path)
     need_handles(path)
     must_be_utf8(path)
-    if path.exists() and not path.is_file(): raise Refused(f'{path} is no file, but a {"folder" if path.is_dir() else "pipe or device"}')
+    kind = 'folder' if path.is_dir() else 'pipe or device'
+    if path.exists() and not path.is_file(): raise Refused(f'{path} is no file, but a {kind}')
     return path
 
 
@@ -181,12 +187,14 @@ def read_lines(
 )->list:                      # a dict for each
     "Read JSON lines; one that a crash cut off is left out. Raises Refused for a line that is damaged otherwise."
     found, path = [], must_be_file(path)
-    if path.exists() and path.stat().st_size > LONGEST: raise Refused(f'{path} is too long: {path.stat().st_size / 2**20:,.0f} MiB')
-    for i, text in enumerate(path.read_bytes().split(b'\n') if path.exists() else (), 1):
+    size = path.stat().st_size if path.exists() else 0
+    if size > LONGEST: raise Refused(f'{path} is too long: {size / 2**20:,.0f} MiB')
+    for i, text in enumerate(path.read_bytes().split(b'\n') if size else (), 1):
         if text[:1] in (b'', b'{') and not text.endswith(b'}'): continue             # cut off, or the end
         try: found.append(parse_json(text))
         except ValueError as e:
-            if text[:1] == b'{' and isinstance(e, json.JSONDecodeError) and e.pos == len(e.doc): continue         # cut off behind an inner }
+            unended = isinstance(e, json.JSONDecodeError) and e.pos == len(e.doc)
+            if text[:1] == b'{' and unended: continue                                # cut off behind an inner }
             raise Refused(f'{path}, line {i} is damaged ({printable(e)[:120]}): delete this line') from None
     return found
 
@@ -207,7 +215,9 @@ def sweep(
 def cache_folder()->Path:     # $SAGAN_NB_CACHE, or ~/.cache/sagan_nb
     "Where classifiers and features are kept. Raises Refused for a user without a home folder."
     named = os.environ.get('SAGAN_NB_CACHE')
-    try: return Path(named).expanduser() if named else Path.home()/'.cache'/'sagan_nb'
+    try:
+        if named: return Path(named).expanduser()
+        return Path.home()/'.cache'/'sagan_nb'
     except RuntimeError: raise Refused('no home folder here: name one for the cache in SAGAN_NB_CACHE') from None
 
 
@@ -216,7 +226,8 @@ def prune_cache(
     days:float=14,            # since a table was last written to
 ):
     "Remove features of generated pictures that nobody has added to for a while: a checkpoint is seldom measured twice."
-    for made in (p for p in folder.glob('*-*/') if re.fullmatch('(real|fake)-[0-9a-f]{16}', p.name)):      # others are not ours
+    for made in folder.glob('*-*/'):
+        if not re.fullmatch('(real|fake)-[0-9a-f]{16}', made.name): continue         # not ours
         with suppress(OSError):                  # another process was first
             if made.name.startswith('fake-') and made.stat().st_mtime < time.time() - days*24*3600: shutil.rmtree(made)
             else: sweep(made)
@@ -298,7 +309,8 @@ def read_arrays(
     if path.is_dir(): raise Refused(f'{path}: a folder without weights; a run is opened by open_run')
     if not path.is_file(): raise Refused(f'{path}: there is no such file')
     need_handles(path)
-    readers = {'.npz': read_npz, '.h5': read_h5, '.safetensors': read_safetensors, **{k: read_torch for k in ('.pt', '.pth', '.ckpt')}}
+    readers = {'.npz': read_npz, '.h5': read_h5, '.safetensors': read_safetensors,
+               **dict.fromkeys(('.pt', '.pth', '.ckpt'), read_torch)}
     if path.suffix not in readers: raise Refused(f'{path}: not a known kind of file; I read {", ".join(readers)}')
     with refusing(f'{path}: not readable as {path.suffix}, damaged or hostile'): return readers[path.suffix](path)
 
@@ -370,8 +382,8 @@ def header_is_whole(
 def check_members(
     path:Path,                # file
 ):
-    """Raise Refused where a zip's own checksums say that a part of it is damaged. `torch.load` does not look at them; where none fits,
-    torch was told to write none."""
+    """Raise Refused where a zip's own checksums say that a part of it is damaged. `torch.load` does not look at them;
+    where none fits, torch was told to write none."""
     if not zipfile.is_zipfile(path): return
     check_unpacked(path)
     def whole(z, member):
@@ -381,7 +393,8 @@ def check_members(
         except zipfile.BadZipFile: return False
         return True
     with zipfile.ZipFile(path) as z: wrong = [o.filename for o in z.infolist() if not whole(z, o)]
-    if 0 < len(wrong) < len(z.infolist()): raise Refused(f'{path} is damaged: its part {wrong[0]} does not fit its checksum')
+    if 0 < len(wrong) < len(z.infolist()):
+        raise Refused(f'{path} is damaged: its part {wrong[0]} does not fit its checksum')
 
 
 def read_torch(path:Path)->tuple[dict,dict]:

@@ -44,7 +44,7 @@ def take_over(
     net:nn.Module,                # a new network, changed in place
     old:nn.Module,                # whose weights it takes
 )->list:                          # names of tensors that were made anew
-    "Copy every tensor of the same name and shape; rows of new classes are the mean of the old. Raises Refused otherwise."
+    "Copy tensors of the same name and shape; rows of new classes are the mean of the old. Raises Refused otherwise."
     theirs, anew = old.state_dict(), []
     for name, t in net.state_dict().items():
         other = theirs.get(name)
@@ -90,8 +90,9 @@ class FineTune:
         if shape['block'] == 'none' != cfg.block and 'attn_at' in given and cfg.attn_at:
             raise Refused(f'{self.init} has no block on a map: leave attn_at away, or train from scratch')
         made = replace(cfg, **{k: v for k, v in shape.items() if k not in given})
-        other = [f'{k}={typed_text(getattr(made, k))}' for k in ('block', 'attn_at') if getattr(made, k) != getattr(cfg, k)]
-        if other: print(f'{cfg.preset} has {", ".join(other)} here: a network has the parts of the weights it begins with')
+        other = [k for k in ('block', 'attn_at') if getattr(made, k) != getattr(cfg, k)]
+        words = ', '.join(f'{k}={typed_text(getattr(made, k))}' for k in other)
+        if other: print(f'{cfg.preset} has {words} here: a network has the parts of the weights it begins with')
         return made
 
     def note(self):
@@ -106,7 +107,8 @@ class FineTune:
     def fits(self, cfg:Config):                             # complete, with the classes of the images
         "Raise Refused for weights of another shape, on networks without memory: before there is a run folder."
         with torch.device('meta'): nets = networks(cfg)
-        for part, net in zip('GD', nets) if self.init else (): begin_with(net, self.model, part)
+        if not self.init: return
+        for part, net in zip('GD', nets): begin_with(net, self.model, part)
 
     def __call__(self, gan:GAN):
         "Take the weights over where nothing was trained yet, and hold what is to be held."
@@ -140,11 +142,15 @@ def tuning_of(
 )->FineTune:                      # None for a run from scratch
     "What to begin with. Raises Refused for a resumed run that is told something else."
     saved, held = Path(out)/BEGAN, blocks_held(freeze)
-    if (resume if asked is None else asked) and (init or freeze): raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
+    asked = resume if asked is None else asked
+    if asked and (init or freeze):
+        raise Refused('--init and --freeze are for a new run: a resumed one keeps its own')
     if resume and saved.exists():
         known = read_json(saved, 'it says what the run began with')
         began = FineTune(str(known.get('init', '')), int(known.get('held', 0)), Path(out))
-        if (init or freeze) and (began.init, began.held) != (init or '', held): raise Refused(f'{out} began with other weights: choose another --out')
+        if (init or freeze) and (began.init, began.held) != (init or '', held):
+            raise Refused(f'{out} began with other weights: choose another --out')
         return began
-    if resume and (init or held) and checkpoints_of(out): raise Refused(f'{out} began without --init: choose another --out')
+    if resume and (init or held) and checkpoints_of(out):
+        raise Refused(f'{out} began without --init: choose another --out')
     return FineTune(init or '', held, Path(out)) if init or held else None

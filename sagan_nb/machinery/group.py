@@ -15,12 +15,8 @@ from ..core import Refused
 from .files import as_bytes
 
 WAIT = 'SAGAN_NB_TIMEOUT'     # seconds that a rank waits for the others, at the start and in every exchange
-
-
-AGAIN = 'TORCHELASTIC_RESTART_COUNT'      # how often torchrun started the ranks of a machine again; machines count apart
-
-
-LONGEST_WAIT = 10**7           # seconds to wait for another rank: four months
+LONGEST_WAIT = 10**7          # seconds to wait for another rank: four months
+AGAIN = 'TORCHELASTIC_RESTART_COUNT'      # how often torchrun started a machine's ranks again; machines count apart
 
 
 class Lost(RuntimeError):
@@ -32,7 +28,8 @@ def patience()->float:
     text = os.environ.get(WAIT, '600')
     try: seconds = float(text)
     except ValueError: seconds = 0
-    if not 0 < seconds <= LONGEST_WAIT: raise Refused(f'{WAIT} must be a number of seconds above 0, {LONGEST_WAIT:,} at most; got {text!r}')
+    if not 0 < seconds <= LONGEST_WAIT:
+        raise Refused(f'{WAIT} must be a number of seconds above 0, {LONGEST_WAIT:,} at most; got {text!r}')
     return seconds
 
 
@@ -68,8 +65,9 @@ def meeting(
     world:int,                # how many there are
     seconds:float,            # to wait for the others
 )->str:                       # the same on every rank, and new
-    """Name this meeting: after a restart the store still has the addresses of dead ranks. Each rank leaves a sign of its own, and
-    rank 0 answers it with the name, until all have said that they know it. Raises RuntimeError where one does not come."""
+    """Name this meeting: after a restart the store still has the addresses of dead ranks. Each rank leaves a sign of
+    its own, and rank 0 answers it with the name, until all have said that they know it. Raises RuntimeError where one
+    does not come."""
     sign, end = uuid4().hex, time.monotonic() + seconds
     if rank:
         store.set(f'here_{rank}', sign)
@@ -99,8 +97,8 @@ def join(
     try:
         store = next(dist.rendezvous('env://', rank, world, timeout=wait))[0]
         store = dist.PrefixStore(meeting(store, rank, world, seconds), store)
-        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus and dist.is_nccl_available() else 'gloo', store=store, rank=rank, world_size=world,
-                                timeout=wait)
+        backend = 'cpu:gloo,cuda:nccl' if gpus and dist.is_nccl_available() else 'gloo'
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
     except (dist.DistError, RuntimeError) as e:
         where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         words = str(e).splitlines()[0]
@@ -109,12 +107,13 @@ def join(
 
 @contextmanager
 def answered():
-    "Within it, ranks exchange something. Raises Lost where that fails: another one is gone or late (gloo), or as NCCL says."
+    "Within it, ranks exchange something. Raises Lost where that fails: one is gone or late (gloo), or as NCCL says."
     try: yield
     except torch.OutOfMemoryError: raise                         # this rank's own trouble
     except RuntimeError as e:
-        if 'No backend type' in str(e): raise Refused('the ranks met without a way to exchange tensors of a CPU: '
-                                                      'torch.distributed.init_process_group("cpu:gloo,cuda:nccl") has one') from None
+        if 'No backend type' in str(e):
+            raise Refused('the ranks met without a way to exchange tensors of a CPU: '
+                          'torch.distributed.init_process_group("cpu:gloo,cuda:nccl") has one') from None
         reason = str(e).partition('Last error:')[2].strip()      # NCCL's own, after where in torch it was
         if reason: raise Lost(f'rank {dist.get_rank()} could not exchange with the others: {reason}') from e
         words = f'rank {dist.get_rank()} lost another rank, or waited more than {patience():g} s ({WAIT}) for it'

@@ -66,7 +66,7 @@ class Guard:
         out:Path,                 # run folder
         device,                   # where to
     ):
-        "Look at the newest checkpoint, if the run was stopped between saving it and looking at it. All ranks call this."
+        "Look at the newest checkpoint if the run was stopped between saving it and looking at it. All ranks call this."
         ranks = Ranks()
         if not (state := state_to_go_on_from(out, ranks.world)): return
         gan = restore(state, device=device)                  # on all ranks, which begin alike
@@ -86,8 +86,8 @@ class Guard:
 def good_state(
     run,                      # run folder
 )->tuple:                     # path, what is in it (mapped into memory); None, None where there is none
-    """Read the last checkpoint from before a collapse: good.pt. If that is damaged, a warning says so, and it is the newest
-    whole one of a step that a look found well."""
+    """Read the last checkpoint from before a collapse: good.pt. If that is damaged, a warning says so, and it is the
+    newest whole one of a step that a look found well."""
     good = Path(run)/'checkpoints'/'good.pt'
     if not good.exists(): return None, None
     try: return good, read_checkpoint(good, lazily=True)
@@ -139,7 +139,7 @@ def step_back(
         for path in checkpoints_of(run):
             if step_of(path) > state['t']: path.unlink()
         looks = read_log(run/'curve.jsonl', state['t'])
-        if looks: append_line(run/'curve.jsonl', looks[-1])          # again: so later looks, of what is behind us, do not count
+        if looks: append_line(run/'curve.jsonl', looks[-1])     # again: later looks, of what is behind us, do not count
     return state['t']
 
 
@@ -178,12 +178,14 @@ def train_guarded(
     curve = Curve(out, source, cfg, device, features, every) if first else None
     guard = Guard(curve, best, action)
     if resume:
-        with run_lock(out) if first and checkpoints_of(out) else nullcontext(): guard.catch_up(Path(out), device)
+        lock = run_lock(out) if first and checkpoints_of(out) else nullcontext()
+        with lock: guard.catch_up(Path(out), device)
     if resume and action != 'go': act_again(out, action)
     while True:
         try: return train(cfg, source, out, resume, device, [*hooks, (every, guard)], prepare)
         except (Collapsed, Diverged) as e:
-            if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), 'stop' if action == 'go' else action)
+            done = 'stop' if action == 'go' else action
+            if first and isinstance(e, Diverged): note_incident(out, newest_step(out), str(e), done)
             if action != 'back' or not went_back(out, str(e)): raise
             resume = True
 
@@ -192,13 +194,17 @@ def act_again(
     run,                      # run folder
     action:str,               # 'stop' or 'back'
 ):
-    """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and torchrun started it again
-    before it has moved: nobody has seen it."""
+    """Go back where the last look saw a collapse. Raises Collapsed where the run cannot, or was to stop, and torchrun
+    started it again before it has moved: nobody has seen it."""
     def looks(): return read_log(Path(run)/'curve.jsonl', newest_step(run)) or [{}]
     def fell(): return 'collapse' in looks()[-1]
-    def unseen(): return fell() and looks()[-1]['t'] == newest_step(run) and not any('collapse' in o for o in looks()[:-1])
+    def unseen():
+        *before, last = looks()
+        fresh = 'collapse' in last and last['t'] == newest_step(run)
+        return fresh and not any('collapse' in o for o in before)
     if action == 'back' and went_back(run, 'it had collapsed', fell): return
-    if restarted() and text_of_first(lambda: str(unseen())) == 'True': raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
+    if restarted() and text_of_first(lambda: str(unseen())) == 'True':
+        raise Collapsed(f'it had collapsed{text_of_first(lambda: last_good(run))}')
 
 
 def went_back(

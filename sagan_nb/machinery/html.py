@@ -36,7 +36,8 @@ def widget_data(
 )->dict:                      # what the script needs, ready for JSON
     "Pictures as bytes, queries and keys as float32, all in base64."
     from matplotlib import colormaps, colors
-    o, pack = maps.pick(layer), lambda t: base64.b64encode(t.contiguous().numpy().tobytes()).decode()
+    def pack(t): return base64.b64encode(t.contiguous().numpy().tobytes()).decode()
+    o = maps.pick(layer)
     rgb = to_uint8(maps.pictures).permute(0, 2, 3, 1)
     pictures = [dict(rgb=pack(rgb[i]), q=pack(o.q[i].float()), k=pack(o.k[i].float()),
                      name=f'{i + 1} {names[i]}' if len(names) else f'picture {i + 1}') for i in range(len(rgb))]

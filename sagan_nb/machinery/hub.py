@@ -33,7 +33,8 @@ def from_hub(
     try: from huggingface_hub import hf_hub_download
     except ImportError: raise Refused(NO_HUB) from None
     try:
-        return Path(hf_hub_download(repo, 'model.safetensors', revision=revision, endpoint=os.environ.get('HF_ENDPOINT')))
+        endpoint = os.environ.get('HF_ENDPOINT')
+        return Path(hf_hub_download(repo, 'model.safetensors', revision=revision, endpoint=endpoint))
     except Exception as e:
-        why = f'{e}'.strip().splitlines()
-        raise Refused(f'{name}: model.safetensors cannot be had ({type(e).__name__}: {why[0] if why else ""})') from None
+        why = next(iter(f'{e}'.strip().splitlines()), '')
+        raise Refused(f'{name}: model.safetensors cannot be had ({type(e).__name__}: {why})') from None

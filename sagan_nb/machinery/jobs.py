@@ -24,8 +24,8 @@ from .door import open_run
 from .evaluate import evaluate, is_record, run_scores
 from .features import Features, open_features
 from .files import read_json, sweep, write_json
-from .runs import (BUSY, InUse, NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, sample_files, settings_of,
-                   train, with_numbers)
+from .runs import (BUSY, InUse, NoteMachine, Stopped, kept_samples, machines, numbers, read_log, run_lock, sample_files,
+                   settings_of, train, with_numbers)
 
 UNNAMED = 'data', 'preset', 'scale', *BOOKKEEPING              # settings that are no part of a run's name
 PAPER = json.loads(to_json(Config()))
@@ -112,12 +112,14 @@ def measure(
     sizes:tuple=None,         # generated and real pictures; None: SIZES of its scale
     ranks=None,               # see `evaluate`
 )->list:                      # records
-    "The metrics that every run ends with, of its newest checkpoint; of unrounded images at paper scale, as the released evaluator."
+    """The metrics that every run ends with, of its newest checkpoint; of unrounded images at paper scale, as the
+    released evaluator."""
     model = open_run(run, device)
-    metrics = ['score', 'distance', 'intra', 'diversity'] + ['long_range'] * (source.long_range is not None)
+    metrics = ['score', 'distance', 'intra', 'diversity']
+    if source.long_range is not None: metrics.append('long_range')
     n_fake, n_real = sizes or SIZES[model.cfg.scale]
-    about = dict(model.about, numerics=NUMERICS)
-    return evaluate(model.G, source, metrics, features, n_fake, n_real, rounding=model.cfg.scale != 'paper', about=about, ranks=ranks)
+    about, rounding = dict(model.about, numerics=NUMERICS), model.cfg.scale != 'paper'
+    return evaluate(model.G, source, metrics, features, n_fake, n_real, rounding=rounding, about=about, ranks=ranks)
 
 
 def timed_curve(
@@ -192,10 +194,10 @@ def run_job(
     resume = (run/'config.json').exists()                # else nothing was begun
     features = features_of(job.features, source, out, device)
     curve = Curve(run, source, job.cfg, device, features)
-    own = [(1, NoteMachine(run, device))]*resume + [(curve.every, curve)]
+    noted = [(1, NoteMachine(run, device))] if resume else []
     try:
         if resume: curve.catch_up()
-        train(job.cfg, source, run, resume, device, [*own, *hooks])
+        train(job.cfg, source, run, resume, device, [*noted, (curve.every, curve), *hooks])
     except Diverged as e: status = f'diverged: {e}'
     began = time.time()
     try: records = measure(run, source, device, features)
@@ -307,8 +309,8 @@ def run_rows(
     hooks=(),                 # (1, hook) pairs for every run
     say=print,                # where progress goes
 )->dict:                      # job name -> why it failed, or BUSY
-    """Train and measure what is missing; what another process was at is looked at again in the end. Failures are returned,
-    so that one row costs no other; Stopped carries them."""
+    """Train and measure what is missing; what another process was at is looked at again in the end. Failures are
+    returned, so that one row costs no other; Stopped carries them."""
     missing, failed, took = [j for j in jobs if not stored_result(j, out)], {}, []
     todo, done = [*missing], len(jobs) - len(missing) + 1
     for i, job in enumerate(todo):
@@ -324,7 +326,7 @@ def run_rows(
             raise
         if why: failed[job.name] = why
         if why == BUSY: say(f'{job.name}: {why}', flush=True)
-        elif why: say(f'{job.name} failed: {why}', flush=True, file=sys.stderr)          # of any rank, whose stdout goes nowhere
+        elif why: say(f'{job.name} failed: {why}', flush=True, file=sys.stderr)     # of a rank without stdout, too
         if why == BUSY and first and i + 1 < len(todo): todo.append(job)           # other rows take their time
         else: took.append(time.time() - began)
     return failed
@@ -357,7 +359,8 @@ def wrong_entries(
     if len({'mi' in o for o in result['curve']}) > 1: wrong.append('curve')
     if not all(numbers(n, 0) for n in result['parameters'].values()): wrong.append('parameters')
     if not isinstance(result.get('samples_at', []), list): wrong.append('samples_at')
-    return wrong + [k for k in ('seconds_per_step', 'wait_share') if result.get(k) is not None and not numbers(result[k], 0)]
+    known = {k: result[k] for k in ('seconds_per_step', 'wait_share') if result.get(k) is not None}
+    return wrong + [k for k, v in known.items() if not numbers(v, 0)]
 
 
 def read_result(
@@ -368,7 +371,8 @@ def read_result(
     found = read_json(path, remedy)
     if lacks := [k for k, kind in RESULT.items() if not isinstance(found.get(k), kind)]:
         raise Refused(f'{path} is damaged or no result ({lacks[0]} is not there): {remedy}')
-    if wrong := wrong_entries(found): raise Refused(f'{path} is damaged ({wrong[0]} is not what a result holds): {remedy}')
+    if wrong := wrong_entries(found):
+        raise Refused(f'{path} is damaged ({wrong[0]} is not what a result holds): {remedy}')
     return found
 
 
@@ -378,9 +382,7 @@ def collect(
     numerics:int=None,        # version of the numbers; None: the newest that is there
 )->list:                      # results, sorted by row and seed
     "Read the results that are there, of one version of the numbers."
-    found = []
-    for path in sorted(Path(out).glob('*-s*-*-v*.json')):
-        found.append(read_result(path))
+    found = [read_result(path) for path in sorted(Path(out).glob('*-s*-*-v*.json'))]
     wanted = numerics or max((o['numerics'] for o in found), default=0)
     same = [o for o in found if o['numerics'] == wanted and (rows is None or o['row'] in rows)]
     return sorted(same, key=lambda o: (o['row'], o['seed']))

@@ -80,14 +80,15 @@ def read_file(
 
 def folder_tree(
     root:Path,            # folder
-):                        # names of files, names of folders (both relative to root), read(name) -> bytes, kind left out -> number
-    "List everything below a folder; links are followed, but none twice. Raises OSError where a folder cannot be read but for want of permission."
+):                        # files and folders (names relative to root), read(name) -> bytes, kind left out -> number
+    """List everything below a folder; links are followed, but none twice. Raises OSError where a folder cannot be read
+    but for want of permission."""
     files, folders, seen, closed, again = [], [], set(), [], []
     def unopened(e):
-        if not isinstance(e, PermissionError): raise e           # the disk, or too many files: what is inside was not seen
+        if not isinstance(e, PermissionError): raise e        # the disk, or too many files: what is inside was not seen
         closed.append(e.filename)
     for here, inside, names in os.walk(root, onerror=unopened, followlinks=True):
-        inside.sort()                                            # or the file system would say which of two links counts
+        inside.sort()                                         # or the file system would say which of two links counts
         if (real := os.path.realpath(here)) in seen:
             inside.clear()
             again.append(here)
@@ -147,7 +148,8 @@ def zip_tree(
     files = [n for n in below if n and not n.endswith('/')]
     folders = {n[:-1] for n in below if n.endswith('/')}
     folders |= {p.as_posix() for n in files for p in PurePosixPath(n).parents}
-    return files, sorted(folders - {'.', ''}), lambda name: read_member(z, members[start + name]), {DANGEROUS: dangerous, REPEATED: twice}
+    def read(name): return read_member(z, members[start + name])
+    return files, sorted(folders - {'.', ''}), read, {DANGEROUS: dangerous, REPEATED: twice}
 
 
 def by_class(
@@ -165,7 +167,9 @@ def by_class(
     check_depth(inside, cut, where, tops)
     classes = sorted({n.split('/')[0] for n in inside}, key=composed)
     if len(classes) > 1 and {c.lower() for c in classes} <= DATA_PARTS:
-        raise Refused(f'{where} holds parts of a data set ({short_list(classes)}), not classes: name one of them, such as {within(where, cut + classes[0])}')
+        one = within(where, cut + classes[0])
+        raise Refused(f'{where} holds parts of a data set ({short_list(classes)}), not classes: '
+                      f'name one of them, such as {one}')
     beside = {f[len(cut):] for f in folders if f.startswith(cut) and not kind_left_out(f + '/x.png')}
     if empty := {f for f in beside if f and '/' not in f} - set(classes):
         others = f'; left out: {left_out}' if left_out else ''
@@ -226,20 +230,23 @@ def list_pictures(
     path, inner = locate(spec)
     need_handles(path)
     if not path.is_dir() and path.suffix.lower() != '.zip':
-        raise Refused(f'{path} is neither a folder, nor a .zip, nor an .npz, nor a pack made by sagan_pack: unpack it into a folder')
+        raise Refused(f'{path} is neither a folder, nor a .zip, nor an .npz, nor a pack made by sagan_pack: '
+                      'unpack it into a folder')
     if not path.is_dir() and not path.is_file(): raise Refused(f'{path} is a pipe, socket or device, not a zip file')
     files, folders, read, others = folder_tree(path) if path.is_dir() else zip_tree(path, inner)
     left_out = Counter(filter(None, map(kind_left_out, files))) + Counter(others)
     names = sorted((n for n in files if not kind_left_out(n)), key=composed)
     said = say_left_out(left_out)
     if not names:
-        holds = f'it holds {short_list(files)}' if files else f'left out: {said}' if said else 'it is empty'
+        holds = f'left out: {said}' if said else 'it is empty'
+        if files: holds = f'it holds {short_list(files)}'
         raise Refused(f'no pictures in {spec}: {holds}')
     if 'dataset.json' in files and not unlabelled:
-        raise Refused(f'{spec} holds dataset.json, as StyleGAN writes it: its folders are parts, not classes. Sort the pictures into a '
-                      'folder for each class; to train without labels: sagan_train --unlabelled')
+        raise Refused(f'{spec} holds dataset.json, as StyleGAN writes it: its folders are parts, not classes. Sort the '
+                      'pictures into a folder for each class; to train without labels: sagan_train --unlabelled')
     labels, classes = ([0] * len(names), []) if unlabelled else by_class(names, folders, spec, said)
-    if unlabelled and len(parts := {n.split('/')[0] for n in names}) > 1 and {o.lower() for o in parts} <= DATA_PARTS:
-        print(f'{spec}: takes all of {short_list(parts)} together; name one of them for that one alone')
+    tops = {n.split('/')[0] for n in names}
+    if unlabelled and len(tops) > 1 and {o.lower() for o in tops} <= DATA_PARTS:
+        print(f'{spec}: takes all of {short_list(tops)} together; name one of them for that one alone')
     if said: print(f'{spec}: not taken for pictures and left out: {said}')
     return Listing(spec, names, labels, classes, read, dict(left_out))

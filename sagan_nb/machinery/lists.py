@@ -20,6 +20,15 @@ def source_of(name:str)->str:
     return places.get(name.partition('_')[0], 'ours')
 
 
+def published_cell(
+    number,                   # (value, was it checked, where), or None
+)->str:
+    "Write a published number, with a star where nobody checked it."
+    if not number: return ''
+    value, checked, _ = number
+    return f'{value:g}' if checked else f'{value:g}*'
+
+
 def presets()->str:
     "All presets: how each differs from `paper` (or `released`), where it is from, what the paper reports."
     rows = []
@@ -28,9 +37,9 @@ def presets()->str:
         own = [f'{k}={typed_text(v)}' for k, (_, v) in differences(base, cfg, ignore=('preset',)).items()]
         numbers = PUBLISHED.get(name, {})
         rows.append([name, ' '.join(own) or 'nothing', source_of(name),
-                     *(f'{numbers[k][0]:g}' + '*'*(not numbers[k][1]) if k in numbers else '' for k in ('fid', 'inception_score'))])
-    notes = 'Each row is `paper` (rb_ rows: `released`) with these settings, at paper scale; --scale shrinks it. ' \
-            'FID and IS are those of the paper; * not checked against its text (chapter 07).'
+                     *(published_cell(numbers.get(k)) for k in ('fid', 'inception_score'))])
+    notes = ('Each row is `paper` (rb_ rows: `released`) with these settings, at paper scale; --scale shrinks it. '
+             'FID and IS are those of the paper; * not checked against its text (chapter 07).')
     return text_table(['preset', 'what it changes', 'source', 'FID', 'IS'], rows) + '\n\n' + wrap(notes)
 
 

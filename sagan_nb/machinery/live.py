@@ -64,20 +64,22 @@ def live_data(
     seed:int=0,               # of the two noises that the slider goes between
     start=None,               # (row, column) of the pixel that is asked first; None: in the upper left
 )->dict:                      # what the script needs, ready for JSON
-    "Take a generator to pieces. Raises Refused for one that the script cannot compute, or that is too large for a page."
+    "Take a generator to pieces. Raises Refused for one that the script cannot compute, or too large for a page."
     from matplotlib import colormaps, colors
     if len(G.extra) > 1 or not all(isinstance(b, SelfAttention) for b in G.extra.values()):
         raise Refused('the live page computes generators with one attention block, or none')
     if 16*sum(p.numel() for p in G.parameters())/3 > LARGEST - 10**5:
         raise Refused(f'this generator is too large to draw in a page of {LARGEST/1e6:.0f} MB')
     net = divided_weights(G) if any('parametrizations' in n for n, _ in G.named_parameters()) else G
-    blocks = [dict(folded(b.bn1, 's1 t1'), **folded(b.bn2, 's2 t2'), **layer_of(b.conv1, 'w1 b1'),
-                   **layer_of(b.conv2, 'w2 b2'), **layer_of(b.short, 'ws bs'), c=len(b.conv2.bias), attention=m in net.extra)
-              for m, b in net.blocks.items()]
+    def block_of(m, b):
+        norms = folded(b.bn1, 's1 t1') | folded(b.bn2, 's2 t2')
+        layers = layer_of(b.conv1, 'w1 b1') | layer_of(b.conv2, 'w2 b2') | layer_of(b.short, 'ws bs')
+        return norms | layers | dict(c=len(b.conv2.bias), attention=m in net.extra)
+    blocks = [block_of(m, b) for m, b in net.blocks.items()]
     a, b = torch.randn(2, G.z_dim, generator=torch.Generator().manual_seed(seed))
     attention = next((attention_of_page(o) for o in net.extra.values()), None)
-    made = dict(layer_of(net.linear, 'linear bias'), **folded(net.bn, 's t'), **layer_of(net.conv, 'w b'), first=net.widths[0],
-                blocks=blocks, attention=attention, to=packed(b), **{'from': packed(a)})
+    made = layer_of(net.linear, 'linear bias') | folded(net.bn, 's t') | layer_of(net.conv, 'w b')
+    made |= {'first': net.widths[0], 'blocks': blocks, 'attention': attention, 'to': packed(b), 'from': packed(a)}
     return dict(net=made, at=start, res=G.res, colors=[colors.to_hex(colormaps['inferno'](v/255)) for v in range(256)])
 
 
@@ -93,7 +95,7 @@ def live_html(
     names = list(classes) or [str(k) for k in range(max(G.n_classes, 1))]
     options = ''.join(f'<option value="{k}">{html.escape(str(n))}</option>' for k, n in enumerate(names))
     name = f'live-{hashlib.sha256(data.encode()).hexdigest()[:12]}'
-    script = re.sub('\n\n+', '\n', asset('live.js'))               # an empty line would end the HTML in a page of Markdown
-    parts = dict(STYLE=asset('live.css'), FALLBACK=fallback, OPTIONS=options, SCRIPT=script)
+    script = re.sub('\n\n+', '\n', asset('live.js'))           # an empty line would end the HTML in a page of Markdown
     def own(text): return re.sub('@(ID|DATA)', lambda m: dict(ID=name, DATA=data)[m[1]], text)
-    return re.sub('@(STYLE|FALLBACK|OPTIONS|SCRIPT)', lambda m: parts[m[1]] if m[1] in ('FALLBACK', 'OPTIONS') else own(parts[m[1]]), own(BODY))
+    parts = dict(STYLE=own(asset('live.css')), FALLBACK=fallback, OPTIONS=options, SCRIPT=own(script))
+    return re.sub('@(STYLE|FALLBACK|OPTIONS|SCRIPT)', lambda m: parts[m[1]], own(BODY))

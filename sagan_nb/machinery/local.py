@@ -22,8 +22,9 @@ def diagonal_order(
 def local_masks(
     side:int,                 # pixels per side of the map of queries, even
 )->Tensor:                    # which keys a query may look at: bool, (8, side*side, side*side/4)
-    """Make the four patterns, for eight heads. In the order of `diagonal_order`, keys come in stretches: a query looks to the end of its
-    stretch or back to its beginning, and, in the other two patterns, at the first or last of each stretch."""
+    """Make the four patterns, for eight heads. In the order of `diagonal_order`, keys come in stretches: a query looks
+    to the end of its stretch or back to its beginning, and, in the other two patterns, at the first or last of each
+    stretch."""
     n, stride = (side // 2)**2, side // 2
     i, j = torch.arange(n)[:, None], torch.arange(n)
     together, same = i // stride == j // stride, i == j

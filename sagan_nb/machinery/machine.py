@@ -58,15 +58,16 @@ def short_of_memory(
     e:BaseException,              # of which `out_of_memory` is true
 )->str:                           # one line
     "Say in a few words what could not be had."
-    asked = re.search(r'[Tt]ried to allocate ([\d.]+ ?\w+)', str(e).replace('ou tried to allocate', 'Tried to allocate'))
+    asked = re.search(r'[Tt]ried to allocate ([\d.]+ ?\w+)', str(e))
     if isinstance(e, MemoryError) and str(e): return str(e)
     return f'{asked[1]} could not be had' if asked else 'the machine, or a limit on this process, has no more'
 
 
 def keep_memory()->bool:          # False where it was not done
-    """Tell glibc's allocator to keep what is freed for the next tensor, for this process, from now on. Otherwise much of it goes
-    back to the system after every layer and is zeroed anew for the next one. The commands that train, measure or sample do so; it is left out
-    where the environment says SAGAN_KEEP_MEMORY=0, or sets the allocator itself (MALLOC_...), and where there is no glibc."""
+    """Tell glibc's allocator to keep what is freed for the next tensor, for this process, from now on. Otherwise much
+    of it goes back to the system after every layer and is zeroed anew for the next one. The commands that train,
+    measure or sample do so; it is left out where the environment says SAGAN_KEEP_MEMORY=0, or sets the allocator
+    itself (MALLOC_...), and where there is no glibc."""
     own = any(name.startswith('MALLOC_') for name in os.environ)
     if own or os.environ.get('SAGAN_KEEP_MEMORY') == '0' or platform.libc_ver()[0] != 'glibc': return False
     mmap_max, trim_threshold, top_pad = -4, -1, -2           # of malloc.h; M_MMAP_THRESHOLD alone stops at 32 MiB
@@ -78,13 +79,15 @@ def keep_memory()->bool:          # False where it was not done
 def tf32(
     allowed:bool,                 # may CUDA round the inputs of float32 products and convolutions to ten bits?
 ):
-    "Allow TF32 or not; torch's settings come back after. Once somebody has used torch's newer names, it refuses to read the older."
+    """Allow TF32 or not; torch's settings come back after. Once somebody has used torch's newer names, it refuses to
+    read the older."""
     name, value, holders = 'allow_tf32', allowed, (torch.backends.cudnn, torch.backends.cuda.matmul)
     try: before = [getattr(o, name) for o in holders]
     except RuntimeError:
-        name, value, holders = 'fp32_precision', 'tf32' if allowed else 'ieee', (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        name, value = 'fp32_precision', 'tf32' if allowed else 'ieee'
+        holders = torch.backends.cudnn.conv, torch.backends.cuda.matmul
         before = [o.fp32_precision for o in holders]
-        before = ['none' if o == torch.backends.fp32_precision else o for o in before]       # as all of torch, also later
+        before = ['none' if o == torch.backends.fp32_precision else o for o in before]    # as all of torch, also later
     try:
         for o in holders: setattr(o, name, value)
         yield
@@ -141,11 +144,12 @@ def machine_facts(
 def check_compiler(
     kind:str='cpu',               # of device
 ):
-    "Check for what `torch.compile` needs: on a CPU a C++ compiler, on a GPU triton and a C compiler. Raises Refused without."
+    "Check for what `torch.compile` needs, a C++ compiler, on a GPU triton and a C compiler. Raises Refused without."
     if kind == 'cuda':
         there = find_spec('triton') and any(shutil.which(o) for o in (os.environ.get('CC', ''), 'gcc', 'clang'))
         if there: return
-        raise Refused('torch.compile on a GPU needs triton and a C compiler (gcc, clang, or what CC names), and they are not here')
+        raise Refused('torch.compile on a GPU needs triton and a C compiler (gcc, clang, or what CC names), '
+                      'and they are not here')
     from torch._inductor import cpp_builder
     try: cpp_builder.get_cpp_compiler()
     except RuntimeError:                                     # of several kinds, by torch and system
@@ -163,12 +167,16 @@ def check_gpu(
     device:torch.device,          # cuda, or cuda:N
     bf16:bool,                    # is it to compute in bfloat16?
 ):
-    "Raise Refused for a GPU that is not there, that another process of this machine has, or that cannot compute as asked."
+    "Raise Refused for a GPU that is not there, that another process here has, or that cannot compute as asked."
     if not torch.cuda.is_available(): raise Refused('there is no CUDA device here; say --device cpu')
     n, local = torch.cuda.device_count(), int(os.environ.get('LOCAL_RANK', 0))
-    if (device.index or 0) >= n: raise Refused(f'there is no device {str(device)!r}: there are {n} here, counted from 0')
-    if 1 < n <= local: raise Refused(f'process {local} of this machine has no GPU: there are {n}, counted from 0, and each serves one process')
-    if bf16 and not fast_bf16(device): raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
+    if (device.index or 0) >= n:
+        raise Refused(f'there is no device {str(device)!r}: there are {n} here, counted from 0')
+    if 1 < n <= local:
+        raise Refused(f'process {local} of this machine has no GPU: there are {n}, counted from 0, '
+                      'and each serves one process')
+    if bf16 and not fast_bf16(device):
+        raise Refused('this GPU only emulates bfloat16, many times slower: say --set precision=fp32')
 
 
 def pick_device(

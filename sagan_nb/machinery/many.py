@@ -47,8 +47,8 @@ def folder_names(
 )->list:                      # a folder for each; their sorted order is the order of the classes
     "Name a folder for each class: as the class where that is a name for a folder and sorts alike, else numbered."
     safe = all(re.fullmatch(r'\w[\w .()+-]*', c) and not c.endswith(('.', ' ')) and not is_device(c) for c in classes)
-    if len({c.casefold() for c in classes}) < len(classes): safe = False         # macOS and Windows take them for one folder
-    if safe and list(classes) == sorted({*classes}): return list(classes)
+    apart = len({c.casefold() for c in classes}) == len(classes)       # else macOS and Windows take two for one folder
+    if safe and apart and list(classes) == sorted({*classes}): return list(classes)
     wide = len(str(len(classes) - 1))
     if all(c == str(k) for k, c in enumerate(classes)): return [f'{k:0{wide}}' for k in range(len(classes))]
     return [f'{k:0{wide}}_' + re.sub(r'[^\w()+-]', '_', c) for k, c in enumerate(classes)]
@@ -119,11 +119,13 @@ def reserve(
     with open(path, 'r+b') as f:
         try: os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise OSError(e.errno, e.strerror, str(path)) from None      # others: no such call there
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)          # others: no such call there
+            if full: raise OSError(e.errno, e.strerror, str(path)) from None
 
 
 class ArrayFile:
-    "An .npz with arr_0, uint8 (n, res, res, 3), arr_1, the labels, and classes, their names; until it is whole, a folder named .npz.part."
+    """An .npz with arr_0, uint8 (n, res, res, 3), arr_1, the labels, and classes, their names; until it is whole, a
+    folder named .npz.part."""
     def __init__(self,
         out:Path,                 # .npz
         n:int,                    # pictures in all
@@ -157,7 +159,8 @@ class ArrayFile:
 
     def close(self):
         "Write the .npz and remove the folder."
-        with atomic_write(self.out) as part, open(part, 'wb') as f: np.savez(f, self.pixels, self.labels, **{NAMES: self.classes} if self.classes else {})
+        names = {NAMES: self.classes} if self.classes else {}
+        with atomic_write(self.out) as part, open(part, 'wb') as f: np.savez(f, self.pixels, self.labels, **names)
         del self.pixels
         shutil.rmtree(self.part)
 

@@ -1,4 +1,4 @@
-"Serves chapter 12: what a trained generator loses when its attention is replaced, from the file of tools/study/mechanism.py."
+"Serves chapter 12: what a trained generator loses when its attention is replaced, by tools/study/mechanism.py."
 import math
 from pathlib import Path
 
@@ -10,9 +10,11 @@ TRAINED = 'as trained'
 DRAWN = 5000                  # images of each run, by the design
 LESS = {'silenced (gamma = 0)': 'with it silenced', 'map of another image': 'with the map of another image',
         'only within 8 px': 'with its map cut to 8 pixels'}
-OTHERS = 'even map', 'locations shuffled', 'only within 4 px', 'only within 16 px', 'only beyond 8 px', 'only beyond 16 px'
+OTHERS = ('even map', 'locations shuffled', 'only within 4 px', 'only within 16 px', 'only beyond 8 px',
+          'only beyond 16 px')
 MECHANISM = Plan('What attention does in a trained generator', (TRAINED, *LESS, *OTHERS), TRAINED,
-                 tuple((TRAINED, way, f'attention as trained gives more bits than {words}') for way, words in LESS.items()),
+                 tuple((TRAINED, way, f'attention as trained gives more bits than {words}')
+                       for way, words in LESS.items()),
                  kinds=('mi',), holm=True, seeds=(14, 15, 17, 18, 19))     # 16 was looked at before
 
 
@@ -21,7 +23,8 @@ def mechanism_runs(
     preset: str = 't1_attn_16',    # or 't1_res_16', the control of equal size
 ) -> list:                    # dicts as of `collect`, a row for each way; only the seeds that the design tests
     "Read what was measured as runs of a table. Raises Refused for a damaged file."
-    runs = [o for o in read_json(path, 'measure again')['runs'] if (o['preset'], o.get('n', DRAWN)) == (preset, DRAWN) and o['seed'] in MECHANISM.seeds]
+    def wanted(o): return (o['preset'], o.get('n', DRAWN)) == (preset, DRAWN) and o['seed'] in MECHANISM.seeds
+    runs = filter(wanted, read_json(path, 'measure again')['runs'])
     return [dict(row=way, seed=o['seed'], records=[dict(metric=f'long_range_{k}', value=v) for k, v in found.items()])
             for o in runs for way, found in o['found'].items()]
 

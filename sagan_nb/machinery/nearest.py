@@ -70,7 +70,8 @@ def offer(
     found, at = block.topk(min(best.shape[1], block.shape[1]), 1, largest=False, sorted=False)
     found, at = torch.cat([best, found.to(best.dtype)], 1), torch.cat([who, at + first], 1)
     kept, place = found.topk(best.shape[1], 1, largest=False, sorted=False)
-    best.copy_(kept), who.copy_(at.gather(1, place))
+    best.copy_(kept)
+    who.copy_(at.gather(1, place))
 
 
 def candidates(

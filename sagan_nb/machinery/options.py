@@ -52,8 +52,8 @@ def warn_in_a_line(
 
 
 def command(f):               # a function with docments
-    """Make a shell command of a function. A known fault is one line on stderr, and an exit code; a bug keeps its traceback.
-    Of several ranks the first one alone prints."""
+    """Make a shell command of a function. A known fault is one line on stderr, and an exit code; a bug keeps its
+    traceback. Of several ranks the first one alone prints."""
     @wraps(f)
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
@@ -74,7 +74,7 @@ def command(f):               # a function with docments
 def exit_code(
     e:BaseException,          # what stopped a command
 )->int:                       # 3: a collapse; 75: "try again" (EX_TEMPFAIL of sysexits.h); 130: as after Ctrl-C
-    "Choose the exit code: a run that a scheduler stopped wants to come back, one that a user or a guard stopped does not."
+    "Choose the exit code: a run that a scheduler stopped wants to come back, not one that a user or a guard stopped."
     if isinstance(e, Collapsed): return 3
     if isinstance(e, Requeue): return 75
     return 130 if isinstance(e, (Stopped, KeyboardInterrupt)) else 1
@@ -110,7 +110,7 @@ def disk_line(
 def resumable(
     out,                      # folder of a run that is about to begin, or to be gone on with
 ):
-    "Within it, a fault of the system says how to go on with a run that it began: the command that did so would be refused."
+    "Within it, a fault of the system says how to go on with a run that began there: the same command would be refused."
     settings = Path(out)/'config.json'
     before = settings.exists()
     try: yield
@@ -131,8 +131,8 @@ def pick_classes(
     if not any(n.isdecimal() for n in names): found |= {str(k): k for k in range(len(names))}
     if text in found: return [found[text]]                    # a name may hold a comma
     missing = [t for t in text.split(',') if t not in found]
-    some = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
-    if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {some}')
+    some = [*names[:10], '...'] if len(names) > 10 else names
+    if missing: raise Refused(f'there is no class {missing[0]!r}; there are {len(names)}: {", ".join(some)}')
     return [found[t] for t in text.split(',')]
 
 
@@ -141,7 +141,7 @@ def command_path(
     *words,                   # its arguments
 )->str:                       # what to type to run it, from where this one was run, quoted for a shell
     "The name alone where the shell finds it, else its path."
-    path = Path(sys.argv[0] or '-').with_name(name + '.exe'*(os.name == 'nt'))
+    path = Path(sys.argv[0] or '-').with_name(f'{name}.exe' if os.name == 'nt' else name)
     known = shutil.which(name) or not path.exists()
     return ' '.join(map(quoted, [name if known else from_here(path), *words]))
 
@@ -160,7 +160,7 @@ def say_next(
 ):
     "Print what can be done next, in a form that a shell takes back."
     print('\nTry next:', file=file)
-    for line in lines: print(f'  {line}' if isinstance(line, str) else f'  {command_path(*line)}', file=file)
+    for line in lines: print(f'  {line if isinstance(line, str) else command_path(*line)}', file=file)
 
 
 def attention_tip(
@@ -170,7 +170,7 @@ def attention_tip(
     "The command that shows where a generator looks."
     from ..self_attention import SelfAttention
     looks = any(isinstance(block, SelfAttention) for block in getattr(G, 'extra', {}).values())
-    return [('sagan_attention', run)]*looks
+    return [('sagan_attention', run)] if looks else []
 
 
 def folder_of(
@@ -213,8 +213,9 @@ def begun(
     out:str,                  # run folder
     resume:bool,              # asked for
 )->bool:                      # is it to be gone on with?
-    """A run that torchrun starts again, after one of its ranks was lost, goes on where it was; so do all ranks where one was
-    asked to, as on a machine that came later. Raises Refused, on every rank, where a new run would overwrite something."""
+    """A run that torchrun starts again, after one of its ranks was lost, goes on where it was; so do all ranks where
+    one was asked to, as on a machine that came later. Raises Refused, on every rank, where a new run would overwrite
+    something."""
     again = 'True' in texts_of_all(str(resume or started_again()))
     there = text_of_first(lambda: str((Path(out)/'config.json').exists())) == 'True'
     if resume or again and there: return True
@@ -276,8 +277,8 @@ def fewer_threads(
     each:float,               # seconds of an update by the threads of this process
     timed,                    # times it again
 )->float:                     # seconds by the threads that stay
-    """Leave threads out that hold each other up, for this process, from now on. They wait for each other after every operation, so
-    one that shares its core with another program holds up all. Half of them are tried, and one alone."""
+    """Leave threads out that hold each other up, for this process, from now on. They wait for each other after every
+    operation, so one that shares its core with another program holds up all. Half of them are tried, and one alone."""
     n = torch.get_num_threads()
     seconds = {n: each}
     for fewer in {n // 2, 1} - {0, n}:
@@ -286,8 +287,11 @@ def fewer_threads(
     best = min(seconds, key=seconds.get)
     if each < HELD_UP*seconds[best]: best = n
     torch.set_num_threads(best)
-    if best < n: print(f'\nthreads hold each other up here: by {best} of {n} an update is {each / seconds[best]:.1f} times as fast, so this run has no more;'
-                       f'\n  OMP_NUM_THREADS={best} before the command, where it goes on, keeps it so', flush=True)
+    if best < n:
+        faster = each / seconds[best]
+        print(f'\nthreads hold each other up here: by {best} of {n} an update is {faster:.1f} times as fast, '
+              f'so this run has no more;\n  OMP_NUM_THREADS={best} before the command, where it goes on, keeps it so',
+              flush=True)
     return seconds[best]
 
 
@@ -302,12 +306,13 @@ def steps_within(
     agree_on(cfg)
     timed = partial(time_update, cfg, source, device, 6*minutes)                 # a tenth of the time
     each = timed()
-    if torch.device(device).type == 'cpu' and place()[1] == 1 and 'OMP_NUM_THREADS' not in os.environ: each = fewer_threads(each, timed)
+    alone = torch.device(device).type == 'cpu' and place()[1] == 1
+    if alone and 'OMP_NUM_THREADS' not in os.environ: each = fewer_threads(each, timed)
     each = float(text_of_first(lambda: repr(each)))
     n = 60*minutes / each
     if n < min(10, cfg.steps): raise Refused(f'not ten updates of {each:.2g} s fit into {minutes:g} minutes')
     n = cfg.steps if n >= cfg.steps else int(n)//10*10
-    rest = f'; --resume --steps {cfg.steps} makes the rest'*(n < cfg.steps)
+    rest = f'; --resume --steps {cfg.steps} makes the rest' if n < cfg.steps else ''
     print(f'\nan update takes {each:.2g} s here: {n} of {cfg.steps} fit into {minutes:g} minutes{rest}')
     return n
 
@@ -320,12 +325,13 @@ def steps_still_within(
     spent:float,              # seconds since the run began
     done:int,                 # updates it has made
     wanted:int,               # updates it was asked for
-)->int:                       # updates that it can end with, a multiple of ten or `wanted`; `done`: no more are worth it
+)->int:                       # updates to end with, a multiple of ten or `wanted`; `done`: no more are worth it
     "Look at the clock again when a run ends early: other programs may have been busy while an update was timed."
     fit = int(text_of_first(lambda: str(int(60*minutes / spent * done))))
     n = wanted if fit >= wanted else fit//10*10
     if n < min(WORTH*done, wanted) or n <= done: return done
-    print(f'\n{done} updates took {spent/60:.1f} of {minutes:g} minutes, less than timed: on to {n} of {wanted}', flush=True)
+    print(f'\n{done} updates took {spent/60:.1f} of {minutes:g} minutes, less than timed: on to {n} of {wanted}',
+          flush=True)
     return n
 
 
@@ -372,7 +378,8 @@ def check_eval_options(
     else: choose(protocol, (*PROTOCOLS, 'all'), 'protocol')
 
 
-EVAL = dict(metrics='score,distance,intra', labels='uniform', features='domain', per_class=0, floats=False)     # usual options of sagan_eval
+EVAL = dict(metrics='score,distance,intra', labels='uniform', features='domain', per_class=0,
+            floats=False)         # usual options of sagan_eval
 
 
 def refuse_idle(
@@ -382,9 +389,11 @@ def refuse_idle(
 ):
     "Raise Refused for options of sagan_eval that would change nothing."
     said = [o for o in given if given[o] != EVAL.get(o) and not (o == 'features' and given[o].startswith('inception'))]
-    by = ('metrics', 'features', 'n_real', 'per_class', 'labels', 'floats') if protocol else ()
-    for names, why in ((by, 'a protocol says it'), (('data', 'n_fake', 'per_class', 'labels') if fake else (), 'two sets of pictures have it'),
-                       (() if fake else ('res',), 'it is for two sets of pictures')):
+    reasons = {}
+    if protocol: reasons['a protocol says it'] = 'metrics', 'features', 'n_real', 'per_class', 'labels', 'floats'
+    if fake: reasons['two sets of pictures have it'] = 'data', 'n_fake', 'per_class', 'labels'
+    else: reasons['it is for two sets of pictures'] = 'res',
+    for why, names in reasons.items():
         if idle := [o for o in said if o in names]: raise Refused(f'leave out --{idle[0]}: {why}')
 
 
@@ -404,8 +413,11 @@ def seeds_of(
     text:str,                 # '10-29', '1,2,5', or both
 )->list:
     "Read a list of seeds, at most a thousand in a row. Raises Refused for anything else."
-    parts = [[int(o) for o in part.split('-')] for part in text.split(',') if re.fullmatch(r'\d{1,19}(-\d{1,19})?', part, re.ASCII)]
-    if len(parts) <= text.count(',') or any(p[-1] - p[0] not in range(1000) for p in parts): raise Refused(f'seeds are like 10-29 or 1,2,5; got {text!r}')
+    one = r'\d{1,19}(-\d{1,19})?'
+    known = re.fullmatch(f'{one}(,{one})*', text, re.ASCII)
+    parts = [[int(o) for o in part.split('-')] for part in text.split(',')] if known else []
+    if not parts or any(p[-1] - p[0] not in range(1000) for p in parts):
+        raise Refused(f'seeds are like 10-29 or 1,2,5; got {text!r}')
     return [s for part in parts for s in range(part[0], part[-1] + 1)]
 
 

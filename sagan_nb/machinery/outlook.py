@@ -34,7 +34,8 @@ def shared_settings(
     for o in results:
         cfg = from_json(json.dumps(o['config']))
         changed = differences(at_scale(preset(cfg.preset), cfg.scale), cfg, ignore=own)
-        told = {name: value for name, (_, value) in changed.items()} | dict(precision=cfg.precision)     # it depends on the machine
+        told = {name: value for name, (_, value) in changed.items()}
+        told['precision'] = cfg.precision                     # it depends on the machine
         for name, value in told.items(): pairs.setdefault(name, set()).add(typed_text(value))
     return [f'{name}={value}' for name, values in pairs.items() for value in sorted(values)[:1]]
 

@@ -18,7 +18,8 @@ from .group import agree, texts_of_all
 from .listing import Listing, locate
 from .named import is_named
 from .packed import FORMAT, HEAD, VERSION, is_pack, npy_header, open_packed
-from .pictures import Chunk, Pictures, Reading, check_bad, decode, fingerprint_of, how_to_read, read_chunks, report_faults
+from .pictures import (Chunk, Pictures, Reading, check_bad, decode, fingerprint_of, how_to_read, read_chunks,
+                       report_faults)
 from .sources import check_res, describe, list_images
 from .terminal import printable
 
@@ -45,10 +46,13 @@ def check_target(
 ):
     "Raise Refused where packing would overwrite something else, also under the names that it takes on the way."
     if out.is_symlink(): raise Refused(f'{out} is a link: say the folder that it leads to')
-    if out.exists() and not is_pack(out): raise Refused(f'{out} {"is a folder" if out.is_dir() else "exists"} and is no pack; it is left alone')
+    if out.exists() and not is_pack(out):
+        what = 'is a folder' if out.is_dir() else 'exists'
+        raise Refused(f'{out} {what} and is no pack; it is left alone')
     for path in (out, *(out.with_name(out.name + end) for end in ('.old', '.part'))):
         if path.is_dir() and (more := {p.name for p in path.iterdir()} - OWN):
-            raise Refused(f'{path} holds what is not of a pack ({printable(min(more))}); it is left alone: choose another --out')
+            raise Refused(f'{path} holds what is not of a pack ({printable(min(more))}); it is left alone: '
+                          'choose another --out')
     log = out.with_name(f'{out.name}.part.log')
     begins = log.read_bytes()[:len(BEGUN)] if log.is_file() else b''
     if not BEGUN.startswith(begins): raise Refused(f'{log} is no log of ours; it is left alone: choose another --out')
@@ -103,7 +107,8 @@ def identity_of(
     how:Reading,          # see there
 )->str:                   # 64 hex digits
     "Hash what a pack is made of and how, so that an unfinished one is continued only by the same call."
-    where = listing.spec if is_toy(listing.spec) or is_named(listing.spec) else str(Path(listing.spec).expanduser().absolute())
+    where = listing.spec
+    if not is_toy(where) and not is_named(where): where = str(Path(where).expanduser().absolute())
     made = [where, res, *astuple(how)[1:], listing.names, listing.labels, listing.classes]
     return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
@@ -201,8 +206,8 @@ def exchange(
 def open_to_write(
     path:Path,            # images.npy of a pack
 ):
-    """Open a file that several machines write into, each its own part. Not for reading: a file system of theirs then fetches the page
-    that two parts share, and may write it back over the part of another."""
+    """Open a file that several machines write into, each its own part. Not for reading: a file system of theirs then
+    fetches the page that two parts share, and may write it back over the part of another."""
     return os.fdopen(os.open(path, os.O_WRONLY | getattr(os, 'O_BINARY', 0)), 'wb')
 
 

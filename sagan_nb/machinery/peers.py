@@ -156,8 +156,8 @@ def norm(self:Conversion, ours:str, theirs:str):
 
 @patch
 def whole_gain(self:Conversion)->bool:
-    "Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN initialisations) or gain - 1."
-    tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]          # one setting of a whole network
+    "Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN) or gain - 1."
+    tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]     # of a network one setting
     return self.source == 'mmgeneration' and sum(v.float().mean().item() for v in tables) > .5*len(tables)
 
 
@@ -177,8 +177,8 @@ def find_blocks(
         while f'blocks.{len(blocks)}.0' in c.modules: blocks.append(f'blocks.{len(blocks)}.0')
         return blocks, {i: f'blocks.{i}.1' for i in range(len(blocks)) if f'blocks.{i}.1' in c.modules}
     if c.source == 'official':
-        start = [] if G else ['d_optimized_block1']
-        while (name := f'{"gd"[not G]}_block{len(start) + 1}') in c.modules: start.append(name)
+        start, letter = ([], 'g') if G else (['d_optimized_block1'], 'd')
+        while (name := f'{letter}_block{len(start) + 1}') in c.modules: start.append(name)
         return start, {place_by_width(c, start, m): m for m in sorted(c.modules) if m.endswith('non_local')}
     row = 'blocks.{}.0' if c.source == 'studiogan' else 'conv_blocks.{}'
     found = [row.format(j) for j in range(len(c.modules)) if row.format(j) in c.modules]
@@ -204,8 +204,8 @@ def halving_blocks(
 )->tuple[list,int]:               # which blocks halve the map; pixels per side of the picture
     "Tell where D halves, and from what size: its last map has 4 pixels a side, 8 if two blocks keep it, 2 if none."
     down = [*short[:-1], short[-1] and source == 'mmgeneration']
-    last = 2 if down[-1] else 4 if down[-2] else 8
-    return down, last << sum(down)
+    last = 4 if down[-2] else 8
+    return down, (2 if down[-1] else last) << sum(down)
 
 
 def convert_g(c:Conversion)->dict:      # the recipe; fills c.state
@@ -242,7 +242,8 @@ def convert_d(c:Conversion)->dict:      # the recipe; fills c.state
     sizes = [res >> sum(down[:i + 1]) for i in range(len(down))]
     keys = {i: f'{sizes[i]}' if sizes.index(sizes[i]) == i else f'{sizes[i]}_{i}' for i in attention}
     for i, b in enumerate(blocks):
-        for name in ('conv1', 'conv2', *['short']*short[i]): c.layer(f'blocks.{i}.{name}', c.pick(b, c.names[name]))
+        for name in ('conv1', 'conv2', 'short') if short[i] else ('conv1', 'conv2'):
+            c.layer(f'blocks.{i}.{name}', c.pick(b, c.names[name]))
         if i in attention: c.attention(f'extra.{keys[i]}', attention[i])
     c.layer('linear', c.outer['linear'])
     head = next((h for h in ('embed', 'classify') if c.outer.get(h) in c.modules), None)
@@ -306,8 +307,9 @@ def own_map(arrays:dict, name:str)->dict:
         return control_options(*first_weight(arrays, f'{name}.conv1').shape[:3])
     (value, C), narrow = first_weight(arrays, f'{name}.h').shape[:2], len(first_weight(arrays, f'{name}.f'))
     has_v = any(k.startswith(f'{name}.v.') for k in arrays)
-    form = 'v1' if not has_v else 'paper' if value == narrow else 'released'
-    return dict(block='attention', form=form, reduction=8 if C // 8 == narrow else C // narrow)
+    with_v = 'paper' if value == narrow else 'released'
+    reduction = 8 if C // 8 == narrow else C // narrow
+    return dict(block='attention', form=with_v if has_v else 'v1', reduction=reduction)
 
 
 PREFIXES = ('generator_ema.', 'generator.', 'discriminator.')         # in the order of preference
@@ -327,14 +329,15 @@ def one_network(
     "Choose a network of a file and take its prefix off."
     names, other = {re.sub(r'^((module|_orig_mod)\.)+|:0$', '', k): k for k in arrays}, 'of another network in the file'
     there = [p for p in PREFIXES if any(k.startswith(p) for k in names)]
-    prefixes = [p for p in there if part in (None, 'D' if p[0] == 'd' else 'G')]
+    prefixes = [p for p in there if part in (None, p[0].upper())]
     left = {}
     if prefixes:
         left = {k: other for s, k in names.items() if not s.startswith(prefixes[0])}
         names = {s[len(prefixes[0]):]: k for s, k in names.items() if k not in left}
     tf = {re.sub(r'^(?:[^/]*/)*?([gd]_\w+/)', r'\1', s): k for s, k in names.items()}
     if any(re.match(r'[gd]_(block|optimized)', s) for s in tf):
-        own = (part or 'DG'[any(s.startswith('g_bn') for s in tf)]).lower() + '_'
+        usual = 'g' if any(s.startswith('g_bn') for s in tf) else 'd'
+        own = (part.lower() if part else usual) + '_'
         left |= {k: other for s, k in tf.items() if not s.startswith(own) and not spare_reason(s)}
         names = tf
     left |= {k: spare_reason(s) for s, k in names.items() if spare_reason(s)}
@@ -365,7 +368,9 @@ def tensors(
 )->dict:                          # names to tensors on the CPU
     "Turn arrays into tensors. Raises Refused for objects and for numbers that are not finite."
     out, several = {}, [str(name) for name, a in arrays.items() if isinstance(a, Mapping)]
-    if several: raise Refused(f'what lies in {", ".join(several)} has names of its own: give the one of the network, such as torch.load(FILE)[{several[0]!r}]')
+    if several:
+        raise Refused(f'what lies in {", ".join(several)} has names of its own: '
+                      f'give the one of the network, such as torch.load(FILE)[{several[0]!r}]')
     for name, a in arrays.items():
         try: out[str(name)] = t = (a.detach().cpu() if isinstance(a, Tensor) else torch.as_tensor(a))
         except (TypeError, ValueError, RuntimeError): raise Refused(f'{name} is not an array of numbers') from None
@@ -389,7 +394,9 @@ def convert(
     source, kind = recognise(arrays, source)
     for name, t in arrays.items():
         if not t.is_floating_point(): raise Refused(f'{name} holds {t.dtype}, not weights')
-    try: recipe, state, report = convert_ours(arrays, kind) if source == 'sagan_nb' else convert_peer(arrays, source, kind)
+    try:
+        if source == 'sagan_nb': recipe, state, report = convert_ours(arrays, kind)
+        else: recipe, state, report = convert_peer(arrays, source, kind)
     except Refused: raise
     except (RuntimeError, IndexError, KeyError, ValueError) as e:
         raise Refused(f'{source}: the shapes are not those of a SAGAN ({e})') from None
@@ -442,7 +449,7 @@ def convert_ylg(
 
 def weight_notes(source:str, recipe:dict)->list:
     "List what a user of these weights should know."
-    out, G = [MMGEN]*(source == 'mmgeneration'), recipe['kind'] == 'Generator'
+    out, G = [MMGEN] if source == 'mmgeneration' else [], recipe['kind'] == 'Generator'
     if source == 'official' and G and recipe['sn']:
         out.append('u moves in evaluation, too, as in the released code, so pictures change a little at each call; '
                    "sn=dict(update='forward') holds it")

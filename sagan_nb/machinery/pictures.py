@@ -33,7 +33,8 @@ class BaseSource:
     def __repr__(self)->str:
         "One line; `describe` says more."
         classes = f'{len(self.classes):,} classes' if self.classes else 'no labels'
-        return f'{self.spec}: {len(self):,} pictures of {self.res}x{self.res}, {classes}, fingerprint {self.fingerprint}'
+        size = f'{self.res}x{self.res}'
+        return f'{self.spec}: {len(self):,} pictures of {size}, {classes}, fingerprint {self.fingerprint}'
 
 
 def take_batch(
@@ -138,7 +139,7 @@ def known_formats()->list:    # names of Pillow
 def open_picture(
     data:bytes,           # a file
 ):                        # PIL.Image, whose pixels are not read yet
-    "Open an image of a format whose ending is taken. Raises UnidentifiedImageError for any other, whatever it is called."
+    "Open an image of a format whose ending is taken. Raises UnidentifiedImageError for any other, by whatever name."
     from PIL import Image
     return Image.open(io.BytesIO(data), formats=known_formats())
 
@@ -201,7 +202,8 @@ def decode(
     res:int,              # pixels per side
     stretch:bool=False,   # see square_rgb
 ):                        # uint8 array (3, res, res), or a str: why it cannot be read
-    "Read one image; a fault in it becomes a reason. Raises OSError or MemoryError where there are no more files or memory: the image is not to blame."
+    """Read one image; a fault in it becomes a reason. Raises OSError or MemoryError where there are no more files or
+    memory: the image is not to blame."""
     from PIL import Image, UnidentifiedImageError
     try:
         data = listing.read(name)
@@ -301,7 +303,8 @@ def check_bad(
     truncated = any('truncated' in why for why in bad.values())
     cut = ', or read truncated ones as far as they go with --truncated' if truncated else ''
     raise Refused(f'{len(bad):,} or more of {total:,} pictures cannot be read, the limit is {100*limit:g}%: {which}. '
-            f'Mend or remove them, raise the limit (--bad 100% leaves out all of them, and lists them in a file){cut}')
+                  'Mend or remove them, raise the limit '
+                  f'(--bad 100% leaves out all of them, and lists them in a file){cut}')
 
 
 class Pictures(BaseSource):
@@ -371,20 +374,22 @@ def load_pictures(
     how:Reading=None,     # None: READING
 )->Pictures:              # all in memory
     "Decode everything once. Raises Refused where it would not fit into MEMORY."
-    how, need = how or READING, len(listing.names) * 3 * res**2
+    how, n = how or READING, len(listing.names)
+    need = n * 3 * res**2
     if need > MEMORY:
-        more = ''.join(f'{o} ' for o in ['--unlabelled']*(not listing.classes) + reading_options())
-        raise Refused(f'{len(listing.names):,} pictures at {res} px need {need / 2**30:.1f} GiB of memory; '
-                      f'pack them once: sagan_pack {quoted(listing.spec)} {more}--res {res} --out FILE, then use FILE')
-    pixels, labels, hashes, bad, dark, cut = np.empty((len(listing.names), 3, res, res), np.uint8), [], [], {}, [], []
+        options = reading_options() if listing.classes else ['--unlabelled', *reading_options()]
+        words = ' '.join(['sagan_pack', quoted(listing.spec), *options, f'--res {res} --out FILE'])
+        raise Refused(f'{n:,} pictures at {res} px need {need / 2**30:.1f} GiB of memory; '
+                      f'pack them once: {words}, then use FILE')
+    pixels, labels, hashes, bad, dark, cut = np.empty((n, 3, res, res), np.uint8), [], [], {}, [], []
     for chunk in read_chunks(listing, res, how):
         bad = bad | chunk.bad
-        check_bad(bad, len(listing.names), how.max_bad)
+        check_bad(bad, n, how.max_bad)
         pixels[len(labels):len(labels) + len(chunk.labels)] = chunk.pixels
         labels += chunk.labels
         hashes.append(hashlib.sha256(chunk.pixels.tobytes()).hexdigest())
         dark, cut = dark + chunk.dark, cut + chunk.cut
-    report_faults(bad, dark, cut, len(listing.names))
+    report_faults(bad, dark, cut, n)
     if bad: print('(leave them where they are while a run needs this data: without them it has another fingerprint)')
     made_of = fingerprint_of(hashes, labels, listing.classes, res)
     found = dict(left_out=listing.left_out, truncated=cut, nearly_black=dark)

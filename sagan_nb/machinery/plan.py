@@ -1,4 +1,4 @@
-"Serves chapter 12: what the rows of a table would take: hours, memory, disk, network and money, before anything is trained."
+"Serves chapter 12: what the rows of a table would take, before any is trained: hours, memory, disk, network and money."
 from dataclasses import replace
 
 import torch
@@ -29,10 +29,10 @@ def given_for_plan(
     pairs,                    # key=value texts
 )->dict:                      # as GIVEN, numbers
     "Read what a plan is told. Raises Refused for what is no such number."
-    found = dict(GIVEN)
+    found, known = dict(GIVEN), ', '.join(f'{o}=NUMBER' for o in GIVEN)
     for pair in pairs:
         name, _, text = pair.partition('=')
-        if name not in GIVEN: raise Refused(f'a plan is told {", ".join(f"{o}=NUMBER" for o in GIVEN)}; got {pair!r}')
+        if name not in GIVEN: raise Refused(f'a plan is told {known}; got {pair!r}')
         try: found[name] = int(text) if name == 'gpus' else float(text)
         except ValueError: raise Refused(f'{name} must be a number, got {text!r}') from None
         if not found[name] > 0: raise Refused(f'{name} must be greater than 0, got {text}')
@@ -63,15 +63,18 @@ def memory_of(
     cfg:Config,               # settings
     gpus:int,                 # ranks that share a batch
 )->int:                       # bytes on each
-    "Estimate the most that training keeps: weights, gradients, Adam's moments, the average, images, maps for a backward."
+    "Estimate the most that training keeps: weights, gradients, Adam's moments, the average, images, maps for backward."
     share, n = cfg.batch // gpus, how_many_weights(cfg)
     at_once = min(cfg.micro or share, share)
     kept = kept_for_backward(cfg, at_once)
     in_parts = at_once < share
     maps = max(kept.values()) if in_parts else max(2*kept['D'], kept['D'] + kept['G'])      # two calls of D; D after G
+    if cfg.precision == 'bf16': maps //= 2
     images = 4 * share*3*cfg.res**2                            # real, generated, and their gradients
-    numbers = 4*(n['G'] + n['D']) + n['G']*bool(cfg.ema) + max(n.values())*(gpus > 1)
-    return 4*(numbers + images) + (maps//2 if cfg.precision == 'bf16' else maps)
+    numbers = 4*(n['G'] + n['D'])
+    if cfg.ema: numbers += n['G']
+    if gpus > 1: numbers += max(n.values())
+    return 4*(numbers + images) + maps
 
 
 def sent_of(
@@ -97,12 +100,13 @@ def plan_of(
         seconds, (kept, size) = step[row], disk_price(cfg)
         hours = seeds * cfg.steps*seconds / 3600
         total[0], total[1] = total[0] + hours*gpus, total[1] + seeds*kept*size
-        rows.append([row, f'{cfg.steps:,}', f'{seconds:.3g}', str(gpus), f'{hours:,.1f}', f'{memory_of(cfg, gpus)/1e9:.1f}',
+        memory, sent = memory_of(cfg, gpus)/1e9, sent_of(cfg, gpus)/seconds/1e6
+        rows.append([row, f'{cfg.steps:,}', f'{seconds:.3g}', str(gpus), f'{hours:,.1f}', f'{memory:.1f}',
                      f'{seeds*kept*size/1e9:.1f}', f'{cfg.batch*cfg.d_per_g/seconds:,.0f}',
-                     f'{sent_of(cfg, gpus)/seconds/1e6:,.0f}' if gpus > 1 else '-',
+                     f'{sent:,.0f}' if gpus > 1 else '-',
                      '-' if price is None else f'{hours*gpus*price:,.0f}'])
     head = 'row', 'updates', 's/update', 'GPUs', 'hours', 'GB/GPU', 'GB disk', 'read/s', 'MB/s sent', 'cost'
     money = '' if price is None else f', cost {total[0]*price:,.0f}'
-    words = f'in all {total[0]:,.1f} GPU hours{money}, {total[1]/1e9:.1f} GB of checkpoints; {seeds} of each row; ' \
-            'read/s: images of the data for one run'
-    return f'{text_table(head, rows)}\n\n{words}. Evaluation is not counted.\n'
+    words = (f'in all {total[0]:,.1f} GPU hours{money}, {total[1]/1e9:.1f} GB of checkpoints; {seeds} of each row; '
+             'read/s: images of the data for one run. Evaluation is not counted.')
+    return f'{text_table(head, rows)}\n\n{words}\n'

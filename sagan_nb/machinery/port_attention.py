@@ -26,11 +26,7 @@ def tensor_like(
     return next((t for t in parts if isinstance(t, Tensor) and t.shape == x.shape), None)
 
 
-def as_rows(
-    t:Tensor,                 # (B, C, H, W) or (B, C, N)
-)->Tensor:                    # (B, C, N)
-    "Flatten the locations of a map."
-    return t.flatten(2)
+
 
 
 @dataclass
@@ -51,7 +47,8 @@ def watch_layers(
     for name, m in block.named_modules():
         if m is block or not any(True for _ in m.parameters()): continue
         def keep(m, i, o, name=name):
-            if i and isinstance(i[0], Tensor) and isinstance(o, Tensor) and o.ndim in (3, 4) and i[0].ndim == o.ndim:
+            maps = i and isinstance(i[0], Tensor) and isinstance(o, Tensor) and o.ndim in (3, 4)
+            if maps and i[0].ndim == o.ndim:
                 calls[name] = (i[0].detach().clone(), o.detach().clone())
         handles.append(m.register_forward_hook(keep))
     try:
@@ -60,7 +57,9 @@ def watch_layers(
         for h in handles: h.remove()
     inner = {n: v for n, v in calls.items() if not any(o != n and o.startswith(f'{n}.') for o in calls)}
     def reads_x(i): return i.flatten(2).shape == x.flatten(2).shape and torch.allclose(i.flatten(2), x.flatten(2))
-    def square(o): return o if o.ndim == 4 else o.unflatten(2, x.shape[2:]) if o.shape[2] == x[0, 0].numel() else o
+    def square(o):
+        rows = o.ndim == 3 and o.shape[2] == x[0, 0].numel()
+        return o.unflatten(2, x.shape[2:]) if rows else o
     first = {n: square(o) for n, (i, o) in inner.items() if reads_x(i)}
     return Seen(x, out, first, {n: v for n, v in inner.items() if n not in first})
 
@@ -86,7 +85,7 @@ def averages(
     f:Formula,                # how
 )->Tensor:                    # (B, D, N)
     "Attend by a formula."
-    Q, K, V = as_rows(q), as_rows(POOLS[f.pool](k)), as_rows(POOLS[f.pool](v))
+    Q, K, V = (t.flatten(2) for t in (q, POOLS[f.pool](k), POOLS[f.pool](v)))
     s = Q.mT @ K
     s = s / dict(none=1, d=Q.shape[1], D=V.shape[1])[f.scale]**.5
     return V @ s.softmax(-1 if f.axis == 'keys' else -2).mT
@@ -108,17 +107,25 @@ def explain(
     gamma:float,              # its gain
 )->tuple:                     # (Formula, sum, names of query, key, value), or None
     "Find the formula that gives the block's output from what its layers gave."
+    x, out = seen.x.flatten(2), seen.out.flatten(2)
     final = next(iter(seen.last.values())) if len(seen.last) == 1 else None
     sized = [(a, b, c) for a, b, c in permutations(seen.first, 3) if seen.first[a].shape[1] == seen.first[b].shape[1]]
     for names in sized:
         for f in FORMULAS:
             o = averages(*(seen.first[n] for n in names), f)
-            if final and not near(o, as_rows(final[0])): continue
-            o = as_rows(final[1]) if final else o
-            if o.shape != as_rows(seen.out).shape: continue
+            if final and not near(o, final[0].flatten(2)): continue
+            o = final[1].flatten(2) if final else o
+            if o.shape != out.shape: continue
             for how, total in SUMS.items():
-                if near(total(as_rows(seen.x), o, gamma), as_rows(seen.out)): return f, how, names
+                if near(total(x, o, gamma), out): return f, how, names
     return None
+
+
+def state_of(
+    layer:nn.Module,          # any
+)->dict:                      # name -> copy
+    "Copy all that a layer holds."
+    return {k: v.clone() for k, v in layer.state_dict().items()}
 
 
 def gains_of(
@@ -174,7 +181,7 @@ def check_attention(
     with torch.no_grad():
         for p in gains.values(): p.fill_(.7)
     try:
-        was, kept = {k: v.clone() for k, v in block.state_dict().items()}, x.clone()
+        was, kept = state_of(block), x.clone()
         with torch.no_grad(): block(kept)
         out = side_effects(block, x, kept, was)
         seen = watch_layers(block, x)
@@ -186,14 +193,16 @@ def check_attention(
             for n, p in gains.items(): p.fill_(starts[n])
     if not found:
         layers = len(seen.first) + len(seen.last)
-        words = f'none that I know gives its output from its {layers} layers' + '; I know three or four 1x1 layers'*(layers not in (3, 4))
+        words = f'none that I know gives its output from its {layers} layers'
+        if layers not in (3, 4): words += '; I know three or four 1x1 layers'
         return [Finding('formula', UNSURE, words), *out]
     f, how, names = found
     told = Finding('softmax', *SOFTMAX[f.axis]), Finding('scale', *SCALE[f.scale]), Finding('pooling', *POOLING[f.pool])
-    return [*told, mixing(how, next(iter(starts.values()), None)), widths_inside(seen, names), normed(block, [*seen.first, *seen.last]), *out]
+    mixed = mixing(how, next(iter(starts.values()), None))
+    return [*told, mixed, widths_inside(seen, names), normed(block, [*seen.first, *seen.last]), *out]
 
 
-VECTORS = 'weight_u', 'weight_bar', '._u', '.u', '.u0'           # what spectral norm keeps, in torch, here, in other code
+VECTORS = 'weight_u', 'weight_bar', '._u', '.u', '.u0'         # what spectral norm keeps, in torch, here, in other code
 
 
 def at_rest(
@@ -202,9 +211,12 @@ def at_rest(
     "Judge what moves where nothing should."
     if not moved: return Finding('evaluation', CONFORMS, 'a forward changes nothing')
     vectors = [n for n in moved if n.endswith(('u', 'u0', 'v'))]
-    what = f'{(vectors or moved)[0]}' + (f' and {len(moved) - 1} more' if len(moved) > 1 else '')
-    why = ': u moves (as in the released generator), so an image depends on how often the network was called' if vectors else ''
-    return Finding('evaluation', DEVIATES, f'a forward in evaluation mode changes {what}{why}')
+    words = f'a forward in evaluation mode changes {(vectors or moved)[0]}'
+    if len(moved) > 1: words += f' and {len(moved) - 1} more'
+    if vectors:
+        words += (': u moves (as in the released generator), '
+                  'so an image depends on how often the network was called')
+    return Finding('evaluation', DEVIATES, words)
 
 
 def side_effects(
@@ -229,7 +241,8 @@ def oblong(
     try:
         with torch.no_grad(): fits = tensor_like(block(x), x) is not None
     except Exception: fits = False
-    return Finding('not square', CONFORMS if fits else DEVIATES, 'works' if fits else 'a map of 4x8 fails')
+    if fits: return Finding('not square', CONFORMS, 'works')
+    return Finding('not square', DEVIATES, 'a map of 4x8 fails')
 
 
 def normed(
@@ -238,7 +251,9 @@ def normed(
 )->Finding:
     "Is there spectral norm on the 1x1 layers?"
     kept = [*dict(block.named_parameters()), *dict(block.named_buffers())]
-    def own(k, o): return k.startswith(f'{o}.') or '.' in o and k.rpartition('.')[0] == o.rpartition('.')[0]     # or its wrapper's
+    def own(k, o):
+        wrapped = '.' in o and k.rpartition('.')[0] == o.rpartition('.')[0]
+        return wrapped or k.startswith(f'{o}.')
     there = [any(own(k, o) and k.endswith(VECTORS) for k in kept) for o in layers]
     if all(there): return Finding('spectral norm', CONFORMS, 'on its layers, as in the released code')
     words = f'on {sum(there)} of its {len(there)} layers' if any(there) else 'none on its layers'

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding
+from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding, state_of
 
 
 def matrix_of(
@@ -90,11 +90,7 @@ def check_norm(
     return [*out, moves(layer), reading(layer), gradient, epsilon_finding(epsilon_of(wrap))]
 
 
-def state_of(
-    layer:nn.Module,          # any
-)->dict:                      # name -> copy
-    "Copy all that a layer holds."
-    return {k: v.clone() for k, v in layer.state_dict().items()}
+
 
 
 def changed(
@@ -114,7 +110,9 @@ def moves(
         was = state_of(layer.train(mode))
         with torch.no_grad(): layer(x)
         found[mode] = changed(layer, was)
-    if found[False]: return Finding('u', DEVIATES, 'moves in evaluation, too (as in the released generator): the same input gives other outputs')
+    if found[False]:
+        return Finding('u', DEVIATES, 'moves in evaluation, too (as in the released generator): '
+                                      'the same input gives other outputs')
     if not found[True]: return Finding('u', DEVIATES, 'never moves: sigma is that of the first weights')
     return Finding('u', CONFORMS, 'moves in training alone')
 
@@ -145,7 +143,8 @@ def epsilon_finding(
 
 D_LOSSES = {
     'the hinge loss': lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
-    'the hinge loss with its sign flipped, or real and fake exchanged': lambda r, f: F.relu(1 + r).mean() + F.relu(1 - f).mean(),
+    'the hinge loss with its sign flipped, or real and fake exchanged':
+        lambda r, f: F.relu(1 + r).mean() + F.relu(1 - f).mean(),
     'the hinge loss, halved': lambda r, f: (F.relu(1 - r).mean() + F.relu(1 + f).mean())/2,
     'the hinge loss, summed over the batch': lambda r, f: F.relu(1 - r).sum() + F.relu(1 + f).sum(),
     'a Wasserstein loss': lambda r, f: f.mean() - r.mean(),
@@ -174,7 +173,9 @@ def check_loss(
     known, right = (D_LOSSES, 'the hinge loss') if inputs == 2 else (G_LOSSES, 'minus the mean logit')
     draws = [3*torch.randn(inputs, 7, generator=torch.Generator().manual_seed(s)) for s in range(4)]
     order = -1 if names_fake_first(loss) else 1                  # as BigGAN-PyTorch has it
-    def value(*logits): return sum(v) if isinstance(v := loss(*logits[::order]), (tuple, list)) else v
+    def value(*logits):
+        out = loss(*logits[::order])
+        return sum(out) if isinstance(out, (tuple, list)) else out
     got = [torch.as_tensor(value(*d)).detach().float() for d in draws]
     def close(g, v): return g.ndim == 0 and torch.isclose(g, v, rtol=1e-4)
     names = [n for n, f in known.items() if all(close(g, f(*d)) for g, d in zip(got, draws))]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding, at_rest
+from .port_attention import CONFORMS, DEVIATES, UNSURE, Finding, at_rest, state_of
 
 
 def run(
@@ -41,7 +41,7 @@ def moved(
     *inputs,                  # its inputs
 )->list:                      # names of what changed
     "List what a forward in evaluation mode changes."
-    was = {k: v.clone() for k, v in net.eval().state_dict().items()}
+    was = state_of(net.eval())
     with torch.no_grad(): run(net, *inputs)
     return [k for k, v in net.state_dict().items() if not torch.equal(v, was[k])]
 
@@ -75,11 +75,13 @@ def batch_norms(
     net:nn.Module,            # a generator
 )->Finding:
     "Read epsilons of batch norm where they can be read."
-    found = {m.eps for m in net.modules() if isinstance(getattr(m, 'eps', None), float) and (has_variance(m) or isinstance(m, nn.modules.batchnorm._BatchNorm))}
+    norms = [m for m in net.modules() if has_variance(m) or isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found = {m.eps for m in norms if isinstance(getattr(m, 'eps', None), float)}
     if not found: return Finding('batch norm', UNSURE, 'no epsilon can be read')
     far = [e for e in found if not .9e-5 < e < 1.1e-5]
     words = f'epsilon {", ".join(f"{e:g}" for e in sorted(found))}'
-    return Finding('batch norm', DEVIATES if far else CONFORMS, words + ('; the released code has 1e-5' if far else ''))
+    if far: return Finding('batch norm', DEVIATES, f'{words}; the released code has 1e-5')
+    return Finding('batch norm', CONFORMS, words)
 
 
 def watch_variance(
@@ -128,11 +130,11 @@ def check_generator(
     out = [Finding('range', CONFORMS if x.abs().max() <= 1 else DEVIATES, words)]
     if n_classes > 1:
         tables = [n for n, p in net.named_parameters() if p.ndim == 2 and n_classes in p.shape]
-        used = not torch.equal(x, other)
-        same = 'another class gives the same picture' + (', as long as all rows are equal' if tables else '')
-        said = f'{len(tables)} with a row or column for each class; '
-        said += 'another class gives another picture' if used else same
-        out.append(Finding('class tables', CONFORMS if used else UNSURE if tables else DEVIATES, said))
+        verdict, said = DEVIATES, 'another class gives the same picture'
+        if tables: verdict, said = UNSURE, f'{said}, as long as all rows are equal'
+        if not torch.equal(x, other): verdict, said = CONFORMS, 'another class gives another picture'
+        words = f'{len(tables)} with a row or column for each class; {said}'
+        out.append(Finding('class tables', verdict, words))
     return [*out, batch_norms(net), variance_rule(net, z, y), *common(net, z, y)]
 
 
@@ -168,9 +170,9 @@ def check_discriminator(
     torch.manual_seed(0)
     x, y = torch.rand(4, 3, res, res)*2 - 1, torch.arange(4) % max(n_classes, 1)
     rule = pooling_rule(net.eval(), x, y)
-    verdict = UNSURE if rule is None else CONFORMS if rule == 'sum' else DEVIATES
-    words = dict(sum='sum over the last map').get(rule, f'{rule}; the released code has the sum of the rectified map')
-    out = [Finding('pooling', verdict, words if rule else 'cannot be told')]
+    known = {None: (UNSURE, 'cannot be told'), 'sum': (CONFORMS, 'sum over the last map')}
+    other = DEVIATES, f'{rule}; the released code has the sum of the rectified map'
+    out = [Finding('pooling', *known.get(rule, other))]
     if n_classes > 1:
         with torch.no_grad(): used = not torch.equal(run(net, x, y), run(net, x, (y + 1) % n_classes))
         words = 'another class gives another logit' if used else 'the class does not matter'

@@ -33,8 +33,9 @@ def ruling(
 ) -> str:
     "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
     results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
-    ended, without = {(o['row'], o['seed']) for o in results}, max(0, wanted - len(seed_differences(results, better, worse, kind)))
-    if without and {(row, s) for row in (better, worse) for s in plan.seeds} <= ended: return f'not judged: {without} of {wanted} seeds ended without a number'
+    without = max(0, wanted - len(seed_differences(results, better, worse, kind)))
+    running = {(row, s) for row in (better, worse) for s in plan.seeds} - {(o['row'], o['seed']) for o in results}
+    if without and not running: return f'not judged: {without} of {wanted} seeds ended without a number'
     if not without and left: return f'not judged yet: all {wanted} seeds, and waits for the runs of the other claims'
     if left and without < wanted: return f'not judged yet: {wanted - without} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)
@@ -72,20 +73,21 @@ def stated_difference(
     worse: str,               # another
     kind: str,                # metric
 ) -> tuple:                   # size, and where it is from
-    "Name a difference that is worth seeing: the published one as a share of the other row, or a tenth of the real bits."
+    "Name a difference worth seeing: the published one as a share of the other row, or a tenth of the real bits."
     mean = float(np.mean(list(by_seed(results, worse, kind).values())))
     a, b = (PUBLISHED.get(row, {}).get('fid') for row in (better, worse))
     if kind == 'distance' and a and b: return (a[0]/b[0] - 1)*mean, f'published: {a[0]/b[0] - 1:+.0%}'
     if kind in LOWER: return -mean/4, 'a quarter of the other row'
     real = [o['real'] for r in results for o in r['records'] if o['metric'] == name_of(results, kind) and 'real' in o]
-    return (real[0] if real else mean)/10, 'a tenth of the real images' if real else 'a tenth of the other row'
+    if real: return real[0]/10, 'a tenth of the real images'
+    return mean/10, 'a tenth of the other row'
 
 
 def power_rows(
     plan: Plan,               # which table
     results: list,            # runs
 ) -> list:                    # dicts: words, kind, n, among, mean, low, high, verdict, spread, seen, wanted, why, seeds
-    "Say for each ordering what was seen, what could have been seen, and the seeds that a difference worth seeing needs."
+    "Say for each ordering what was seen, what could have been, and the seeds that a difference worth seeing needs."
     out, results = [], plan.of_its_seeds(results)
     for (a, b, kind), among in shares(results, plan).items():
         mean, low, high, n = paired_difference(results, a, b, kind)
@@ -106,10 +108,10 @@ def power_cells(
     name: str,                # of the measure
 ) -> list:                    # texts
     "Write one ordering as cells."
-    if not row['spread']: return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g}', 'every pair alike' if row['mean'] else SAME, '-', '-']
-    seeds = f'{row["seeds"] or 0:,}' if (row['seeds'] or 0) < 10_000 else 'over 10,000'
-    return [row['words'], name, str(row['n']), f'{row["mean"]:+.3g} [{row["low"]:.3g}, {row["high"]:.3g}]',
-            f'{plain(row["seen"])} ({row["among"]})', f'{row["wanted"]:+.2g} ({row["why"]})', seeds]
+    first, mean, seeds = [row['words'], name, str(row['n'])], f'{row["mean"]:+.3g}', row['seeds'] or 0
+    if not row['spread']: return [*first, mean, 'every pair alike' if row['mean'] else SAME, '-', '-']
+    return [*first, f'{mean} [{row["low"]:.3g}, {row["high"]:.3g}]', f'{plain(row["seen"])} ({row["among"]})',
+            f'{row["wanted"]:+.2g} ({row["why"]})', f'{seeds:,}' if seeds < 10_000 else 'over 10,000']
 
 
 POWER_HEAD = ['ordering', 'by', 'seeds', 'seen, own 95 %', 'could have seen (among)', 'worth seeing', 'seeds it needs']

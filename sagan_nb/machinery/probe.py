@@ -189,14 +189,14 @@ def censored(
 
 def takeoff_summary(
     times: list,              # pairs from `take_off`, all of runs of one length
-) -> dict:                    # n; share that took off and its interval; restricted mean; longest; median, inf if not reached
+) -> dict:                    # n; share that took off, its interval; restricted mean; longest; median, or inf
     "Describe when the runs of a row took off. The restricted mean counts a censored run with its whole length."
     from scipy import stats
     ends = {t for t, seen in times if not seen}
     if len(ends) > 1: raise Refused('these runs were of different lengths: a restricted mean needs one horizon')
     took = sum(seen for _, seen in times)
     share = stats.binomtest(took, len(times)).proportion_ci(method='wilson')
-    half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]      # counted: Kaplan-Meier's products miss one half by rounding
+    half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]    # Kaplan-Meier's products miss it by rounding
     return dict(n=len(times), share=took / len(times), share_low=share.low, share_high=share.high,
                 restricted_mean=float(np.mean([t for t, _ in times])), longest=max(t for t, _ in times),
                 median=float(half[0]) if half else math.inf)
@@ -205,14 +205,15 @@ def takeoff_summary(
 def compare_rows(
     a: dict,                  # seed -> pair from `take_off`, of the row that should be earlier
     b: dict,                  # the same of the other row
-) -> dict:                    # p of the log-rank test, two-sided, and its z, above 0 where the first is earlier; pairs; difference of times, its interval and p
-    "Compare two rows: log-rank over all runs, and the mean difference of restricted times over the seeds of both."
+) -> dict:                    # log-rank's p, two-sided, and z, above 0 where a is earlier; pairs; difference of times
+    """Compare two rows: log-rank over all runs, and the mean difference of restricted times over the seeds of both,
+    with its interval, p and spread where it has them."""
     from scipy import stats
     data = [censored(list(o.values())) for o in (a, b)]
-    events = any(seen for o in (a, b) for _, seen in o.values())
     p = z = math.nan
-    with np.errstate(invalid='ignore'):
-        if events: z, p = map(float, ((test := stats.logrank(*data)).statistic, test.pvalue))
+    if any(seen for o in (a, b) for _, seen in o.values()):
+        with np.errstate(invalid='ignore'): test = stats.logrank(*data)
+        p, z = float(test.pvalue), float(test.statistic)
     if math.isnan(p): z, p = 0., 1.                                  # nothing took off, or all at once: nothing differs
     d = np.array([a[s][0] - b[s][0] for s in sorted(a.keys() & b.keys())], float)
     out = dict(p=p, z=z, pairs=len(d), difference=float(d.mean()) if len(d) else math.nan)
@@ -259,7 +260,7 @@ def judge_claims(
         rows[row] |= dict(final_auc=float(np.mean(last)), final_auc_median=float(np.median(last)),
                           seconds=float(np.median([o['cpu_seconds'] for o in own.values()])))
     judged = [dict(better=a, worse=b, **compare_rows(times[a], times[b])) for a, b in claims if {a, b} <= times.keys()]
-    unseen = [1.]*(len(claims) - len(judged))                         # rows that have not run yet: their claims count, too
+    unseen = [1.]*(len(claims) - len(judged))                      # rows that have not run yet: their claims count, too
     for o, p in zip(judged, holm([o['p'] for o in judged] + unseen)):
         gap = rows[o['better']]['restricted_mean'] - rows[o['worse']]['restricted_mean']
         o |= dict(holm_p=p, gap=gap, verdict=probe_verdict(p, gap, o['z']))
@@ -305,7 +306,8 @@ def main(
     given = vars(probe_options().parse_args(argv))
     rows, seeds, out = given.pop('rows').split(','), seeds_of(given.pop('seeds')), Path(given.pop('out'))
     minutes, claims, level = given.pop('minutes'), claims_of(rows, given.pop('claims')), given.pop('level')
-    if min(given['updates'], given['every'], given['batch'] - 1) < 1: raise Refused('--updates and --every are 1 or more, --batch 2 or more')
+    if min(given['updates'], given['every'], given['batch'] - 1) < 1:
+        raise Refused('--updates and --every are 1 or more, --batch 2 or more')
     wanted = [Settings(row, seed, **given) for seed in seeds for row in rows]        # seed by seed
     missing = run_missing(wanted, out, time.monotonic() + 60*minutes)
     found = read_results(wanted, out)

@@ -13,7 +13,8 @@ from ..core import Refused, choose, from_uint8
 from ..data import open_source
 from ..distributed import Ranks
 from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
-from .features import INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, download_folder, inception, open_features
+from .features import (INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, download_folder, inception,
+                       open_features)
 from .files import cache_folder, content_hash, file_sha256, refusing
 from .listing import list_pictures, locate
 from .packed import is_pack
@@ -28,7 +29,9 @@ def by_torch(x:Tensor)->Tensor:             # uint8 (B, 3, H, W) -> (B, 3, 299, 
 def by_pillow(x:Tensor)->Tensor:            # uint8 (B, 3, H, W) -> (B, 3, 299, 299)
     "Resize by clean-fid's rule: each channel as floats by Pillow's antialiased bicubic, clipped and not rounded."
     from PIL import Image
-    def channel(c): return np.asarray(Image.fromarray(c.astype(np.float32)).resize((299, 299), Image.BICUBIC)).clip(0, 255)
+    def channel(c):
+        resized = Image.fromarray(c.astype(np.float32)).resize((299, 299), Image.BICUBIC)
+        return np.asarray(resized).clip(0, 255)
     with ThreadPoolExecutor(threads_to_use()) as pool:           # Pillow works beside Python
         out = np.stack([*pool.map(lambda picture: np.stack([*map(channel, picture)]), x.cpu().numpy())])
     return (torch.from_numpy(out).to(x.device) - 128) / 128
@@ -38,7 +41,8 @@ def by_pillow_in_bytes(x:Tensor)->Tensor:   # uint8 (B, 3, H, W) -> (B, 3, 299, 
     "mmgeneration's for the score: Pillow's bicubic on RGB pictures, which rounds to bytes."
     from PIL import Image
     def resize(p): return np.asarray(Image.fromarray(p).resize((299, 299), Image.BICUBIC))
-    with ThreadPoolExecutor(threads_to_use()) as pool: resized = np.stack([*pool.map(resize, x.cpu().permute(0, 2, 3, 1).numpy())])
+    pictures = x.cpu().permute(0, 2, 3, 1).numpy()
+    with ThreadPoolExecutor(threads_to_use()) as pool: resized = np.stack([*pool.map(resize, pictures)])
     return (torch.from_numpy(resized).to(x.device).permute(0, 3, 1, 2).float() - 128) / 128
 
 
@@ -130,9 +134,11 @@ PROTOCOLS = dict(
                     'the released code of the paper'),
     biggan=Protocol(TorchvisionInception, 10, 'training set, all', None, False,
                     'moving averages or standing statistics',
-                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score; its roots, of 50 steps in float32, are exact here, and its splits, in order there, at random'),
+                    'BigGAN-PyTorch, inception_utils.py: its monitor, not the TensorFlow score; its roots, of 50 steps '
+                    'in float32, are exact here, and its splits, in order there, at random'),
     studiogan=Protocol(TorchInception, 1, 'training set, all', None, True, MOVING,
-                       'StudioGAN: InceptionV3_tf, resizer legacy; an older version took floats and the validation set'),
+                       'StudioGAN: InceptionV3_tf, resizer legacy; '
+                       'an older version took floats and the validation set'),
     mmgen=Protocol(InceptionNet, 10, 'training set, all', None, True, MOVING,
                    'mmgeneration: inception style StyleGAN, PIL resize for the score', ByteInception),
     clean=Protocol(CleanInception, 0, 'training set, all', None, True, MOVING,
@@ -199,10 +205,10 @@ def measure_by(
     if drawn: device = next(fake.parameters()).device
     n = n_fake or p.n_fake if drawn else len(fake)
     said = dict(about, protocol=name, protocol_of=p.whose, departures=departures(p, n, source, about, drawn))
-    out, net = [], dict(distance=p.net, score=p.score_net or p.net) if p.splits else dict(distance=p.net, kid=p.net)
-    opened = open_together({*net.values()}, paths or {}, device, ranks)
-    for metric in net:
-        how = dict(features=opened[net[metric]], n_real=p.n_real or len(source), seed=seed, cache=cache, rounding=p.rounding,
+    nets = dict(distance=p.net, score=p.score_net or p.net) if p.splits else dict(distance=p.net, kid=p.net)
+    opened, out = open_together({*nets.values()}, paths or {}, device, ranks), []
+    for metric, net in nets.items():
+        how = dict(features=opened[net], n_real=p.n_real or len(source), seed=seed, cache=cache, rounding=p.rounding,
                    about=said, ranks=ranks)
         if drawn: found = evaluate(fake, source, [metric], n_fake=n, **how)
         else: found = compare(fake, source, [metric], **how)
@@ -284,7 +290,9 @@ def compare(
     alike = list(fake.classes) == list(source.classes)
     by_class = real_table(fake, n=len(fake), **how) if alike else None
     task = Task(shuffled_table(fake, **how), by_class, real, reference, source, None)
-    for table in (task.fake, real, reference, *[by_class]*alike): table.ranks = ranks
+    tables = [task.fake, real, reference]
+    if alike: tables.append(by_class)
+    for table in tables: table.ranks = ranks
     stamp = dict(features=net.name, features_hash=net.hash, resize=net.resize, n_fake=len(fake), n_real=real.n,
                  pictures='uint8' if rounding else 'uint8 as floats', seed=seed, labels='as in the pictures',
                  generator=fake.fingerprint, generated=fake.spec, data=source.spec, data_id=source.fingerprint,
@@ -300,7 +308,7 @@ def open_pair(
     "Open two sets of pictures for a comparison. Raises Refused where one cannot be read."
     res = res or size_of(fake)
     made = []
-    for spec, known in ((real, ('--unlabelled',)), (fake, ('--unlabelled', 'too deep'))):     # of real ones a part is to be named
+    for spec, known in ((real, ('--unlabelled',)), (fake, ('--unlabelled', 'too deep'))):    # of real ones, name a part
         try: made.append(open_source(spec, res))
         except Refused as e:
             if not any(words in str(e) for words in known): raise

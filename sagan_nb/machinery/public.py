@@ -41,11 +41,10 @@ def use_of_attention(
     n:int=16,                 # pictures
 )->list:                      # cells: gamma, share added, entropy, distance, what is lost
     "Say whether a generator uses its attention, by its last block."
-    rng = torch.Generator().manual_seed(0)
-    z, y = torch.randn(n, G.z_dim, generator=rng), torch.randint(max(G.n_classes, 1), (n,), generator=rng)
-    device = next(G.parameters()).device
-    z, y = z.to(device), y.to(device)
     if not G.extra: return ['-']*5
+    rng, device = torch.Generator().manual_seed(0), next(G.parameters()).device
+    z, y = torch.randn(n, G.z_dim, generator=rng), torch.randint(max(G.n_classes, 1), (n,), generator=rng)
+    z, y = z.to(device), y.to(device)
     *_, o = attention_usage(G, z, y).values()
     looks = [f'{o["entropy"]:.2f}', f'{o["distance"]:.0f}'] if 'entropy' in o else ['-', '-']
     return [f'{o["gamma"]:+.3f}', f'{o["ratio"]:.1%}', *looks, f'{change_without(G, z, y):.1%}']
@@ -102,8 +101,9 @@ def how_to_get(
 )->str:                       # one line
     "Say what weights that are not here are, and how to get them."
     p = CATALOGUE[name]
-    known = '; '.join(filter(None, (p.what, p.score, p.note)))
-    return f'{name}: {known}' + f'; sagan_sample {name} downloads it'*bool(p.url)
+    how = f'sagan_sample {name} downloads it' if p.url else ''
+    known = '; '.join(filter(None, (p.what, p.score, p.note, how)))
+    return f'{name}: {known}'
 
 
 def public_table(

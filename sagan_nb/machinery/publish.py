@@ -29,15 +29,16 @@ def model_card(
 )->str:                           # markdown
     "Write what a stranger needs to know about the file."
     n = sum(p.numel() for p in net.parameters())
-    maps = ', '.join(f'{o["block"]}{" ({} form)".format(o["form"]) if "form" in o else ""} on the {k} map' for k, o in r['extra'].items()) or 'no attention'
-    use = 'G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)'
+    def kind(o): return f'{o["block"]} ({o["form"]} form)' if 'form' in o else o['block']
+    maps = ', '.join(f'{kind(o)} on the {k} map' for k, o in r['extra'].items()) or 'no attention'
+    use = ['G(torch.randn(8, G.z_dim), torch.zeros(8, dtype=torch.int64))      # pictures in [-1, 1], (8, 3, res, res)']
     size = f'{r["res"]}x{r["res"]} pixels, {r["n_classes"] or "no"} classes, channels {tuple(r["channels"])}'
     about = about or 'Nothing is recorded about its training.'
     return '\n'.join([f'# {r["kind"]} of a Self-Attention GAN', '', about, '',
                       f'- {size}, {maps}, {n:,} parameters', f'- written by sagan_nb {__version__}', '',
                       '```python', 'import torch', f'from sagan_nb import {r["kind"]}',
-                      f'{r["kind"][0]} = {r["kind"]}.from_pretrained(PATH)', *[use]*(r['kind'] == 'Generator'),
-                      '```', ''])
+                      f'{r["kind"][0]} = {r["kind"]}.from_pretrained(PATH)',
+                      *(use if r['kind'] == 'Generator' else []), '```', ''])
 
 
 def is_card(
@@ -78,7 +79,8 @@ def save_pretrained(
     path, recipe = Path(path), recipe_of(net)
     card = model_card(net, recipe, about)
     file = path if path.suffix == '.safetensors' else path/'model.safetensors'
-    if file != path and not is_card(path/'README.md'): raise Refused(f'{path}/README.md is not of a published network: choose another folder, or FILE.safetensors')
+    if file != path and not is_card(path/'README.md'):
+        raise Refused(f'{path}/README.md is not of a published network: choose another folder, or FILE.safetensors')
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in net.state_dict().items()}
     if half: tensors = {k: in_half(k, t) for k, t in tensors.items()}
@@ -119,8 +121,10 @@ def biggan_name(net:nn.Module, path:str)->str:
     n, (first, *rest) = PEER_NAMES['biggan'], path.split('.')
     if first not in ('blocks', 'extra'): return n[type(net).__name__[0]][first]
     if isinstance(net, Generator): i = list(net.blocks).index(rest[0])
-    else: i = int(rest[0]) if first == 'blocks' else next(i for i, key in net.places.items() if key == rest[0])
-    return f'blocks.{i}.{int(first == "extra")}' + (n[rest[1]] if len(rest) > 1 else '')
+    elif first == 'blocks': i = int(rest[0])
+    else: i = next(i for i, key in net.places.items() if key == rest[0])
+    part = n[rest[1]] if len(rest) > 1 else ''
+    return f'blocks.{i}.{int(first == "extra")}{part}'
 
 
 def biggan_layer(m:nn.Module)->dict:        # the end of the name -> tensor

@@ -4,7 +4,8 @@
 def table_rows()->dict:
     "Map each row of the paper to metric -> (value, was it checked, where)."
     memory, text, abstract = (False, 'from memory'), (True, 'text of section 5'), (True, 'abstract and text')
-    other, row = (False, 'table in another reproduction'), (False, 'abstract and text; that it is this row, from memory')
+    other = False, 'table in another reproduction'
+    row = False, 'abstract and text; that it is this row, from memory'
     rows = dict(t1_none=(22.96, memory, 42.87, memory),
                 t1_attn_8=(22.98, text, 43.15, memory), t1_attn_16=(22.14, memory, 45.94, memory),
                 t1_attn_32=(18.28, text, 51.43, other), t1_attn_64=(18.65, row, 52.52, row),
@@ -34,12 +35,17 @@ def other_runs()->dict:
 
 
 COMPARABLE = {                # who -> is the number comparable with the paper's?
-    'TF-GAN, 8 GPUs, 1.0M steps': 'in part: against validation images; released form, attention at 32, no averaged weights',
+    'TF-GAN, 8 GPUs, 1.0M steps': 'in part: against validation images; released form, attention at 32, '
+                                  'no averaged weights',
     'TF-GAN, 8 GPUs, 1.8M steps': 'in part: the same, and longer',
-    'TF-GAN, TPUs, at its best': 'in part: against validation images; batch 1024, the best step chosen; the number is an upper bound',
-    'YLG': 'in part: sparse attention, all else equal to the 18.65 of SAGAN, by its authors; its code takes validation images',
-    'nnabla, 1M steps': 'no: its own Inception network, 10,000 images, against validation images, and it varies with the resizing',
-    'mmgeneration, as BigGAN': 'in part: other settings, averaged weights, the best step chosen (826k); the score over ten splits',
+    'TF-GAN, TPUs, at its best': 'in part: against validation images; batch 1024, the best step chosen; '
+                                 'the number is an upper bound',
+    'YLG': 'in part: sparse attention, all else equal to the 18.65 of SAGAN, by its authors; '
+           'its code takes validation images',
+    'nnabla, 1M steps': 'no: its own Inception network, 10,000 images, against validation images, '
+                        'and it varies with the resizing',
+    'mmgeneration, as BigGAN': 'in part: other settings, averaged weights, the best step chosen (826k); '
+                               'the score over ten splits',
     'mmgeneration, CIFAR-10': 'no: another data set, 32 px',
     'StudioGAN, at its best': 'in part: against validation images; the best of 1M steps, at 920k',
     'StudioGAN, 1M steps': 'the same run at its end, between 37.7 and 38.0: the public trace of late decay'}

@@ -25,10 +25,14 @@ def facts_of(
     "Write down data, classes and scores, with their protocol, as far as they are known."
     known = {k: v for k, v in model.about.items() if k in ('preset', 'step', 'batch_norm', 'checkpoint_sha256')}
     data, began = str(model.cfg.data), folder_of(run)/BEGAN
-    pictures = Path(data).name if Path(data).is_absolute() or os.sep in data and not data.startswith('hf:') else data      # no path of yours
-    init = read_json(began, 'it says what the run began with').get('init') if Path(run).exists() and began.exists() else ''
-    lines = ['## How it was made', '', f'- pictures: {pictures or "not recorded"}, {len(model.classes) or "no"} classes',
-             *[f'- began with the weights of {Path(init).name}, whose licence holds, too']*bool(init), *[f'- {k}: {v}' for k, v in known.items()]]
+    is_path = Path(data).is_absolute() or os.sep in data and not data.startswith('hf:')
+    pictures = Path(data).name if is_path else data                # no path of yours
+    classes = f'{len(model.classes) or "no"} classes'
+    lines = ['## How it was made', '', f'- pictures: {pictures or "not recorded"}, {classes}']
+    there = Path(run).exists() and began.exists()
+    init = read_json(began, 'it says what the run began with').get('init') if there else ''
+    if init: lines.append(f'- began with the weights of {Path(init).name}, whose licence holds, too')
+    lines += [f'- {k}: {v}' for k, v in known.items()]
     records = run_scores(folder_of(run)) if Path(run).is_dir() else []
     return [*lines, '', '## Scores', '', one_line(records) if records else 'None is recorded.', '']
 

@@ -13,7 +13,8 @@ from .local import LocalAttention
 from .terminal import printable
 
 
-MALFORMED = KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RuntimeError      # of data that is not ours
+MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError,
+             RuntimeError)        # of data that is not ours
 
 
 class PlusOne(nn.Module):
@@ -77,7 +78,7 @@ def mixed_norm(
     bn:ConditionalBatchNorm2d,    # with classes; its tables may be normalised
     weights:Tensor,               # share of each class in each mixture, (T, K)
 )->ConditionalBatchNorm2d:        # another, with plain tables
-    "Mix the class tables. (To remove a parametrization from a copy of a layer takes it off the layer itself, too: torch.)"
+    "Mix the class tables. (To remove a parametrization from a copy of a layer takes it off the layer, too: torch.)"
     mixed = ConditionalBatchNorm2d(len(bn.mean), len(weights), **norm_options(bn))
     for name in ('gain', 'offset'):
         table = getattr(bn, name).detach()
@@ -103,7 +104,8 @@ def map_options(
     if isinstance(block, SelfAttention): return dict(block='attention', form=block.form, reduction=block.reduction)
     if isinstance(block, LocalAttention): return dict(block='local')
     if not isinstance(block, ResidualControl):
-        raise Refused(f'{type(block).__name__} is no block of ours: a file could not bring it back; torch.save(net.state_dict(), FILE) keeps its weights')
+        raise Refused(f'{type(block).__name__} is no block of ours: a file could not bring it back; '
+                      'torch.save(net.state_dict(), FILE) keeps its weights')
     return control_options(*block.conv1.weight.shape[:3])
 
 
@@ -121,7 +123,8 @@ def control_options(hidden:int, C:int, size:int)->dict:
 def recipe_of(
     net:nn.Module,                # Generator or Discriminator
 )->dict:                          # plain data, fit for JSON; `restore_network` makes the same network from it
-    "Write down everything that makes this network, except its tensors. Raises Refused for one that would come back as another."
+    """Write down everything that makes this network, except its tensors. Raises Refused for one that would come back
+    as another."""
     r = read_off(net)
     check_recipe(net, r)
     return r
@@ -132,14 +135,15 @@ def read_off(
 )->dict:                          # plain data; what differs from layer to layer is read off one of them
     "Write down what a network looks like."
     if type(net) not in (Generator, Discriminator):
-        raise Refused(f'{type(net).__name__} is no Generator or Discriminator of ours, and a file could not bring its class back; '
-                      'torch.save(net.state_dict(), FILE) keeps its weights')
+        raise Refused(f'{type(net).__name__} is no Generator or Discriminator of ours, and a file could not bring its '
+                      'class back; torch.save(net.state_dict(), FILE) keeps its weights')
     r = dict(kind=type(net).__name__, res=net.res, n_classes=net.n_classes, channels=list(net.widths),
              sn=layer_options(net.linear))
     D = isinstance(net, Discriminator)
     place = {key: i for i, key in net.places.items()} if D else {key: key for key in net.extra}
     r['late_u'] = bool(r['sn']) and isinstance(net.linear.parametrizations.weight[0], LateU)
-    if strange := {*net.extra} - {*(place if D else net.blocks)}: raise Refused(f'there is no map {[*strange][0]}: the block on it is never called')
+    if strange := {*net.extra} - {*(place if D else net.blocks)}:
+        raise Refused(f'there is no map {[*strange][0]}: the block on it is never called')
     r['extra'] = {key: dict(map_options(block), at=place[key]) for key, block in net.extra.items()}
     if D:
         hooks = [list(b._forward_pre_hooks.values()) for b in net.blocks]
@@ -174,8 +178,10 @@ def check_recipe(
     there = dict(net.named_modules())
     for name, m in made.named_modules():
         own = there.pop(name, None)
-        if made_of(own) != made_of(m): raise Refused(f'{name}: a file would bring back {made_of(m).__name__}, and this is {made_of(own).__name__}')
-        if layer_facts(own) != layer_facts(m): raise Refused(f'{name}: its options differ from those of other layers of its kind, and would be lost')
+        if made_of(own) != made_of(m):
+            raise Refused(f'{name}: a file would bring back {made_of(m).__name__}, and this is {made_of(own).__name__}')
+        if layer_facts(own) != layer_facts(m):
+            raise Refused(f'{name}: its options differ from those of other layers of its kind, and would be lost')
     if there: raise Refused(f'{[*there][0]}: a file would not bring it back')
 
 
@@ -209,7 +215,9 @@ def add_map_blocks(
         C = len(block.conv2.bias)
         if o['block'] == 'local': net.extra[key] = LocalAttention(C, r['sn'])
         else: net.extra[key] = map_block(o['block'], C, o['form'], o['reduction'], r['sn'])
-        if r['kind'] == 'Discriminator': net.places = {i: k for i, k in net.places.items() if k != key} | {int(o['at']): key}
+        if r['kind'] == 'Discriminator':
+            others = {i: k for i, k in net.places.items() if k != key}
+            net.places = others | {int(o['at']): key}
     net.attn_at = tuple(sorted({int(key.split('_')[0]) for key in r['extra']}))
 
 
@@ -270,8 +278,9 @@ def class_names_of(
 )->list:                          # [] where the file has none
     "Read the names of the classes. Raises Refused where they do not fit the recipe."
     names = ours.get('classes') or []
-    fits = isinstance(names, list) and len(names) in (0, recipe.get('n_classes')) and all(isinstance(o, str) for o in names)
-    if not fits: raise Refused('the class names in this safetensors file do not fit its classes')
+    texts = isinstance(names, list) and all(isinstance(o, str) for o in names)
+    if not texts or len(names) not in (0, recipe.get('n_classes')):
+        raise Refused('the class names in this safetensors file do not fit its classes')
     return [*map(printable, names)]
 
 
@@ -290,6 +299,6 @@ def restore_network(
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
-    if kinds == {torch.float64}: net = net.double()     # float64 stays so, bit for bit; halves are computed with in float32
+    if kinds == {torch.float64}: net = net.double()     # bit for bit; halves are computed with in float32
     net.load_state_dict(state)
     return net.eval()

@@ -36,7 +36,8 @@ def config_html(
 )->str:                       # HTML
     "Settings, each with its meaning and its source, and what it ran on."
     base = asdict(PRESETS[cfg.preset]) if cfg.preset in PRESETS else {}
-    rows = [(name, typed_text(getattr(cfg, name)), typed_text(base[name]) if base else '', meaning(f), f.metadata['source'])
+    base = {name: typed_text(value) for name, value in base.items()}
+    rows = [(name, typed_text(getattr(cfg, name)), base.get(name, ''), meaning(f), f.metadata['source'])
             for name, f in FIELDS.items()]
     changed = [r[:4] for r in rows if r[1] != r[2] and r[0] not in ('scale', 'data_id')]
     name = html.escape(cfg.preset)
@@ -158,7 +159,8 @@ def incidents_html(
     if not grids: return {'Incidents': table + '<p>No samples were drawn before it.</p>'}
     at, x = max(grids.items())
     tag = image_tag(gif([x], 400), 'gif', f'Samples at step {at}', 2*x.shape[2], x.shape[2])
-    return {'Incidents': table + figure_html(tag, f'The last samples before it, at step {at}: one row per class.', wide=True)}
+    caption = f'The last samples before it, at step {at}: one row per class.'
+    return {'Incidents': table + figure_html(tag, caption, wide=True)}
 
 
 def maps_html(
@@ -193,9 +195,9 @@ def play_html(
     "The generator itself, to draw with."
     try: live = live_html(G, names, fallback='<p>To draw here, let scripts run.</p>')
     except Refused: return ''
-    asked = ('Click a pixel of the picture, or move with the arrow keys: right, what it attends to. ' if G.extra else '')
-    return figure_html(live, f'This generator, computed in the page: from one noise to another, in any class. {asked}A script that '
-                       'computed something else would draw other pictures than the samples.')
+    asked = 'Click a pixel of the picture, or move with the arrow keys: right, what it attends to. ' if G.extra else ''
+    return figure_html(live, f'This generator, computed in the page: from one noise to another, in any class. {asked}'
+                       'A script that computed something else would draw other pictures than the samples.')
 
 
 def silence_html(
@@ -238,7 +240,9 @@ def metrics_html(
     "The numbers of a run, each with how it was made."
     try: records = run_scores(run)
     except Refused: return '<p>metrics.json is damaged: delete it, and <code>sagan_eval</code> makes it anew.</p>'
-    if not records: return f'<p>No metrics yet: <code>{html.escape(command_path("sagan_eval", run))}</code> makes them.</p>'
+    if not records:
+        how = html.escape(command_path('sagan_eval', run))
+        return f'<p>No metrics yet: <code>{how}</code> makes them.</p>'
     def number(v): return float(v) if isinstance(v, (int, float)) else v or ''
     more = dict(features='pixels', n_fake='', n_real='', step='', seed='')
     rows = [(o['metric'], number(o['value']), number(o.get('real')), *(o.get(k, v) for k, v in more.items()))

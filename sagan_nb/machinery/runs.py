@@ -19,9 +19,10 @@ from ..distributed import Ranks
 from ..spectral_norm import unmoved
 from ..train import GAN, attention_usage, average, draw, fit, fixed_noise, make_gan, sampler, true_norms
 from .atomic import atomic_write
-from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint, read_newest,
-                          refuse_changes, restore, say_not_finite)
-from .files import CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json, read_lines, write_json
+from .checkpoints import (Diverged, Keeper, SamplerOfStep, checkpoints_of, newest_checkpoint, read_checkpoint,
+                          read_newest, refuse_changes, restore, say_not_finite)
+from .files import (CacheWarning, append_line, content_hash, file_sha256, must_be_file, must_be_utf8, read_json,
+                    read_lines, write_json)
 from .group import agree, place, text_of_first
 from .machine import environment, out_of_memory, short_of_memory
 from .sending import stream_of
@@ -42,12 +43,12 @@ class Log:
         "Add one step; write a line when one is due."
         for k, v in log.items():
             self.sums[k] = self.sums.get(k, 0.) + v
-            self.fine[k] = self.fine.get(k, self.n) + self.sums[k].isfinite()    # no sum recovers, so this counts good steps
+            self.fine[k] = self.fine.get(k, self.n) + self.sums[k].isfinite()     # no sum recovers: good steps
         self.n += 1
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
         means, now = {k: gan.ranks.mean(v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
-        bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad: raise Diverged(f'at step {self.first_bad(gan)} {", ".join(bad)} is not a finite number{say_not_finite(gan)}')
+        if bad := ', '.join(k for k, v in means.items() if not math.isfinite(v)):
+            raise Diverged(f'at step {self.first_bad(gan)} {bad} is not a finite number{say_not_finite(gan)}')
         seconds, per_step = now - self.steps_t, gan.cfg.batch*gan.cfg.d_per_g
         line = dict(t=gan.t, images=gan.t*per_step, **means, images_per_s=self.n*per_step/seconds,
                     seconds_per_step=seconds/self.n, wait_share=(self.data.wait_s - self.wait)/seconds)
@@ -55,11 +56,11 @@ class Log:
         self.sums, self.fine, self.n, self.steps_t, self.wait = {}, {}, 0, time.perf_counter(), self.data.wait_s
 
     def first_bad(self, gan:GAN)->int:
-        "Find the first step since the last line whose sum is not finite; where only another rank saw it, the last step."
+        "Find the first step since the last line whose sum is not finite; where only another rank saw it, the last."
         return min(gan.t, gan.t - self.n + 1 + min(int(o) for o in self.fine.values()))
 
     def already(self, gan:GAN)->str:
-        "Say what was not finite before this step, for the middle of a sentence; '' where nothing was. A checkpoint may be due before a line."
+        "Say what was not finite before this step, for a sentence; or ''. A checkpoint may be due before a line."
         first = self.first_bad(gan) if self.fine else gan.t
         names = [k for k, o in self.fine.items() if gan.t - self.n + 1 + int(o) == first]
         return f' ({", ".join(names)} from step {first} on)' if first < gan.t else ''
@@ -73,8 +74,9 @@ class Log:
         for name, net, args in (('G', gan.G, (z, y)), ('D', gan.D, (x, y))):
             if len(net.extra): out |= {f'usage_{name}': attention_usage(net, *args)}
             if gan.t % gan.cfg.sigma_every == 0 or gan.t == gan.cfg.steps:
-                norms = true_norms(net)
-                if all(map(math.isfinite, norms[1].values())): out |= dict(zip((f'norms_{name}', f'raw_{name}'), norms))    # else the next loss is none
+                norms, raw = true_norms(net)
+                if not all(map(math.isfinite, raw.values())): continue            # the next loss is no number
+                out |= {f'norms_{name}': norms, f'raw_{name}': raw}
         return out
 
 
@@ -86,7 +88,8 @@ def by_name(
     return {size: dict(zip(names, v)) if isinstance(v, list) else v for size, v in usage.items()}
 
 
-DEPTH = dict(usage=2, norms=1, raw=1, loss=0, d=0, seconds=0, wait=0, images=0, distance=0, diversity=0)      # by the first word of a name: names above a number
+DEPTH = dict(usage=2, norms=1, raw=1, loss=0, d=0, seconds=0, wait=0, images=0, distance=0,
+             diversity=0)      # by the first word of a name: names above a number
 
 
 def numbers(
@@ -166,7 +169,8 @@ def refuse_links(
     "Raise Refused for a link inside a run folder: what is written there would land elsewhere."
     folders = [Path(run), Path(run)/'checkpoints', Path(run)/'samples']
     for path in (o for folder in folders if folder.is_dir() for o in folder.iterdir()):
-        if path.is_symlink(): raise Refused(f'{path} is a link, and a run writes into its own folder alone: put what it leads to in its place')
+        if path.is_symlink(): raise Refused(f'{path} is a link, and a run writes into its own folder alone: '
+                                            'put what it leads to in its place')
 
 
 BUSY = 'another process is at it'
@@ -188,7 +192,7 @@ def run_lock(
     Path(run).mkdir(parents=True, exist_ok=True)
     refuse_links(run)
     wait = LEASE if place()[1] > 1 else 0
-    lock = FileLock(Path(run).resolve()/'.lock', timeout=wait, is_singleton=True)      # held twice by one thread: no harm
+    lock = FileLock(Path(run).resolve()/'.lock', timeout=wait, is_singleton=True)     # one thread may hold it twice
     try: lock.acquire()
     except Timeout: raise InUse(f'{run}: {BUSY}') from None
     try: yield
@@ -216,13 +220,12 @@ def fill_folder(
 ):
     "Make what every run folder has besides its settings; leave what is there."
     for d in (out/'checkpoints', out/'samples'): d.mkdir(exist_ok=True)
-    facts = dict(spec=source.spec, fingerprint=source.fingerprint, pictures=len(source),
-                 classes=list(source.classes), counts=list(source.counts),
-                 unreadable=source.unreadable, **source.found)
+    facts = dict(spec=source.spec, fingerprint=source.fingerprint, pictures=len(source), classes=list(source.classes),
+                 counts=list(source.counts), unreadable=source.unreadable, **source.found)
     for name, value in (('env', environment(device)), ('data', facts)):
         if not (path := out/f'{name}.json').exists(): write_json(path, value)
     if not (out/'real.png').exists(): write_rows(out/'real.png', first_of_each(source))
-    for folder in (out, out/'checkpoints', out/'samples'):   # of a process that was killed; metrics belong to sagan_eval
+    for folder in (out, out/'checkpoints', out/'samples'):   # of a killed process; metrics belong to sagan_eval
         for left in folder.glob('*.part'):
             if HALF_WRITTEN.search(left.name) and left.is_file(): left.unlink(missing_ok=True)
 
@@ -242,8 +245,8 @@ def settings_of(
     out:Path,                 # run folder
 )->Config:                    # of its newest checkpoint; of config.json where there is none
     "Read the settings to go on with; a config.json that says otherwise is named. Raises Refused where it is damaged."
-    stored = stored_settings(out) if (out/'config.json').exists() or not checkpoints_of(out) else None
-    if not checkpoints_of(out): return stored
+    if not checkpoints_of(out): return stored_settings(out)
+    stored = stored_settings(out) if (out/'config.json').exists() else None
     path, state = read_newest(out, lazily=True)
     saved = from_json(state['config'])
     if stored and (changed := differences(saved, stored)):
@@ -271,7 +274,9 @@ def go_on(
     "Open a run to train on. Raises Refused for changed settings, and where it is further already."
     if state := state_to_go_on_from(out, Ranks().world):
         gan = restore(state, cfg, stream, device)
-        if gan.ranks.world > 1: agree(dict(checkpoint=content_hash(dict(rng=gan.rng.get_state()), dict(t=gan.t, data=stream.state_dict()))))
+        if gan.ranks.world > 1:
+            facts = dict(t=gan.t, data=stream.state_dict())
+            agree(dict(checkpoint=content_hash(dict(rng=gan.rng.get_state()), facts)))
     else:
         refuse_changes(stored_settings(out), cfg)
         gan = make_gan(cfg, device)
@@ -290,7 +295,7 @@ def check_source(
     cfg:Config,               # settings of a run
     source,                   # its images
 ):
-    "Raise Refused where the images are not those of the settings. A setting of 0 classes, or without a fingerprint, asks for none."
+    "Raise Refused where the images are not those of the settings. 0 classes, or no fingerprint, ask for none."
     for name, has, asked in (('res', source.res, cfg.res), ('n_classes', len(source.classes), cfg.n_classes),
                              ('data_id', source.fingerprint, cfg.data_id)):
         if asked and has != asked: raise Refused(f'the images ({source.spec}) have {name} {has}, the settings {asked}')
@@ -398,8 +403,7 @@ class NoteMachine:
     def __call__(self, gan:GAN, log:dict):
         if self.noted or not gan.ranks.first: return
         self.noted, here = True, environment(self.device)
-        if here == machines(self.run)[-1]: return
-        append_line(self.run/'machines.jsonl', here)
+        if here != machines(self.run)[-1]: append_line(self.run/'machines.jsonl', here)
 
 
 def stop_at(
@@ -439,7 +443,6 @@ def kept_samples(
     "The grids that a run kept. Raises Refused where there is none, or one is damaged."
     import numpy as np
     from PIL import Image
-
     from .pictures import check_png
     files = sample_files(run)
     if not files: raise Refused(f'{run}: this run kept no samples')
@@ -458,17 +461,17 @@ def pictures_of(
     cfg:Config,               # of a run
     data:str=None,            # where its pictures are now; None: where they were
 ):                            # a source
-    "The real pictures of a run. Raises Refused where they are not there, do not fit, or, where none are named, are not the same any more."
+    "The real pictures of a run. Raises Refused where they are not there, do not fit, or, unless named, have changed."
     if not (data or cfg.data): raise Refused('say with --data where the real pictures are')
     source = open_source(data or cfg.data, res=cfg.res, unlabelled=not cfg.n_classes, n_classes=cfg.n_classes or None)
     if data or not cfg.data_id or source.fingerprint == cfg.data_id: return source
-    raise Refused(f'{cfg.data} holds other pictures than the run was trained on (fingerprint {source.fingerprint}, then {cfg.data_id}): '
-                  f'to take them as they are, name them with --data')
+    raise Refused(f'{cfg.data} holds other pictures than the run was trained on (fingerprint {source.fingerprint}, '
+                  f'then {cfg.data_id}): to take them as they are, name them with --data')
 
 
 class StopOnSignal:
-    """Hook that ends the run after the step in which SIGINT, SIGTERM or SIGUSR1 came to any rank; the next such signal acts
-    as usual, unless torchrun passes them on, which does so twice."""
+    """Hook that ends the run after the step in which SIGINT, SIGTERM or SIGUSR1 came to any rank; the next such signal
+    acts as usual, unless torchrun passes them on, which does so twice."""
     signals = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
     def __init__(self,
         message:str,              # what to say when the run has been saved
@@ -481,18 +484,17 @@ class StopOnSignal:
         "Note the wish; restore what signals do."
         first, self.asked = self.asked is None, number
         if first:
-            with suppress(OSError, RuntimeError): print('\nstopping after this step; once more to stop at once', flush=True)   # nobody may read it
+            with suppress(OSError, RuntimeError):                     # nobody may read it
+                print('\nstopping after this step; once more to stop at once', flush=True)
         if 'TORCHELASTIC_RUN_ID' not in os.environ: self.end(self.signals)
 
-    def end(self,
-        signals=(signal.SIGINT,),         # those that act as usual again
-    ):
-        "Let Ctrl-C end what is left: nothing has to be saved any more. A scheduler's signals are notes that nobody reads."
+    def end(self, signals=(signal.SIGINT,)):     # those that act as usual again
+        "Let Ctrl-C end what is left: nothing has to be saved any more. A scheduler's signals are notes nobody reads."
         if threading.current_thread() is not threading.main_thread(): return
         for s in signals: signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
     def __call__(self, gan:GAN, log:dict):
         "Raise Stopped if it was asked for."
         if not gan.ranks.any(self.asked is not None) or gan.t == gan.cfg.steps: return
-        again = self.asked not in (None, signal.SIGINT)       # a scheduler wants the machine, the user did not end the run
+        again = self.asked not in (None, signal.SIGINT)       # a scheduler wants the machine, no user ended the run
         raise (Requeue if again else Stopped)(f'stopped at step {gan.t} and saved. {self.message}')

@@ -55,7 +55,7 @@ def typed_value(
     if kind is tuple:
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value): return tuple(value)
         raise Refused(f'{f.name} must be a list of whole numbers, got {value!r}')
-    most = 2**63 if f.metadata['may'] == '0..2**63 - 1' else 2**31            # what no seed, no size and no rate is above
+    most = 2**63 if f.metadata['may'] == '0..2**63 - 1' else 2**31         # what no seed, no size and no rate is above
     if type(value) is int and abs(value) > most: raise Refused(f'{f.name} is too large a number, above {most}')
     if kind is float and type(value) is int: return float(value)
     if type(value) is float and not math.isfinite(value):

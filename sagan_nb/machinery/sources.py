@@ -120,8 +120,9 @@ def describe(
 )->str:                   # a table
     "Return what a source holds, as text to print."
     n, k, bad = len(source), len(source.classes), len(source.unreadable)
-    facts = [f'{n:,} pictures of {source.res}x{source.res}', f'{k:,} classes' if k else 'no labels',
-             *[f'{bad:,} unreadable left out'] * bool(bad), f'fingerprint {source.fingerprint}']
+    facts = [f'{n:,} pictures of {source.res}x{source.res}', f'{k:,} classes' if k else 'no labels']
+    if bad: facts.append(f'{bad:,} unreadable left out')
+    facts.append(f'fingerprint {source.fingerprint}')
     wide = max(map(len, source.classes[:most]), default=0)
     rows = [f'{i:5d}  {c:{wide}s}  {m:9,d}' for i, (c, m) in enumerate(zip(source.classes[:most], source.counts))]
     low, high = min(source.counts, default=0), max(source.counts, default=0)

@@ -54,7 +54,8 @@ def say_collapse(
     "Say the signs of collapse (chapter 12), by the log and, where there is one, the curve of the run."
     log, curve = with_numbers(log, 'loss_d'), read_log(run/'curve.jsonl')
     if not log and not with_numbers(curve, 'diversity'): return 'Unknown: the log has no line yet.'
-    signs = curve and curve[-1].get('collapse') or collapse(log, [], math.inf, cfg.steps)      # a look knows the real diversity
+    signs = curve and curve[-1].get('collapse')                # a look knows the real diversity
+    if not signs: signs = collapse(log, [], math.inf, cfg.steps)
     looked = '' if curve else ' Diversity was not looked at; sagan_table does.'
     if not signs: return f'None found.{looked}'
     return '; '.join(f'{o["sign"]} at step {o["t"]} ({o["words"]})' for o in signs) + f'.{looked}'
@@ -69,8 +70,8 @@ def summary_html(
     log:list,                 # from `read_log`
 )->str:                       # HTML
     "A few pictures and four answers."
-    few = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
-    classes = f'{len(names)} classes ({few})' if names else 'pictures without classes'
+    few = [*names[:10], '...'] if len(names) > 10 else names
+    classes = f'{len(names)} classes ({", ".join(few)})' if names else 'pictures without classes'
     answers = {
         'What it drew': f'{classes} at {cfg.res}x{cfg.res}, after {step:,} of {cfg.steps:,} updates.',
         'Scores': say_scores(run),
@@ -78,6 +79,8 @@ def summary_html(
         'Signs of collapse': say_collapse(run, cfg, log)}
     rows = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in answers.items())
     x = draw(G, *fixed_noise(cfg, 12, 1))[None]
-    look = pictures_html(x, f'Twelve generated pictures of {names[0] if names else "the run"}',
-                         f'Twelve draws of {names[0]}; the {"first ten" if len(names) > 10 else "classes"} follow below.' if names else 'Twelve draws.')
+    drawn, caption = names[0] if names else 'the run', 'Twelve draws.'
+    rest = 'first ten' if len(names) > 10 else 'classes'
+    if names: caption = f'Twelve draws of {drawn}; the {rest} follow below.'
+    look = pictures_html(x, f'Twelve generated pictures of {drawn}', caption)
     return f'<dl class=summary>{rows}</dl>{look}'

@@ -28,8 +28,9 @@ WORDS = dict(t1_none='no block', f3_sn_d='SN in D', f3_sn_gd='SN in G and D', f3
 TALLIES = {'holds': 'hold', 'is reversed': 'reversed', 'not resolved': 'not resolved',
            'no difference': 'without a difference', 'not comparable': 'not comparable', 'not judged:': 'not judged',
            'not judged yet': 'not judged yet'}
-WORTH_SEEING = ('Worth seeing is the published difference, in per cent of the other row, where there is one (with a plus sign where the paper, too, has '
-                "the row a little worse), else a quarter of the other row's distance or a tenth of the real images' bits. "
+WORTH_SEEING = ('Worth seeing is the published difference, in per cent of the other row, where there is one (with a '
+                'plus sign where the paper, too, has the row a little worse), '
+                "else a quarter of the other row's distance or a tenth of the real images' bits. "
                 '"Could have seen" is at the share of the 5 % that an ordering has among so many.')
 BLOCK_WORDS = dict(attn='attention', res='residual', res3x3='3x3 residual')
 
@@ -223,15 +224,16 @@ def missing_lines(
     skipped: dict,            # row -> why it does not apply
     failed: dict,             # job name -> error, or BUSY
 ) -> list:                    # lines of Markdown
-    """Say in one line each which rows do not apply, were not run, are being run elsewhere, or failed (a result may be there by
-    now), and which seeds do not count."""
+    """Say in one line each which rows do not apply, were not run, are being run elsewhere, or failed (a result may be
+    there by now), and which seeds do not count."""
     failed = {name: error for name, error in failed.items() if name not in {o['name'] for o in results}}
     there = {o['row'] for o in results} | {*skipped} | {name.rsplit('-s', 1)[0] for name in failed}
     rest = [f'`{row}`' for row in plan.rows if row not in there]
-    extra = sorted({o['seed'] for o in results} - {o['seed'] for o in plan.of_its_seeds(results)})
+    extra = {o['seed'] for o in results} - {o['seed'] for o in plan.of_its_seeds(results)}
+    unasked = ', '.join(map(str, sorted(extra)))
     found = {'Not applicable here': grouped((row, one_text(why)) for row, why in skipped.items()),
              'Not run': [', '.join(rest)] if rest else [],
-             'Seeds that the design does not ask for, shown but not judged': [', '.join(map(str, extra))] if extra else [],
+             'Seeds that the design does not ask for, shown but not judged': [unasked] if extra else [],
              'Another process is at it': [f'`{name}`' for name, error in failed.items() if error == BUSY],
              'Failed': [f'`{name}` ({one_text(error)})' for name, error in failed.items() if error != BUSY]}
     return [f'{head}: {"; ".join(parts)}.' for head, parts in found.items() if parts]
@@ -284,7 +286,7 @@ def moved_attention(
 
 
 def file_alone(
-    name: str,                # images or features, as a record names them; 'classifier of IMAGES', and FILE.zip:FOLDER, are such names
+    name: str,                # images or features, as a record names them: also 'classifier of IMAGES', FILE.zip:FOLDER
 ) -> str:
     "Leave out the folders that a file lies in: they belong to a machine."
     what, of, images = name.rpartition('classifier of ')
@@ -310,13 +312,14 @@ def protocol(
     def of(key): return each_once(file_alone(str(o[key])) for o in rows if key in o)
     def cfg(key): return each_once(o['config'].get(key) for o in results)
     def env(key): return each_once(o.get(key) for o in envs)
+    threads = '1 thread' if env('threads') == '1' else f'{env("threads")} threads'
     parts = [f'{cfg("scale")} scale, {cfg("res")} px, width {cfg("width")}, batch {cfg("batch")}',
              f'{cfg("steps")} steps, {cfg("precision")}, rates times {cfg("lr_factor")}',
              f'decay of averaged weights {cfg("ema")}',
              f'images {of("data")} ({of("data_id")})',
              f'features {of("features")} ({of("features_hash")})',
              f'{of("n_fake")} generated against {of("n_real")} real', of('batch_norm'),
-             f'{env("device_name")}, processor {env("cpu")}, {env("threads")} thread{"s"*(env("threads") != "1")}, torch {env("torch")}']
+             f'{env("device_name")}, processor {env("cpu")}, {threads}, torch {env("torch")}']
     if moved := moved_attention(results):
         here, there = map(each_once, zip(*moved))
         parts.append(f'**attention at map {here}, in the presets at {there}**')
@@ -330,8 +333,9 @@ def early_ends(
     rows,                     # the two rows of an ordering
 ) -> str:                     # for the end of a sentence
     "Say how many runs ended early (they are measured at their last checkpoint, if there is one)."
-    ended = [(row, sum(o['row'] == row and o['status'] != 'finished' for o in results)) for row in rows]
-    return ''.join(f'; {n} {"run" if n == 1 else "runs"} of {row} ended early' for row, n in ended if n)
+    ended = Counter(o['row'] for o in results if o['status'] != 'finished')
+    def said(n): return '1 run' if n == 1 else f'{n} runs'
+    return ''.join(f'; {said(ended[row])} of {row} ended early' for row in rows if ended[row])
 
 
 def by_other_bits(
@@ -391,7 +395,8 @@ def tally(
     "Count the verdicts of a table."
     found = [ruling(plan, results, *key, among) for key, among in shares(results, plan).items()]
     if all(o == 'not run' for o in found): return ''
-    found = ['not judged yet' if o == 'not run' else o for o in found if o != 'not run' or plan.seeds]
+    if plan.seeds: found = ['not judged yet' if o == 'not run' else o for o in found]
+    else: found = [o for o in found if o != 'not run']
     count = Counter(next(o for o in TALLIES if said.startswith(o)) for said in found)
     alone = sum('own interval' in o for o in found)
     origin = 'written down before the first run' if plan.claims else 'with the base row (ours: the paper claims none)'
@@ -409,7 +414,8 @@ def table_parts(
     "Write the parts that a file and a page have in common."
     plan, own = TABLES[name], [o for o in results if o['row'] in TABLES[name].rows]
     if skipped is None: skipped = not_applicable(plan, own)
-    read, missing = [reading_note(plan, own), *signs_line(own)] if own else [], missing_lines(plan, own, skipped, failed)
+    read = [reading_note(plan, own), *signs_line(own)] if own else []
+    missing = missing_lines(plan, own, skipped, failed)
     elsewhere = [o for o in missing if o.startswith('Not applicable')]
     notes = [' '.join(read), *paper_line(plan, own), *(o for o in missing if o not in elsewhere)]
     return plan, own, [*table_lines(plan, own), *spaced(notes)], spaced([*elsewhere, *cost_lines(own), protocol(own)])

@@ -34,13 +34,15 @@ def over_pairs(
 def probe_words(
     found: dict,              # from `probe_runs`
 ) -> list:                    # a text for each claim with runs
-    "Say what became of each claim: how many runs took off, the difference over pairs, the log-rank test by Holm's rule."
+    "Say what became of each claim: how many runs took off, the difference over pairs, the log-rank test by Holm."
     judged, out = judge_claims(found, list(CLAIMS)), []
     for o in judged['claims']:
         a, b = (judged['rows'][o[side]] for side in ('better', 'worse'))
         took = f'{round(a["share"]*a["n"])} of {a["n"]} runs took off against {round(b["share"]*b["n"])} of {b["n"]}'
-        seeds = f'{o["verdict"]} ({o["pairs"]} seeds)' + ', provisional'*(o['pairs'] < len(SEEDS))
-        out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {CLAIMS[o["better"], o["worse"]]}: {took}, '
+        seeds = f'{o["verdict"]} ({o["pairs"]} seeds)'
+        if o['pairs'] < len(SEEDS): seeds += ', provisional'
+        than = CLAIMS[o['better'], o['worse']]
+        out.append(f'$D$ alone with attention at 16 learns that distant parts agree sooner {than}: {took}, '
                    f'{over_pairs(o, " updates")}, log-rank p = {o["holm_p"]:.2g} by Holm, {seeds}')
     return out
 
@@ -50,7 +52,8 @@ def probe_missed(
 ) -> str:                     # empty where nothing is open
     "Say how large a difference of mean updates the claims that are not resolved could have missed."
     judged = judge_claims(found, list(CLAIMS))['claims']
-    sizes = sorted(detectable(o['spread'], o['pairs'], len(CLAIMS)) for o in judged if o['verdict'] == 'not resolved' and 'spread' in o)
+    unresolved = [o for o in judged if o['verdict'] == 'not resolved' and 'spread' in o]
+    sizes = sorted(detectable(o['spread'], o['pairs'], len(CLAIMS)) for o in unresolved)
     return f'D alone: {sizes[0]:,.0f} to {sizes[-1]:,.0f} updates, by a paired t test' if sizes else ''
 
 
@@ -66,14 +69,16 @@ def probe_table(
 ) -> str:                     # Markdown
     "Lay out the rows, and below them the claims with the difference over pairs."
     judged = judge_claims(found, list(CLAIMS))
-    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end, mean and median | size of gamma at the end | s of a core |', '| --- '*8 + '|']
+    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end, mean and median | '
+             'size of gamma at the end | s of a core |', '| --- '*8 + '|']
     for row, o in judged['rows'].items():
         gammas = [abs(g) for r in found[row].values() for g in r['gamma'].values()]
         gamma = f'{np.mean(gammas):.2f}' if gammas else '-'
         share = f'{o["share"]:.0%} ({o["share_low"]:.0%} to {o["share_high"]:.0%})'
         lines.append(f'| {row_name(row)} | {o["n"]} | {share} | {reached_at(o)} | {o["restricted_mean"]:,.0f} | '
                      f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
-    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference of restricted times over pairs, at its own 95 % | verdict |', '| --- '*5 + '|']
+    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference of restricted times over pairs, '
+              'at its own 95 % | verdict |', '| --- '*5 + '|']
     for o in judged['claims']:
         lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
                      f'{over_pairs(o)} | {o["verdict"]} ({o["pairs"]} seeds) |')

@@ -38,8 +38,8 @@ def text_table(
     head:list,                # names of the columns
     rows:list,                # lists of cells; '' and '-' are empty
 )->str:                       # aligned, and no wider than the screen
-    """Lay cells out in columns; words stay whole, and so do the cells of the first column. Columns without a single value are left out. What is too wide for the
-    screen becomes a paragraph a row."""
+    """Lay cells out in columns; words stay whole, and so do the cells of the first column. Columns without a single
+    value are left out. What is too wide for the screen becomes a paragraph a row."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -124,9 +124,12 @@ def quoted(
     word,                     # of a command
 )->str:                       # for a shell; what a terminal would act on is written out
     "Quote a word so that a shell takes back the same bytes."
-    if os.name == 'nt': return str(word) if re.fullmatch(r'[\w.:\\/=+-]+', str(word)) else f'"{word}"'       # PowerShell takes a comma apart, cmd an &
-    if printable(word) == str(word): return shlex.quote(str(word))
-    return "$'" + ''.join(chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f'\\x{b:02x}' for b in os.fsencode(str(word))) + "'"
+    text = str(word)
+    if os.name == 'nt':                                       # PowerShell takes a comma apart, cmd an &
+        return text if re.fullmatch(r'[\w.:\\/=+-]+', text) else f'"{text}"'
+    if printable(text) == text: return shlex.quote(text)
+    def written(b): return chr(b) if 32 <= b < 127 and chr(b) not in "'\\" else f'\\x{b:02x}'
+    return "$'" + ''.join(map(written, os.fsencode(text))) + "'"
 
 
 def track_lines(
@@ -140,7 +143,8 @@ def track_lines(
         now = time.monotonic()
         if done and now - said >= every:
             left = duration((now - began) / done * (len(items) - done))
-            with suppress(OSError): print(f'{label}: {done:,} of {len(items):,}, {left} left', file=sys.stderr, flush=True)      # nobody may read it
+            with suppress(OSError):                           # nobody may read it
+                print(f'{label}: {done:,} of {len(items):,}, {left} left', file=sys.stderr, flush=True)
             said = now
         yield item
 
@@ -175,5 +179,5 @@ def progress(
     label:str='working',      # what is being done
     least:int=0,              # how many items are worth it
 ):                            # an iterable over the same items
-    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set, and where there are fewer items."
+    "Show on stderr how far the work is, and the time left; silent where IN_TEST is set, and where items are fewer."
     return items if 'IN_TEST' in os.environ or len(items) < least else track(items, label)

@@ -1,6 +1,7 @@
-"""Serves chapter 02: attention on a CPU in tiles that stay in the processor's cache, and its gradient; the chapter has the formulas.
+"""Serves chapter 02: attention on a CPU in tiles that stay in the processor's cache, and its gradient.
 
-In here, queries, keys and values are (B, width, locations): N queries, M keys. v' is a value with a one appended.
+The chapter has the formulas. In here, queries, keys and values are (B, width, locations): N queries, M keys. v' is a
+value with a one appended.
 """
 import math
 

@@ -82,5 +82,6 @@ def notes_of(
     source:str,                   # 'ylg' or 'tfgan'
 )->list:
     "List what a user should know."
+    if source != 'ylg': return [*YLG_NOTES]
     other = "attention is sparse, in eight heads; TF-GAN has the same names for full attention: source='tfgan'"
-    return [*YLG_NOTES, *[other]*(source == 'ylg')]
+    return [*YLG_NOTES, other]

@@ -21,7 +21,7 @@ def make_step(res, batch, n_classes, folder):
     import BigGAN, train_fns, utils                                       # noqa: E401
     listed = BigGAN.D_arch
 
-    def once(*args):                                                      # at 32 it lists 16 four times: attention after each block
+    def once(*args):                                    # at 32 it lists 16 four times: attention after each block
         found = listed(*args)
         found[32]['resolution'] = [16, 8, 8, 8]
         return found
@@ -35,8 +35,8 @@ def make_step(res, batch, n_classes, folder):
         mean = BigGAN.Generator(**g, skip_init=True, no_optim=True)
         average = utils.ema(G, mean, .9999, 2000)
     check_weights(res, G, D)
-    config = dict(batch_size=batch, num_D_steps=1, num_D_accumulations=1, num_G_accumulations=1, toggle_grads=True, split_D=False,
-                  D_ortho=0., G_ortho=0., ema=True)
+    config = dict(batch_size=batch, num_D_steps=1, num_D_accumulations=1, num_G_accumulations=1, toggle_grads=True,
+                  split_D=False, D_ortho=0., G_ortho=0., ema=True)
     z, y = utils.prepare_z_y(batch, G.dim_z, n_classes, device='cpu')
     state = dict(itr=3000)                                                # the average has begun
     update = train_fns.GAN_training_function(G, D, BigGAN.G_D(G, D), z, y, average, state, config)

@@ -1,6 +1,7 @@
 """Another implementation beside ours: torch-mimicry's SAGAN at 32 pixels, its own networks and its own training steps.
 
-`pip install --no-deps torch-mimicry`, then `sagan_bench --nets 32 --brief --no_sampling --against tools/bench/against_mimicry.py`.
+`pip install --no-deps torch-mimicry`, then
+`sagan_bench --nets 32 --brief --no_sampling --against tools/bench/against_mimicry.py`.
 Its networks have as many weights as ours. Its steps keep the graph of G in D's step, and D's gradients in G's.
 """
 import importlib.util

@@ -1,7 +1,8 @@
-"""What attention adds to an update of small nets: `python -m tools.bench.attention [--against FOLDER] [ROUNDS]`. Writes results/speed/attention.json.
+"""What attention adds to an update of small nets: `python -m tools.bench.attention [--against FOLDER] [ROUNDS]`.
 
-Whole updates (D on real and fake, then G) in processor seconds of one thread, in turns: none, released and paper form, with freed memory kept, as `sagan_train` has
-it. FOLDER is a checkout of an earlier commit, whose code then runs in a process of its own, in the same turns.
+Writes results/speed/attention.json. Whole updates (D on real and fake, then G) in processor seconds of one thread, in
+turns: none, released and paper form, with freed memory kept, as `sagan_train` has it. FOLDER is a checkout of an
+earlier commit, whose code then runs in a process of its own, in the same turns.
 """
 import json
 import os
@@ -26,7 +27,8 @@ def update(res, width, at, precision, form):
     from sagan_nb.config import PRESETS, at_scale
     from sagan_nb.train import d_step, g_step, make_gan
     attention = {} if form == 'none' else dict(attn_at=(at,), block='attention', form=form)
-    cfg = replace(at_scale(PRESETS['t1_none'], 'laptop', precision == 'bf16'), res=res, width=width, n_classes=10, **attention)
+    plain = at_scale(PRESETS['t1_none'], 'laptop', precision == 'bf16')
+    cfg = replace(plain, res=res, width=width, n_classes=10, **attention)
     gan, x, y = make_gan(cfg), torch.rand(cfg.batch, 3, res, res)*2 - 1, torch.arange(cfg.batch) % 10
     for net in (gan.G, gan.D):
         for block in net.extra.values(): torch.nn.init.constant_(block.gamma, .3)
@@ -48,21 +50,31 @@ def serve():
         if (name, form) not in made:
             made[name, form] = update(*NETS[name], form)
             for _ in range(2): made[name, form]()
+        repeats = 1 if NETS[name][0] > 32 else 4
         start = time.process_time()
-        for _ in range(repeats := 1 if NETS[name][0] > 32 else 4): made[name, form]()
+        for _ in range(repeats): made[name, form]()
         print((time.process_time() - start)/repeats, flush=True)
 
 
 def worker(folder):
     "A process that times the code of a folder."
-    return subprocess.Popen([sys.executable, __file__, '--serve'], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            env={**os.environ, 'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'})
+    env = os.environ | dict(PYTHONPATH=str(folder), OMP_NUM_THREADS='1')
+    return subprocess.Popen([sys.executable, __file__, '--serve'], cwd=folder, env=env, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def ask(process, question):
     process.stdin.write(question + '\n')
     process.stdin.flush()
     return float(process.stdout.readline())
+
+
+def row(turns, code, net):
+    "Medians over the rounds: seconds of each form, and what each has more than none."
+    taken = {form: [t[code, f'{net} {form}'] for t in turns] for form in FORMS}
+    def middle(seconds): return round(statistics.median(seconds), 4)
+    def more(form): return middle(a - b for a, b in zip(taken[form], taken['none']))
+    return {form: middle(taken[form]) for form in FORMS} | {f'{form} less none': more(form) for form in FORMS[1:]}
 
 
 def main(rounds, against):
@@ -73,11 +85,9 @@ def main(rounds, against):
         for w in workers.values(): ask(w, q)
     turns = [{(code, q): ask(w, q) for q in questions for code, w in workers.items()} for _ in range(rounds)]
     for w in workers.values(): w.stdin.close()
-    rows = {net: {code: {form: round(statistics.median(t[code, f'{net} {form}'] for t in turns), 4) for form in FORMS}
-                  | {f'{form} less none': round(statistics.median(t[code, f'{net} {form}'] - t[code, f'{net} none'] for t in turns), 4) for form in FORMS[1:]}
-                  for code in workers} for net in NETS}
-    out = dict(made_by='python -m tools.bench.attention', unit='processor seconds of an update, one thread, batch 32; medians over rounds in turns', rounds=rounds,
-               **machine_facts(), rows=rows)
+    rows = {net: {code: row(turns, code, net) for code in workers} for net in NETS}
+    unit = 'processor seconds of an update, one thread, batch 32; medians over rounds in turns'
+    out = dict(made_by='python -m tools.bench.attention', unit=unit, rounds=rounds, **machine_facts(), rows=rows)
     (ROOT/'results'/'speed'/'attention.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
     print(json.dumps(rows, indent=1))
 

@@ -1,7 +1,9 @@
-"""Time what was tried and left out, and `all` with one change taken out: `python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--brief] [--device cuda]`.
+"""Time what was tried and left out, and `all` with one change taken out:
+`python -m tools.bench.bench_left_out [--rounds 5] [--net 32] [--compile] [--brief] [--device cuda]`.
 
-Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains (`.txt`).
-Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A compilation that fails is written down with its reason.
+Writes results/speed/left_out.json, which chapter 14 reads, or `--out FILE`, and beside it a profile of what remains
+(`.txt`). Compilation takes minutes. On a GPU also: CUDA graphs, and attention in paper form. A compilation that fails
+is written down with its reason.
 """
 import argparse
 import gc
@@ -27,18 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class OnePass(Step):
-    "D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same function."
+    """D sees real and generated pictures in one batch. Under spectral norm u then moves once, not twice: not the same
+    function."""
     def judged(self):
         with self.low():
             with torch.no_grad(): fake = self.G(self.noise(), self.y)
             return self.D(torch.cat([self.x, fake]), self.y.repeat(2)).float().chunk(2)
-
-
-class Bare(Step):
-    "No batch norm, no gain, no ReLU: what one pass for all of them could save at most. Not the same function."
-    def losses(self):
-        bare = mock.patch.object(ConditionalBatchNorm2d, 'forward', lambda bn, x, y=None: x), mock.patch.object(F, 'relu', lambda x: x)
-        with bare[0], bare[1]: return super().losses()
 
 
 class WithoutReLU(Step):
@@ -47,14 +43,21 @@ class WithoutReLU(Step):
         with mock.patch.object(F, 'relu', lambda x: x): return super().losses()
 
 
+class Bare(WithoutReLU):
+    "No batch norm, no gain, no ReLU: what one pass for all of them could save at most. Not the same function."
+    def losses(self):
+        with mock.patch.object(ConditionalBatchNorm2d, 'forward', lambda bn, x, y=None: x): return super().losses()
+
+
 TRIALS = {"D's pictures in one pass": OnePass, 'norm, gain and ReLU for nothing': Bare, 'ReLU for nothing': WithoutReLU,
           'all, once more': Step}                                               # the last: what noise does
 
 
 def casts(step):
-    "The weights of one update of D and one of G as bfloat16, cast for every call, and their gradients cast back: what keeping a cast could save at most."
+    """The weights of one update of D and one of G as bfloat16, cast for every call, and their gradients cast back: what
+    keeping a cast could save at most."""
     def weights(net): return [m.weight.detach() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    layers = [(weights(step.G), 2, 1), (weights(step.D), 3, 2)]                 # forward calls; backward calls that reach the weights
+    layers = [(weights(step.G), 2, 1), (weights(step.D), 3, 2)]     # calls forward; calls back that reach the weights
     def run():
         for own, there, back in layers:
             for w in own:
@@ -73,44 +76,53 @@ def power_steps(step):
     return run
 
 
-ALONE = {'without own spectral norm': dict(sn='torch'), 'kernel for box': dict(fold='kernel'), 'without folds': dict(fold='none'),
-         'without fused attention': dict(fused_attention=False), 'without fused Adam': dict(fused_adam=False),
-         'D not frozen': dict(frozen=False), 'without channels last': dict(channels_last=False)}
+ALONE = {
+    'without own spectral norm': dict(sn='torch'), 'kernel for box': dict(fold='kernel'),
+    'without folds': dict(fold='none'), 'without fused attention': dict(fused_attention=False),
+    'without fused Adam': dict(fused_adam=False), 'D not frozen': dict(frozen=False),
+    'without channels last': dict(channels_last=False)}
 
 
 def compiled(net, v, device, mode=None):
     "A compiled step after its first calls, and how long they took. `mode='reduce-overhead'` replays CUDA graphs."
     from torch._inductor import config
-    config.force_disable_caches = True                                          # as on a machine that never compiled this
+    config.force_disable_caches = True                         # as on a machine that never compiled this
     step = Step(net, v, device)
     step.G.compile(mode=mode), step.D.compile(mode=mode)
     def run():
-        torch.compiler.cudagraph_mark_step_begin()                              # G's pictures outlive D's first call
+        torch.compiler.cudagraph_mark_step_begin()             # G's pictures outlive D's first call
         step()
     start = time.perf_counter()
     run(), run()
     if step.device.type == 'cuda': torch.cuda.synchronize()
     took = time.perf_counter() - start
-    run(), run()                                                                # graphs are replayed: a fault shows here
+    run(), run()                                               # graphs are replayed: a fault shows here
     return run, took
 
 
 def attention_in_paper_form(net, device):
-    "On a GPU: seconds and peak of one layer, forward and backward, at 64x64 and the net's batch, or why there are none."
+    """On a GPU: seconds and peak of one layer, forward and backward, at 64x64 and the net's batch, or why there are
+    none."""
     torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     block = SelfAttention(128, 'paper').to(device)
     x = torch.randn(net.batch, 128, 64, 64, device=device, requires_grad=True)
     try: pairs = in_turns({'layer': lambda: block(x).sum().backward()}, 3)['layer']
     except torch.OutOfMemoryError as e: return dict(batch=net.batch, failed=str(e))
-    return dict(batch=net.batch, seconds=statistics.median(s for s, _ in pairs), peak_bytes=torch.cuda.max_memory_allocated())
+    seconds = statistics.median(s for s, _ in pairs)
+    return dict(batch=net.batch, seconds=seconds, peak_bytes=torch.cuda.max_memory_allocated())
+
+
+def activities(on_gpu):
+    "What a profile looks at."
+    kinds = torch.profiler.ProfilerActivity
+    return [kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]
 
 
 def profile(step):
     "Where the time of a step goes, as text."
-    kinds = torch.profiler.ProfilerActivity
-    gpu = step.device.type == 'cuda'
-    with torch.profiler.profile(activities=[kinds.CPU, *[kinds.CUDA]*gpu]) as p: step(), step()
-    return p.key_averages().table(sort_by=f'self_{"cuda" if gpu else "cpu"}_time_total', row_limit=25, max_name_column_width=60)
+    kind = step.device.type                                                     # cpu or cuda
+    with torch.profiler.profile(activities=activities(kind == 'cuda')) as p: step(), step()
+    return p.key_averages().table(sort_by=f'self_{kind}_time_total', row_limit=25, max_name_column_width=60)
 
 
 def drawing_profile(name, device):
@@ -130,7 +142,8 @@ def forget(steps):
 def measure(net, v, o):
     "One precision: (what the JSON holds of it, profile)."
     steps, out, p = {name: kind(net, v, o.device) for name, kind in dict(all=Step, **TRIALS).items()}, {}, v.precision
-    parts = dict(power=power_steps(steps['all'])) | (dict(cast=casts(steps['all'])) if p == 'bf16' else {})
+    parts = dict(power=power_steps(steps['all']))
+    if p == 'bf16': parts['cast'] = casts(steps['all'])
     steps |= {f'{name} alone': run for name, run in parts.items()}
     modes = {'compiled': ('compile_seconds', None), 'CUDA graphs': ('graph_seconds', 'reduce-overhead')}
     if 'cuda' not in o.device: del modes['CUDA graphs']
@@ -139,8 +152,10 @@ def measure(net, v, o):
         except Exception as e: out[f'{key}_{p}'] = f'failed: {type(e).__name__}: {e}'
     seconds, where = in_turns(steps, o.rounds), profile(steps['all'])
     out[p], out[f'one_missing_{p}'] = timing_table(seconds, net.batch, base='all'), {}
-    clock = 0 if 'cuda' in o.device else 1                                      # a processor that waits for a GPU counts, too
-    for name in parts: out[f'{name}_share_{p}'] = statistics.median(a[clock] / b[clock] for a, b in zip(seconds[f'{name} alone'], seconds['all']))
+    clock = 0 if 'cuda' in o.device else 1                     # a processor that waits for a GPU counts, too
+    for name in parts:
+        pairs = zip(seconds[f'{name} alone'], seconds['all'])
+        out[f'{name}_share_{p}'] = statistics.median(part[clock] / whole[clock] for part, whole in pairs)
     forget(steps)
     for names in () if o.brief else (list(ALONE)[:4], list(ALONE)[4:]):
         steps = {'all': Step(net, v, o.device), **{n: Step(net, replace(v, **ALONE[n]), o.device) for n in names}}
@@ -148,12 +163,13 @@ def measure(net, v, o):
         out[f'one_missing_{p}'] |= {n: r for n, r in found.items() if n != 'all'}
         forget(steps)
     rows = out[p] | out[f'one_missing_{p}']
-    print(p, json.dumps({k: [round(r['ratio'], 3), round(r['ratio_of_cpu'], 3)] for k, r in rows.items()}), flush=True)
+    ratios = {name: [round(r[k], 3) for k in ('ratio', 'ratio_of_cpu')] for name, r in rows.items()}
+    print(p, json.dumps(ratios), flush=True)
     return out, where
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--net', default='32', choices=NETS)
     p.add_argument('--compile', action='store_true')
@@ -164,7 +180,8 @@ def main():
     o = p.parse_args()
     net = NETS[o.net]
     if torch.device(o.device).index is not None: torch.cuda.set_device(o.device)
-    out, texts = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **machine_facts(o.device), net=asdict(net)), []
+    out = dict(made_by='python -m tools.bench.bench_left_out', note=o.note, **machine_facts(o.device), net=asdict(net))
+    texts = []
     o.out.parent.mkdir(parents=True, exist_ok=True)
     for name in usable_variants(o.device, ['all, fp32', 'all, tf32', 'all, bf16']):
         v = VARIANTS[name]

@@ -1,8 +1,10 @@
-"""Fréchet distances beside `scipy.linalg.sqrtm`, PRDC and KID, on made-up features: `python -m tools.bench.bench_metrics [--classes 1000] [--rows 50000] [--out FILE]`.
+"""Fréchet distances beside `scipy.linalg.sqrtm`, PRDC and KID, on made-up features:
+`python -m tools.bench.bench_metrics [--classes 1000] [--rows 50000] [--out FILE]`.
 
 Takes about seven minutes on two cores. Writes results/metrics_speed.json, which chapter 10 reads.
 """
 import argparse
+import functools
 import json
 import os
 import platform
@@ -24,14 +26,17 @@ from sagan_nb.machinery.machine import keep_memory
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@functools.cache
+def mix(width):
+    "What correlates the columns, (64, width)."
+    return torch.randn(64, width, generator=torch.Generator().manual_seed(0)) / 8
+
+
 def features(n, width, seed):
     "Correlated, rectified float32 rows, as a network gives them."
     rng = torch.Generator().manual_seed(seed)
-    mix = features.mix.setdefault(width, torch.randn(64, width, generator=torch.Generator().manual_seed(0)) / 8)
-    return (torch.randn(n, width, generator=rng) + torch.randn(n, 64, generator=rng) @ mix + .1*(seed % 7)).relu_()
-
-
-features.mix = {}
+    own, common = torch.randn(n, width, generator=rng), torch.randn(n, 64, generator=rng)
+    return (own + common @ mix(width) + .1*(seed % 7)).relu_()
 
 
 def by_sqrtm(a, b):
@@ -75,25 +80,30 @@ def intra(width, n_classes, n_fake, n_real, sample):
         stats = timed(lambda: [Stats.of(x) for x in pair(k)])
         root = timed(by_sqrtm, *stats[1])
         seconds, worst = seconds + stats[0] + root[0], max(worst, abs(values[k] / root[1] - 1))
-    return dict(width=width, classes=n_classes, n_fake=n_fake, n_real=n_real, seconds=total - made, seconds_per_class=(total - made) / n_classes,
-                mean=mean, sqrtm_classes_measured=sample, sqrtm_seconds_per_class=seconds / sample,
-                sqrtm_seconds_extrapolated=seconds / sample * n_classes, times_faster=seconds / sample * n_classes / (total - made),
-                relative_difference=worst, how=f'sqrtm measured on {sample} classes and multiplied up to {n_classes}')
+    ours, theirs = total - made, seconds / sample * n_classes
+    return dict(width=width, classes=n_classes, n_fake=n_fake, n_real=n_real, seconds=ours,
+                seconds_per_class=ours / n_classes, mean=mean,
+                sqrtm_classes_measured=sample, sqrtm_seconds_per_class=seconds / sample,
+                sqrtm_seconds_extrapolated=theirs, times_faster=theirs / ours, relative_difference=worst,
+                how=f'sqrtm measured on {sample} classes and multiplied up to {n_classes}')
 
 
 def neighbours(width, n, subsets=100):
-    "PRDC and KID of n rows against n, in seconds of all processors: their time on that many quiet cores is this divided by their number."
+    """PRDC and KID of n rows against n, in seconds of all processors: their time on that many quiet cores is this
+    divided by their number."""
     fake, real = features(n, width, 1), features(n, width, 2)
+    measures = dict(prdc=prdc, kid=functools.partial(kernel_distance, subsets=subsets), whole_kid=squared_mmd)
     out = dict(width=width, n=[n, n], subsets=subsets, values={})
-    for name, f in dict(prdc=lambda: prdc(fake, real), kid=lambda: kernel_distance(fake, real, subsets), whole_kid=lambda: squared_mmd(fake, real)).items():
+    for name, measure in measures.items():
         cpu, wall = time.process_time(), time.perf_counter()
-        out['values'][name] = f()
+        out['values'][name] = measure(fake, real)
         out[f'{name}_cpu_seconds'], out[f'{name}_seconds'] = time.process_time() - cpu, time.perf_counter() - wall
-    return dict(out, how='whole_kid: of all rows at once, without subsets. PRDC and whole_kid grow with the square of the rows, KID with its subsets')
+    return dict(out, how='whole_kid: of all rows at once, without subsets. '
+                         'PRDC and whole_kid grow with the square of the rows, KID with its subsets')
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--classes', type=int, default=1000)
     p.add_argument('--width', type=int, default=2048)
     p.add_argument('--sample', type=int, default=2, help='classes that sqrtm is measured on')
@@ -104,9 +114,11 @@ def main():
     keep_memory()                                                # as sagan_eval does
     warnings.simplefilter('ignore')
     git = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None, threads=2, dtype='float64; PRDC sifts pairs in float32 first',
-               features='made up: correlated, rectified, float32 rows', cpu=platform.processor() or platform.machine(), capability=torch.backends.cpu.get_cpu_capability(),
-               cores=os.cpu_count(), torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
+    machine = dict(cpu=platform.processor() or platform.machine(), capability=torch.backends.cpu.get_cpu_capability(),
+                   cores=os.cpu_count(), torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
+    out = dict(made_by='python -m tools.bench.bench_metrics', date=time.strftime('%Y-%m-%d'), commit=git or None,
+               threads=2, dtype='float64; PRDC sifts pairs in float32 first',
+               features='made up: correlated, rectified, float32 rows', **machine)
     out['distance'] = one_distance(o.width, 3*o.width)
     print(json.dumps(out['distance'], indent=1), flush=True)
     out['intra'] = intra(o.width, o.classes, 50, 1300, o.sample)

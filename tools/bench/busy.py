@@ -1,7 +1,9 @@
-"""What a step costs where other programs keep cores busy: `python -m tools.bench.busy [--net small] [--rounds 7] [--out FILE]`.
+"""What a step costs where other programs keep cores busy:
+`python -m tools.bench.busy [--net small] [--rounds 7] [--out FILE]`.
 
-Writes results/speed/busy.json, which chapter 14 reads: seconds of a step of small networks by all threads, by half of them,
-and by one, beside no other program and beside one that computes without a pause. For an idle machine of two cores or more.
+Writes results/speed/busy.json, which chapter 14 reads: seconds of a step of small networks by all threads, by half of
+them, and by one, beside no other program and beside one that computes without a pause. For an idle machine of two cores
+or more.
 """
 import argparse
 import json
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def beside(others:int):
-    "So many programs that count, each in a session of its own, as a browser beside a terminal, for as long as the block lasts."
+    "So many programs that count, each in a session of its own, as a browser beside a terminal, while the block lasts."
     while_we_live = f'import os\nwhile os.getppid() == {os.getpid()}: pass'
     counting = [subprocess.Popen([sys.executable, '-c', while_we_live], start_new_session=True) for _ in range(others)]
     try: yield counting
@@ -43,7 +45,7 @@ def by_threads(step, counts)->dict:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--net', default='small', choices=NETS)
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--note', default='')
@@ -52,15 +54,16 @@ def main(argv=None):
     keep_memory()
     facts, n = dict(made_by='python -m tools.bench.busy', note=o.note, **machine_facts()), torch.get_num_threads()
     if n < 2: raise Refused('one thread waits for no other: this needs two')
-    found = {}
+    found, counts = {}, sorted({n, n // 2, 1}, reverse=True)
     for name in usable_variants('cpu', ['all, fp32', 'all, bf16']):
         step, found[name] = Step(NETS[o.net], VARIANTS[name]), {}
         for others in (0, 1):
-            with beside(others): taken = in_turns(by_threads(step, sorted({n, n // 2, 1}, reverse=True)), o.rounds)
-            found[name][str(others)] = timing_table(taken, NETS[o.net].batch, str(n))
-            print(name, f'beside {others}:', {k: round(r['seconds'], 3) for k, r in found[name][str(others)].items()}, flush=True)
+            with beside(others): taken = in_turns(by_threads(step, counts), o.rounds)
+            rows = found[name][str(others)] = timing_table(taken, NETS[o.net].batch, str(n))
+            print(name, f'beside {others}:', {k: round(r['seconds'], 3) for k, r in rows.items()}, flush=True)
     torch.set_num_threads(n)
-    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(net=o.net, rows=found), indent=1) + '\n', encoding='utf-8')
+    text = json.dumps(facts | dict(net=o.net, rows=found), indent=1)
+    with atomic_write(o.out) as part: part.write_text(text + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()

@@ -1,9 +1,11 @@
 """One command for a GPU: `python -m tools.bench.gpu --minutes 9 --out DIR --data FILE.zip:train`.
 
-Parts, in order of worth: `check` (does everything run there, and compute what a CPU does), `speed` (steps of the released code's 128 pixel networks), `table`
-(three rows of Table 1, three seeds, each in a process of its own if the device holds them), `profile` (what is left). A part has a process and a time of its own; its file in DIR
-is whole after every line added to it, so whatever stops the part costs only what it was at. No network is needed, and nothing but torch,
-torchvision, what tools/bench/carry.py carries, and the repository. `--smoke --device cpu` goes through all of it without a GPU.
+Parts, in order of worth: `check` (does everything run there, and compute what a CPU does), `speed` (steps of the
+released code's 128 pixel networks), `table` (three rows of Table 1, three seeds, each in a process of its own if the
+device holds them), `profile` (what is left). A part has a process and a time of its own; its file in DIR is whole after
+every line added to it, so whatever stops the part costs only what it was at. No network is needed, and nothing but
+torch, torchvision, what tools/bench/carry.py carries, and the repository. `--smoke --device cpu` goes through all of it
+without a GPU.
 """
 import argparse
 import json
@@ -38,10 +40,11 @@ from tools import golden
 from tools.bench import bench_left_out as left_out
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES = dict(check=.16, speed=.28, table=.5, profile=.06)        # of the time; what a part leaves over is for those after it
+SHARES = dict(check=.16, speed=.28, table=.5, profile=.06)   # of the time; what a part leaves is for those after it
 ROWS = 't1_none', 't1_attn_32', 't1_res_32'
 SEEDS = 0, 1, 2
-WAITS = 'cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'aten::_local_scalar_dense', 'aten::nonzero'
+WAITS = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'aten::_local_scalar_dense',
+         'aten::nonzero')
 
 
 class Page:
@@ -69,8 +72,10 @@ class Page:
 
 def run_tests(o, seconds):
     "What pytest says of each test marked `cuda`, as far as it came, and how its output ends."
-    env = os.environ | dict(SAGAN_NB_TEST_DEVICE=o.device, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', PYTHONUNBUFFERED='1', IN_TEST='1')
-    words = [sys.executable, '-m', 'pytest', '-m', 'cuda', 'tests/test_cuda.py', '-v', '--tb=short', '-p', 'no:cacheprovider']
+    env = os.environ | dict(SAGAN_NB_TEST_DEVICE=o.device, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', PYTHONUNBUFFERED='1',
+                            IN_TEST='1')
+    words = [sys.executable, '-m', 'pytest', '-m', 'cuda', 'tests/test_cuda.py', '-v', '--tb=short',
+             '-p', 'no:cacheprovider']
     if o.smoke: words += ['-k', 'folds or moves_alike']
     with tempfile.TemporaryFile('w+') as log:
         try: subprocess.run(words, cwd=ROOT, env=env, timeout=seconds, stdout=log, stderr=subprocess.STDOUT)
@@ -87,7 +92,8 @@ def traced(name, device):
     found = golden.trace(name, device=device)
     pairs = [[torch.tensor(o[key], dtype=torch.float64) for o in (found, stored)] for key in ('losses', 'images')]
     off = max((a - b).abs().max().item() for a, b in pairs)
-    return dict(off=off, same=all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs), seconds=time.monotonic() - began)
+    same = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs)
+    return dict(off=off, same=same, seconds=time.monotonic() - began)
 
 
 def check(page, o):
@@ -97,7 +103,8 @@ def check(page, o):
     stored = json.loads(golden.FILE.read_text(encoding='utf-8'))['first']
     for p in usable_variants(o.device, [f'all, {p}' for p in ('fp32', 'tf32', 'bf16')]):
         p, kind = VARIANTS[p].precision, 'bf16' if 'bf16' in p else 'fp32'
-        with rounding(p): page.row('first', p, lambda: dict(found=golden.first_losses(kind, o.device), cpu=stored[kind]))
+        def first(): return dict(found=golden.first_losses(kind, o.device), cpu=stored[kind])
+        with rounding(p): page.row('first', p, first)
 
 
 # 2. How fast are the official networks?
@@ -110,7 +117,8 @@ def cases(o):
         net = replace(NETS['small' if o.smoke else 'paper'], batch=batch, attn_at=(at,), form=form)
         said = ', '.join(filter(None, (f'batch {batch}', f'{form} at {at}', name, words or mode)))
         return said, lambda: timed_step(net, replace(VARIANTS[name], **change), o, mode)
-    best, rest = usable_variants(o.device, ['all, bf16', 'all, fp32'])[0], usable_variants(o.device, ['all, tf32', 'all, fp32', 'plain'])
+    best = usable_variants(o.device, ['all, bf16', 'all, fp32'])[0]
+    rest = usable_variants(o.device, ['all, tf32', 'all, fp32', 'plain'])
     yield from (case(tops[0], *net, best) for net in nets)
     yield from (case(tops[0], *nets[0], name) for name in rest if name != best)
     yield case(tops[1], *nets[0], best)
@@ -132,7 +140,8 @@ def timed_step(net, v, o, mode=None):
     if cuda: torch.cuda.reset_peak_memory_stats()
     try:
         with rounding(v.precision):
-            step, compile_seconds = left_out.compiled(net, v, o.device, MODES[mode]) if mode else (Step(net, v, o.device), None)
+            if mode: step, compile_seconds = left_out.compiled(net, v, o.device, MODES[mode])
+            else: step, compile_seconds = Step(net, v, o.device), None
             once = in_turns(dict(step=step), 1, warm=1)['step'][0][0]
             burst = max(1, min(10, int(.5/once)))
             taken = in_turns(dict(step=lambda: [step() for _ in range(burst)]), 1 if o.smoke else 3, warm=0)
@@ -157,8 +166,9 @@ def speed(page, o):
 
 def table_words(o, data, folder):
     "What all processes of the table have in common."
-    rows, scale = (('t1_none', 't1_attn_16'), 'smoke') if o.smoke else (ROWS, 'gpu')
-    return dict(data=str(data), scale=scale, only=','.join(rows), out=str(folder/'table1'), device=o.device), SEEDS[:2] if o.smoke else SEEDS
+    rows, scale, seeds = (('t1_none', 't1_attn_16'), 'smoke', SEEDS[:2]) if o.smoke else (ROWS, 'gpu', SEEDS)
+    given = dict(data=str(data), scale=scale, only=','.join(rows), out=str(folder/'table1'), device=o.device)
+    return given, seeds
 
 
 PACE = 'import sys; from tools.bench import gpu; print(gpu.pace(*sys.argv[1:]))'
@@ -168,7 +178,8 @@ TABLE = 'import sys; from sagan_nb.machinery import cli; sys.argv[0] = "sagan_ta
 def start(code, several, *words):
     "One of several processes beside this one; threads of all of them together would hold each other up."
     env = os.environ | dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // several)))
-    return subprocess.Popen([sys.executable, '-c', code, *words], stdout=subprocess.PIPE if code == PACE else None, text=True, env=env)
+    out = subprocess.PIPE if code == PACE else None
+    return subprocess.Popen([sys.executable, '-c', code, *words], stdout=out, text=True, env=env)
 
 
 def pace(data, scale, row, device, seconds):
@@ -178,7 +189,8 @@ def pace(data, scale, row, device, seconds):
 
 
 def groups(o, given, seeds):
-    "Seeds for each process: one if the device holds as many at once, else one process for all of them; with seconds of an update."
+    """Seeds for each process: one if the device holds as many at once, else one process for all of them; with seconds
+    of an update."""
     words = given['data'], given['scale'], given['only'].split(',')[-1], o.device, '.1' if o.smoke else '5'
     for found in ([[s] for s in seeds], [list(seeds)]):
         running = [start(PACE, len(found), *words) for _ in found]
@@ -188,8 +200,8 @@ def groups(o, given, seeds):
 
 
 def finish(running, page, spare, look=lambda: None):
-    """Wait for processes until little time is left, and look now and then; then ask what still runs to save and end, as a scheduler would, and
-    kill what does not."""
+    """Wait for processes until little time is left, and look now and then; then ask what still runs to save and end, as
+    a scheduler would, and kill what does not."""
     while any(p.poll() is None for p in running) and page.left() > spare:
         time.sleep(.5)
         look()
@@ -202,15 +214,16 @@ def finish(running, page, spare, look=lambda: None):
 
 def short(result):
     "What a page says of a run; all of it is in the zip."
-    keep = 'metric', 'value', 'n_fake', 'n_real', 'features'
-    return dict({k: result[k] for k in ('row', 'seed', 'name', 'status', 'seconds_per_step', 'wait_share', 'evaluation_seconds')},
-                steps=result['config']['steps'], records=[{k: r.get(k) for k in keep} for r in result['records']])
+    of_run = 'row', 'seed', 'name', 'status', 'seconds_per_step', 'wait_share', 'evaluation_seconds'
+    of_record = 'metric', 'value', 'n_fake', 'n_real', 'features'
+    return dict({k: result[k] for k in of_run}, steps=result['config']['steps'],
+                records=[{k: r.get(k) for k in of_record} for r in result['records']])
 
 
 def keep_table(folder, path, page):
     "Put a folder of results into a zip, without its runs, and on the page, if there is something new."
-    text = folder/'table1.md'
-    found = dict(runs=[short(r) for r in collect(folder)], table=text.read_text(encoding='utf-8') if text.exists() else '')
+    runs, text = [short(r) for r in collect(folder)], folder/'table1.md'
+    found = dict(runs=runs, table=text.read_text(encoding='utf-8') if text.exists() else '')
     if found.items() <= page.notes.items() or not found['runs']: return
     files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.relative_to(folder).parts[0] != 'runs'
              and not p.name.startswith('.') and p.suffix != '.part']            # others are writing there
@@ -220,7 +233,8 @@ def keep_table(folder, path, page):
 
 
 def table(page, o):
-    "As many updates for each row and seed as fit into 60 % of what is left; the rest is for measuring. A run that has ended is kept at once."
+    """As many updates for each row and seed as fit into 60 % of what is left; the rest is for measuring. A run that
+    has ended is kept at once."""
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d)
         if o.data: pack(o.data, 32 if o.smoke else 64, folder/'pictures.pack')
@@ -230,8 +244,11 @@ def table(page, o):
         facts = features_of('domain', source, given['out'], pick_device(o.device)).facts
         found, each = groups(o, given, seeds)
         steps = 4 if o.smoke else max(100, int(.6*page.left()/(len(rows)*len(found[0])*each))//100*100)
-        page.note(data=o.data or 'toy', images=len(source), classifier=facts, seconds_per_update=each, processes=len(found), steps=steps)
-        words = [w for k, v in given.items() for w in (f'--{k}', v)] + ['--minutes', f'{max(.1, .8*page.left()/60):.2f}', '--set', f'steps={steps}']
+        page.note(data=o.data or 'toy', images=len(source), classifier=facts, seconds_per_update=each,
+                  processes=len(found), steps=steps)
+        minutes = max(.1, .8*page.left()/60)
+        words = [w for k, v in given.items() for w in (f'--{k}', v)]
+        words += ['--minutes', f'{minutes:.2f}', '--set', f'steps={steps}']
         if o.smoke: words += ['width=2', 'standing=16', 'batch=4']
         running = [start(TABLE, len(found), 'table1', *words, '--seeds', ','.join(map(str, own))) for own in found]
         keep = partial(keep_table, Path(given['out']), o.out/'table1.zip', page)
@@ -242,11 +259,12 @@ def table(page, o):
 # 4. What is left?
 
 def profiled_training(o):
-    "Updates of a run with its hooks, between two lines of its log: how often the device is waited for, and how long it is busy."
-    cfg = at_scale(preset('t1_attn_16' if o.smoke else 't1_attn_32'), 'smoke' if o.smoke else 'gpu')
-    cfg, n = replace(cfg, n_classes=20, log_every=10**6, steps=10**6), 2 if o.smoke else 8
+    """Updates of a run with its hooks, between two lines of its log: how often the device is waited for, and how long
+    it is busy."""
+    row, scale, n = ('t1_attn_16', 'smoke', 2) if o.smoke else ('t1_attn_32', 'gpu', 8)
+    cfg = replace(at_scale(preset(row), scale), n_classes=20, log_every=10**6, steps=10**6)
     gan, source = make_gan(cfg, pick_device(o.device)), Toy(cfg.res, 20, n=1000)
-    kinds, cuda = torch.profiler.ProfilerActivity, 'cuda' in o.device
+    cuda = 'cuda' in o.device
     def updates(k):
         last = gan.t + k
         def stop(gan, log):
@@ -257,19 +275,22 @@ def profiled_training(o):
         log = Log(Path(d)/'log.jsonl', data)
         updates(3)
         began = time.perf_counter()
-        with torch.profiler.profile(activities=[kinds.CPU, *[kinds.CUDA]*cuda]) as p: updates(n)
+        with torch.profiler.profile(activities=left_out.activities(cuda)) as p: updates(n)
         seconds = (time.perf_counter() - began)/n
     rows = p.key_averages()
-    found, on_gpu = {e.key: e for e in rows}, [e for e in rows if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-    busy = sum(e.self_device_time_total for e in on_gpu)/1e6/n if cuda else None         # rows of the CPU have their kernels' time again
-    return dict(updates=n, seconds_per_update=seconds, busy_seconds_per_update=busy, waits={k: found[k].count if k in found else 0 for k in WAITS})
+    counts = {e.key: e.count for e in rows}
+    kernels = [e for e in rows if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    busy = sum(e.self_device_time_total for e in kernels)/1e6/n       # rows of the CPU have their kernels' time again
+    return dict(updates=n, seconds_per_update=seconds, busy_seconds_per_update=busy if cuda else None,
+                waits={k: counts.get(k, 0) for k in WAITS})
 
 
 def profile(page, o):
     "Where the time of the fastest eager step goes; what a run waits for."
     name = usable_variants(o.device, ['all, bf16', 'all, fp32'])[0]
+    net = replace(NETS['small'], batch=4) if o.smoke else replace(NETS['paper'], attn_at=(32,))
     def text():
-        step = Step(replace(NETS['small'], batch=4) if o.smoke else replace(NETS['paper'], attn_at=(32,)), VARIANTS[name], o.device)
+        step = Step(net, VARIANTS[name], o.device)
         step(), step()
         return left_out.profile(step).splitlines()
     page.row('profiles', name, text)
@@ -283,12 +304,13 @@ PARTS = dict(check=check, speed=speed, table=table, profile=profile)
 
 def run_part(name, seconds, o):
     "Let a part run in a process of its own, and end it with all its children when its time is over."
-    words = ['--part', name, '--seconds', f'{.95*seconds:.1f}', '--out', o.out, '--device', o.device, *['--smoke']*o.smoke]
+    words = ['--part', name, '--seconds', f'{.95*seconds:.1f}', '--out', o.out, '--device', o.device]
+    if o.smoke: words += ['--smoke']
     if o.data: words += ['--data', o.data]
     began, text = time.monotonic(), 'whole'
     with open(o.out/'log.txt', 'a', encoding='utf-8') as log:
-        child = subprocess.Popen([sys.executable, '-m', 'tools.bench.gpu', *map(str, words)], stdout=log, stderr=subprocess.STDOUT,
-                                 env=os.environ | dict(IN_TEST='1'), start_new_session=True)
+        child = subprocess.Popen([sys.executable, '-m', 'tools.bench.gpu', *map(str, words)], stdout=log,
+                                 stderr=subprocess.STDOUT, env=os.environ | dict(IN_TEST='1'), start_new_session=True)
         try:
             if code := child.wait(seconds): text = f'ended with exit code {code}'
         except subprocess.TimeoutExpired: text = 'stopped when its time was over'
@@ -305,7 +327,8 @@ def run_all(o):
     for i, name in enumerate(names):
         seconds = SHARES[name]/sum(SHARES[n] for n in names[i:])*(end - time.monotonic())
         done[name] = run_part(name, seconds, o)
-        with atomic_write(o.out/'run.json') as part: part.write_text(json.dumps(dict(minutes=o.minutes, smoke=o.smoke, parts=done), indent=1) + '\n')
+        text = json.dumps(dict(minutes=o.minutes, smoke=o.smoke, parts=done), indent=1)
+        with atomic_write(o.out/'run.json') as part: part.write_text(text + '\n')
         print(f'{name}: {done[name]["ended"]}, {done[name]["seconds"]} s', flush=True)
 
 

@@ -1,6 +1,7 @@
-"""What an update costs in each row of a table: `python -m tools.bench.pace TABLE`, after its runs. Writes results/TABLE/pace.json.
+"""What an update costs in each row of a table: `python -m tools.bench.pace TABLE`, after its runs.
 
-Runs of a table meet other programs, each for itself; here the rows are timed in turns, in processor seconds of one thread.
+Writes results/TABLE/pace.json. Runs of a table meet other programs, each for itself; here the rows are timed in turns,
+in processor seconds of one thread.
 """
 import json
 import os
@@ -35,9 +36,10 @@ def main(name, rounds=15):
     torch.set_num_threads(1)
     folder = ROOT/'results'/name
     configs = {o['row']: from_json(json.dumps(o['config'])) for o in collect(folder, TABLES[name].rows)}
-    rows = timing_table(in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds), 1, TABLES[name].base)
-    keep = 'cpu_seconds', 'ratio_of_cpu'
-    out = dict(made_by=f'python -m tools.bench.pace {name}', **machine_facts(), rows={row: {k: r[k] for k in keep} for row, r in rows.items()})
+    taken = in_turns({row: one_update(cfg) for row, cfg in configs.items()}, rounds)
+    rows = {row: {k: r[k] for k in ('cpu_seconds', 'ratio_of_cpu')}
+            for row, r in timing_table(taken, 1, TABLES[name].base).items()}
+    out = dict(made_by=f'python -m tools.bench.pace {name}', **machine_facts(), rows=rows)
     (folder/'pace.json').write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 

@@ -1,5 +1,6 @@
-"""Images per second of one core: packing JPEG files, and taking batches from a pack as training does. CPU time, so that a busy
-machine may measure it: `python -m tools.bench.reading [--n 512] [--rounds 5] [--batch 256] [--out results/reading.json]`."""
+"""Images per second of one core: packing JPEG files, and taking batches from a pack as training does. CPU time, so that
+a busy machine may measure it:
+`python -m tools.bench.reading [--n 512] [--rounds 5] [--batch 256] [--out results/reading.json]`."""
 import argparse
 import contextlib
 import io
@@ -29,7 +30,8 @@ def photographs(folder, n):
         cut = whole.crop((left, top, left + wide, top + high)).resize(SIZE, Image.BICUBIC)
         path = folder/'ab'[i % 2]/f'{i:04}.jpg'
         path.parent.mkdir(parents=True, exist_ok=True)
-        (cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 3 else cut).save(path, quality=QUALITY)
+        if i % 3: cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cut.save(path, quality=QUALITY)
     return folder
 
 
@@ -62,16 +64,17 @@ def measure(n, rounds, batch):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for name, value in dict(n=512, rounds=5, batch=256).items(): p.add_argument(f'--{name}', type=int, default=value)
+    for name, n in dict(n=512, rounds=5, batch=256).items(): p.add_argument(f'--{name}', type=int, default=n)
     p.add_argument('--step', type=float, default=.35, help='stated seconds of an update of that batch on one GPU')
     p.add_argument('--out', type=Path)
     o = p.parse_args()
     torch.set_num_threads(1)
     rounds, bytes_each = measure(o.n, o.rounds, o.batch)
     rate = {k: statistics.median(v) for k, v in rounds.items()}
-    result = dict(files=f'{o.n} JPEG files of {SIZE[0]}x{SIZE[1]}', bytes_each=bytes_each, res=RES, batch=o.batch, rounds=rounds,
-                  images_per_core_second=rate, stated_step=o.step, machine=machine_facts())
-    for k, v in rate.items(): print(f'{k}: {v:,.0f} images a second and core ({min(rounds[k]):,.0f} to {max(rounds[k]):,.0f})')
+    result = dict(files=f'{o.n} JPEG files of {SIZE[0]}x{SIZE[1]}', bytes_each=bytes_each, res=RES, batch=o.batch,
+                  rounds=rounds, images_per_core_second=rate, stated_step=o.step, machine=machine_facts())
+    for k, v in rate.items():
+        print(f'{k}: {v:,.0f} images a second and core ({min(rounds[k]):,.0f} to {max(rounds[k]):,.0f})')
     print(f'{o.batch} images in {o.step} s need {o.batch / o.step / rate["reading"]:.2f} cores')
     if o.out: o.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 

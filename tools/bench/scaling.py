@@ -27,7 +27,8 @@ def seconds(steps, batch, cores):
     from sagan_nb.config import PRESETS, at_scale
     os.sched_setaffinity(0, {cores[int(os.environ['RANK'])]})
     train.networks = nets_of_the_bench
-    cfg = replace(at_scale(PRESETS['t1_none'], 'laptop'), n_classes=10, batch=batch, standing=0, ema=0., precision='fp32')
+    cfg = replace(at_scale(PRESETS['t1_none'], 'laptop'), n_classes=10, batch=batch, standing=0, ema=0.,
+                  precision='fp32')
     gan = train.make_gan(cfg)
     x, y = torch.rand(batch, 3, 32, 32)*2 - 1, torch.arange(batch) % 10
     x, y = gan.place(gan.ranks.mine(x)), gan.ranks.mine(y)
@@ -47,8 +48,9 @@ def measure(rounds, steps, batch):
     if len(cores) < 2: raise SystemExit('scaling: needs two cores')
     with Crew(1) as one, Crew(2) as two:
         for i in range(rounds):
-            pair = [batch / max(crew(work, steps, batch, cores)) for crew in ((one, two) if i % 2 else (two, one))]
-            found.append(pair if i % 2 else pair[::-1])
+            order = 1 if i % 2 else -1                        # who goes first, in turns
+            pair = [batch / max(crew(work, steps, batch, cores)) for crew in (one, two)[::order]]
+            found.append(pair[::order])
     return found
 
 
@@ -61,7 +63,8 @@ def main():
     pairs = measure(o.rounds, o.steps, o.batch)
     ratio = [b/a for a, b in pairs]
     result = dict(nets=NETS, batch=o.batch, pairs=pairs, ratio=statistics.median(ratio), machine=machine)
-    print(f'two ranks make {result["ratio"]:.2f} times the images of one ({min(ratio):.2f} to {max(ratio):.2f}, {o.rounds} rounds)')
+    print(f'two ranks make {result["ratio"]:.2f} times the images of one '
+          f'({min(ratio):.2f} to {max(ratio):.2f}, {o.rounds} rounds)')
     if o.out: o.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 
 

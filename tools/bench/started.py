@@ -1,8 +1,10 @@
-"""Another implementation and ours, each in a process of its own: `python -m tools.bench.started ADAPTER.py:FOLDER --out FILE [--net 128] [--rounds 6]`.
+"""Another implementation and ours, each in a process of its own:
+`python -m tools.bench.started ADAPTER.py:FOLDER --out FILE [--net 128] [--rounds 6]`.
 
-So each has the allocator with which people start it: the other implementation that of the system, ours the one that `sagan_train`
-asks for, which keeps its memory (`keep_memory`). With `--kept` both keep it. The processes make one update each in turns, in an
-order that is turned round every time, and wait in between. At 128 pixels ours is timed eager, as `sagan_train` is, and compiled.
+So each has the allocator with which people start it: the other implementation that of the system, ours the one that
+`sagan_train` asks for, which keeps its memory (`keep_memory`). With `--kept` both keep it. The processes make one
+update each in turns, in an order that is turned round every time, and wait in between. At 128 pixels ours is timed
+eager, as `sagan_train` is, and compiled.
 """
 import argparse
 import json
@@ -43,7 +45,8 @@ class Side:
         try:
             self.pipe.send(True)
             return self.pipe.recv()
-        except (EOFError, OSError): raise RuntimeError(f'{self.name}: its process died; what it said is above') from None
+        except (EOFError, OSError):
+            raise RuntimeError(f'{self.name}: its process died; what it said is above') from None
 
 
 def updates_in_turns(sides:dict, rounds:int)->dict:
@@ -64,10 +67,11 @@ def main(argv=None):
     parser.add_argument('--kept', action='store_true', help='the other implementation keeps its memory, too')
     parser.add_argument('--note', default='')
     o = parser.parse_args(argv)
-    for setting in [o for o in os.environ if o.startswith('MALLOC_') or o == 'SAGAN_KEEP_MEMORY']: del os.environ[setting]         # read when a process starts
+    asked = [k for k in os.environ if k.startswith('MALLOC_') or k == 'SAGAN_KEEP_MEMORY']
+    for k in asked: del os.environ[k]                     # a process reads them when it starts
     callable_from(o.against)                              # refuses before anything is started
     net, sides, first = NETS[o.net], {}, {}
-    large = ('all, fp32, compiled', 'all, bf16, compiled')*(net.res >= 128)
+    large = ('all, fp32, compiled', 'all, bf16, compiled') if net.res >= 128 else ()
     for name in ('against', *usable_variants('cpu', ['all, fp32', 'all, bf16', *large])):
         sides[name] = Side(name, o.net, o.against, o.kept or name != 'against')
         first[name] = sides[name]()[0]                    # alone: it may compile
@@ -75,9 +79,10 @@ def main(argv=None):
         for _ in range(2): sides[name]()
     rows = timing_table(updates_in_turns(sides, o.rounds), net.batch, 'against')
     for name, row in rows.items(): row.update(first_seconds=first[name], keeps_memory=o.kept or name != 'against')
-    facts = machine_facts() | dict(made_by='python -m tools.bench.started', note=o.note, against=os.path.basename(o.against.split(':')[0]))
-    with atomic_write(o.out) as part:
-        part.write_text(json.dumps(facts | dict(nets={o.net: dict(res=net.res, batch=net.batch, rows=rows)}), indent=1) + '\n', encoding='utf-8')
+    adapter, nets = os.path.basename(o.against.split(':')[0]), {o.net: dict(res=net.res, batch=net.batch, rows=rows)}
+    facts = machine_facts() | dict(made_by='python -m tools.bench.started', note=o.note, against=adapter)
+    text = json.dumps(facts | dict(nets=nets), indent=1)
+    with atomic_write(o.out) as part: part.write_text(text + '\n', encoding='utf-8')
     print(f'written to {o.out}')
 
 

@@ -1,8 +1,9 @@
-"""Time two whole steps and a convolution that were built and left out: `python -m tools.bench.tried [--rounds 7] [--out FILE]`.
+"""Time two whole steps and a convolution that were built and left out:
+`python -m tools.bench.tried [--rounds 7] [--out FILE]`.
 
-Writes results/speed/tried.json, which chapter 14 reads: for each of two sizes and two number formats, processor seconds of `all`
-divided by those of the trial, in turns, memory kept on both sides; and, in float32 and forward alone, those of torch's convolution
-divided by those of Winograd's products. For Linux with glibc. Raises Refused elsewhere.
+Writes results/speed/tried.json, which chapter 14 reads: for each of two sizes and two number formats, processor seconds
+of `all` divided by those of the trial, in turns, memory kept on both sides; and, in float32 and forward alone, those of
+torch's convolution divided by those of Winograd's products. For Linux with glibc. Raises Refused elsewhere.
 """
 import argparse
 import contextlib
@@ -62,7 +63,8 @@ class DividedHalves(torch.autograd.Function):
 
 
 def conv_of_halves(conv, x:Tensor)->Tensor:
-    "A normalised convolution of two batches in one, each divided by the sigma of its own power step. Its pre-hook has made the first step."
+    """A normalised convolution of two batches in one, each divided by the sigma of its own power step. Its pre-hook
+    has made the first step."""
     sn, w = conv.parametrizations.weight[0], conv.parametrizations.weight.original
     W = w.permute(sn.order(w)).flatten(1)
     with torch.autocast('cpu', enabled=False):
@@ -75,22 +77,30 @@ def conv_of_halves(conv, x:Tensor)->Tensor:
     return DividedHalves.apply(y, sigmas, conv.bias)
 
 
+def by_halves(whole, x:Tensor)->Tensor:
+    "What a function of a batch makes of each half, joined."
+    return torch.cat([whole(half) for half in x.chunk(2)])
+
+
 class Together(Step):
-    "D sees real and generated pictures in one batch, each with the sigma of its own power step: the same function as two passes."
+    """D sees real and generated pictures in one batch, each with the sigma of its own power step: the same function as
+    two passes."""
     def judged(self):
         D = self.D
         with self.low(), contextlib.ExitStack() as patches:
             with torch.no_grad(): x = torch.cat([self.x, self.G(self.noise(), self.y)])
-            own = {c: partial(conv_of_halves, c) for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')}
-            own |= {b: lambda x, whole=b.forward: torch.cat([whole(half) for half in x.chunk(2)]) for b in D.extra.values()}
+            convs = [c for b in D.blocks for c in (b.conv1, b.conv2, b.short) if hasattr(c, 'parametrizations')]
+            own = {c: partial(conv_of_halves, c) for c in convs}
+            own |= {b: partial(by_halves, b.forward) for b in D.extra.values()}
             for module, forward in own.items(): patches.enter_context(mock.patch.object(module, 'forward', forward))
             return [(D.linear(h)[:, 0] + (D.embed(self.y)*h).sum(1)).float() for h in D.features(x).chunk(2)]
 
 
 def by_winograd(x:Tensor, w:Tensor)->Tensor:
-    "A 3x3 convolution that keeps the map's size, an even one, as 16 matrix products on tiles of 2x2: 4 multiplications for 9 (Lavin and Gray, 2016)."
+    """A 3x3 convolution that keeps the map's size, an even one, as 16 matrix products on tiles of 2x2: 4
+    multiplications for 9 (Lavin and Gray, 2016)."""
     def tiles(x, dim):
-        a, b, c, d = (x.narrow(dim, i, x.shape[dim] - 3)[(slice(None),)*dim + (slice(None, None, 2),)] for i in range(4))
+        a, b, c, d = x.unfold(dim, 4, 2).unbind(-1)
         return torch.stack([a - c, b + c, c - b, b - d])
     def kernel(w, dim):
         a, b, c = w.unbind(dim)
@@ -98,25 +108,30 @@ def by_winograd(x:Tensor, w:Tensor)->Tensor:
     def outputs(m, dim):
         a, b, c, d = m.unbind(0)
         return torch.stack([a + b + c, b - c - d], dim)
-    v = tiles(tiles(F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), 1), 3)          # (4, 4, B, H/2, W/2, C), across first
-    u = kernel(kernel(w, 2), -1)                                                      # (4, 4, C', C)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))                # (B, H + 2, W + 2, C)
+    v = tiles(tiles(x, 1), 3)                                           # (4, 4, B, H/2, W/2, C), across first
+    u = kernel(kernel(w, 2), -1)                                        # (4, 4, C', C)
     m = torch.bmm(v.flatten(0, 1).flatten(1, 3), u.flatten(0, 1).transpose(1, 2)).view(*v.shape[:5], len(w))
-    out = outputs(outputs(m, 4), 2)                                                   # (B, H/2, 2, W/2, 2, C')
+    out = outputs(outputs(m, 4), 2)                                     # (B, H/2, 2, W/2, 2, C')
     return out.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-SHAPES = [(32, 128, 32), (32, 128, 16), (32, 128, 8), *((8, 64*128//size, size) for size in (128, 64, 32, 16, 8))]     # of the two nets: batch, channels, map
+SHAPES = [*((32, 128, size) for size in (32, 16, 8)),                     # batch, channels, map: of one of the two nets
+          *((8, 64*128//size, size) for size in (128, 64, 32, 16, 8))]    # and of the other
 
 
 def winograd(rounds:int, shapes)->list:
-    "For each shape: torch's convolution against Winograd's products, and the largest difference as a share of the largest output."
+    """For each shape: torch's convolution against Winograd's products, and the largest difference as a share of the
+    largest output."""
     rows = []
     for batch, c, size in shapes:
-        x, w = (torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in ((batch, c, size, size), (c, c, 3, 3)))
+        x, w = (torch.randn(shape).contiguous(memory_format=torch.channels_last)
+                for shape in ((batch, c, size, size), (c, c, 3, 3)))
+        ways = dict(plain=partial(F.conv2d, x, w, padding=1), winograd=partial(by_winograd, x, w))
         with torch.no_grad():
-            plain = F.conv2d(x, w, padding=1)
-            apart = (by_winograd(x, w) - plain).abs().max() / plain.abs().max()
-            found = timing_table(in_turns(dict(plain=lambda: F.conv2d(x, w, padding=1), winograd=lambda: by_winograd(x, w)), rounds), batch)
+            plain = ways['plain']()
+            apart = (ways['winograd']() - plain).abs().max() / plain.abs().max()
+            found = timing_table(in_turns(ways, rounds), batch)
         rows.append(dict(found['winograd'], batch=batch, channels=c, size=size, apart=apart.item()))
     return rows
 
@@ -130,7 +145,8 @@ def huge_mib(process)->int:
 def huge_pages(net:str, name:str, rounds:int)->dict:
     "Two processes, one of which asks for pages of 2 MiB for large tensors; how many each got is written down."
     sides = {'all': Side(name, net, None, True)}
-    with mock.patch.dict(os.environ, THP_MEM_ALLOC_ENABLE='1'): sides['huge pages'] = Side(name, net, None, True)      # torch reads it at its start
+    with mock.patch.dict(os.environ, THP_MEM_ALLOC_ENABLE='1'):                       # torch reads it at its start
+        sides['huge pages'] = Side(name, net, None, True)
     for side in sides.values():
         for _ in range(2): side()
     found = timing_table(updates_in_turns(sides, rounds), NETS[net].batch, 'all')['huge pages']
@@ -142,7 +158,7 @@ def huge_pages(net:str, name:str, rounds:int)->dict:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--rounds', type=int, default=7)
     p.add_argument('--nets', nargs='*', default=['32', '128'], choices=NETS)
     p.add_argument('--shapes', type=int, default=len(SHAPES), help='for so many of the shapes')
@@ -151,16 +167,17 @@ def main(argv=None):
     o = p.parse_args(argv)
     facts = dict(made_by='python -m tools.bench.tried', note=o.note, **machine_facts())
     if not keep_memory(): raise Refused('glibc alone can be told to keep memory')
-    nets = {net: {} for net in o.nets}
+    nets, kinds = {net: {} for net in o.nets}, dict(all=Step, together=Together)
     for net, rows in nets.items():
         for name in usable_variants('cpu', ['all, fp32', 'all, bf16']):
             with rounding(VARIANTS[name].precision):
-                steps = {what: kind(NETS[net], VARIANTS[name]) for what, kind in dict(all=Step, together=Together).items()}
+                steps = {what: kind(NETS[net], VARIANTS[name]) for what, kind in kinds.items()}
                 found = timing_table(in_turns(steps, o.rounds, warm=2), NETS[net].batch, 'all')['together']
             steps.clear()
             rows[name] = {"D's two passes together": found, 'huge pages': huge_pages(net, name, o.rounds)}
             print(net, name, {k: round(r['ratio_of_cpu'], 3) for k, r in rows[name].items()}, flush=True)
-    with atomic_write(o.out) as part: part.write_text(json.dumps(facts | dict(nets=nets, winograd=winograd(o.rounds, SHAPES[:o.shapes])), indent=1) + '\n', encoding='utf-8')
+    facts |= dict(nets=nets, winograd=winograd(o.rounds, SHAPES[:o.shapes]))
+    with atomic_write(o.out) as part: part.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()

@@ -3,7 +3,8 @@
 
 A checkout is a folder; the first one is what the others are compared with. Name it twice to see what chance does. With
 `+keep` behind its name, glibc keeps freed memory there, as `sagan_train` has it; without, it does not.
-With `--profile FILE` nothing is compared: it writes where the time of an update goes, in this checkout and with memory kept.
+With `--profile FILE` nothing is compared: it writes where the time of an update goes, in this checkout and with memory
+kept.
 """
 import argparse
 import json
@@ -66,7 +67,8 @@ def profile(o):
     with suppress(Stopped): train_by(tick, o.row, o.data, 'keep', *o.set)
     found, taken = p.key_averages(), times[1] - times[0]
     own = sum(e.self_cpu_time_total for e in found)/1e6
-    about = f'{o.row}, {o.data}, {" ".join(o.set)}: {o.updates} updates, {taken/o.updates:.3f} s each by the clock, {own/taken:.0%} of it in operators'
+    about = (f'{o.row}, {o.data}, {" ".join(o.set)}: {o.updates} updates, {taken/o.updates:.3f} s each by the clock, '
+             f'{own/taken:.0%} of it in operators')
     return f'{about}\n{found.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)}\n'
 
 
@@ -88,7 +90,8 @@ def update(process, n):
 
 def peak(process):
     "Bytes of memory that a process has had at most."
-    return next(int(o.split()[1])*1024 for o in Path(f'/proc/{process.pid}/status').read_text().splitlines() if o.startswith('VmHWM'))
+    lines = Path(f'/proc/{process.pid}/status').read_text().splitlines()
+    return next(int(o.split()[1])*1024 for o in lines if o.startswith('VmHWM'))
 
 
 def main():
@@ -99,7 +102,7 @@ def main():
     p.add_argument('--set', nargs='*', default=[])
     p.add_argument('--out', type=Path)
     p.add_argument('--profile', type=Path)
-    for name, value in dict(rounds=6, updates=8).items(): p.add_argument(f'--{name}', type=int, default=value)
+    for name, n in dict(rounds=6, updates=8).items(): p.add_argument(f'--{name}', type=int, default=n)
     o = p.parse_args()
     if o.profile: return o.profile.write_text(profile(o), encoding='utf-8')
     if not o.checkouts: p.error('name checkouts')
@@ -113,8 +116,12 @@ def main():
     rows = [dict(checkout=name, cpu_seconds=statistics.median(own), rounds=own, peak_bytes=most,
                  ratio=statistics.median(r[0]/r[i] for r in taken), fastest=min(r[0] for r in taken)/min(own))
             for i, (name, most, own) in enumerate(zip(o.checkouts, peaks, zip(*taken)))]
-    for r in rows: print(f'{r["checkout"]:30} {r["cpu_seconds"]:.3f} s, {r["ratio"]:.2f} times the updates (by the fastest {r["fastest"]:.2f}), {r["peak_bytes"]/2**20:.0f} MiB')
-    if o.out: o.out.write_text(json.dumps(dict(row=o.row, data=o.data, set=o.set, updates=o.updates, rows=rows, **machine_facts()), indent=1) + '\n')
+    for r in rows:
+        print(f'{r["checkout"]:30} {r["cpu_seconds"]:.3f} s, {r["ratio"]:.2f} times the updates '
+              f'(by the fastest {r["fastest"]:.2f}), {r["peak_bytes"]/2**20:.0f} MiB')
+    if not o.out: return
+    result = dict(row=o.row, data=o.data, set=o.set, updates=o.updates, rows=rows, **machine_facts())
+    o.out.write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__': serve(sys.argv[2:]) if sys.argv[1:2] == ['--serve'] else main()

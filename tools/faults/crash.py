@@ -1,8 +1,10 @@
-"""Kill real processes anywhere, again and again, and see that nothing is lost: `python -m tools.faults.crash --kills 200 --out results/faults`.
+"""Kill real processes anywhere, again and again, and see that nothing is lost:
+`python -m tools.faults.crash --kills 200 --out results/faults`.
 
-Each child is forked from this process, which has imported everything and started nothing. It is killed at an operation on a file that is chosen by chance (in the
-middle of a write, by SIGKILL, or as if the power went), or after a delay that is; then everything under a final name must be whole and every lock free, and the same
-call must end with the same bits as one that was never disturbed.
+Each child is forked from this process, which has imported everything and started nothing. It is killed at an operation
+on a file that is chosen by chance (in the middle of a write, by SIGKILL, or as if the power went), or after a delay
+that is; then everything under a final name must be whole and every lock free, and the same call must end with the same
+bits as one that was never disturbed.
 """
 import importlib
 import os
@@ -42,9 +44,11 @@ def forked(do, log, delay=None):
 
 def differences(end, wanted, where=''):
     "Where two outcomes differ."
-    if not (isinstance(end, dict) and isinstance(wanted, dict)): return [] if end == wanted else [f'{where} differs from an undisturbed one']
-    missing = [f'{where}/{k} is {"missing" if k in wanted else "left over"}' for k in sorted(end.keys() ^ wanted.keys())]
-    return missing + [o for k in sorted(end.keys() & wanted.keys()) for o in differences(end[k], wanted[k], f'{where}/{k}')]
+    if not (isinstance(end, dict) and isinstance(wanted, dict)):
+        return [] if end == wanted else [f'{where} differs from an undisturbed one']
+    found = [f'{where}/{k} is {"missing" if k in wanted else "left over"}' for k in sorted(end.keys() ^ wanted.keys())]
+    for k in sorted(end.keys() & wanted.keys()): found += differences(end[k], wanted[k], f'{where}/{k}')
+    return found
 
 
 class Harness:
@@ -86,8 +90,9 @@ class Harness:
         "Disturb a work once; whether it was killed, and what is wrong afterwards."
         at = self.rng.randrange(1, self.operations[name] + 1)
         fault, seed = ('power' if way == 'power' else 'kill'), self.rng.random()
+        layer = Layer(folder, 0 if way == 'delay' else at, fault, seed=seed)
         def disturbed():
-            with small(self.place), Layer(folder, 0 if way == 'delay' else at, fault, seed=seed).on(): WORKS[name].do(self.place, folder)
+            with small(self.place), layer.on(): WORKS[name].do(self.place, folder)
         delay = self.rng.random()*self.seconds[name] if way == 'delay' else None
         code = forked(disturbed, self.log, delay)
         wrong = check_whole(folder)

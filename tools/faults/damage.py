@@ -1,8 +1,10 @@
-"""Damage every kind of file that is read, and see that it is noticed: `python -m tools.faults.damage --flips 1000 --out results/faults`.
+"""Damage every kind of file that is read, and see that it is noticed:
+`python -m tools.faults.damage --flips 1000 --out results/faults`.
 
-Each is cut off at every hundredth of its length, and has single bits flipped that are chosen by chance. What may come of it: a refusal in one sentence that names the file;
-a warning that names it, where it is made again or an earlier one is used; or the same values as before, because the bit means nothing. Other values without a word are a
-fault where a hash guards the file; pictures of other people carry none.
+Each is cut off at every hundredth of its length, and has single bits flipped that are chosen by chance. What may come
+of it: a refusal in one sentence that names the file; a warning that names it, where it is made again or an earlier one
+is used; or the same values as before, because the bit means nothing. Other values without a word are a fault where a
+hash guards the file; pictures of other people carry none.
 """
 import contextlib
 import io
@@ -84,8 +86,11 @@ def of_runs(place, folder):
     "What lies in a run folder, each with its reader."
     run = folder/'run'
     shutil.copytree(place.folder/'finished', run)
-    save_records(run/'metrics.json', [dict(metric='score', value=1.5, seed=0), dict(metric='distance', value=2.5, seed=0, real=.5)])
-    newest, logged = checkpoints_of(run)[-1], lambda: [timeless(o) for o in read_log(run/'log.jsonl')]
+    save_records(run/'metrics.json', [dict(metric='score', value=1.5, seed=0),
+                                      dict(metric='distance', value=2.5, seed=0, real=.5)])
+    newest = checkpoints_of(run)[-1]
+    def logged(): return [timeless(o) for o in read_log(run/'log.jsonl')]
+    def drawn(): return {t: int(x.long().sum()) for t, x in kept_samples(run).items()}
     return {'checkpoint': Kind(newest, lambda: values(read_checkpoint(newest))),
             'checkpoint, opened by its run': Kind(newest, lambda: open_run(run).step),
             'settings': Kind(run/'config.json', lambda: to_json(settings_of(run))),
@@ -93,7 +98,7 @@ def of_runs(place, folder):
             'machine of a run': Kind(run/'env.json', lambda: machines(run)),
             'scores of a run': Kind(run/'metrics.json', lambda: run_scores(run)),
             'log': Kind(run/'log.jsonl', logged, whole=False),
-            'grid of samples': Kind(run/'samples'/'step_0000006.png', lambda: {t: int(x.long().sum()) for t, x in kept_samples(run).items()})}
+            'grid of samples': Kind(run/'samples'/'step_0000006.png', drawn)}
 
 
 def of_weights(place, folder):
@@ -104,7 +109,9 @@ def of_weights(place, folder):
     np.savez(npz, **{k: v.numpy() for k, v in state.items()})
     torch.save(state, pth)
     def look(path, part): return lambda: values(getattr(open_run(path, part=part), part).state_dict())
-    return {'published weights': Kind(ours, look(ours, 'G')), 'weights of others, .npz': Kind(npz, look(npz, 'D')), 'weights of others, .pth': Kind(pth, look(pth, 'D'))}
+    return {'published weights': Kind(ours, look(ours, 'G')),
+            'weights of others, .npz': Kind(npz, look(npz, 'D')),
+            'weights of others, .pth': Kind(pth, look(pth, 'D'))}
 
 
 def of_data(place, folder):
@@ -116,22 +123,26 @@ def of_data(place, folder):
     with small(place): pack(place.folder/'pictures', 32, kept)
     def opened(): return source_values(open_packed(kept, whole=True))
     half = half_pack(place, folder/'half')
+    def again(): return pack_again(place, folder, half)
     one = shutil.copytree(place.folder/'pictures', folder/'one')
     jpeg = one/'a'/'zz.jpg'
     Image.open(one/'b'/'00.png').save(jpeg, quality=90)
     def read(): return source_values(open_source(one, 32, max_bad=.5))
     return {'zip of pictures': Kind(zipped, lambda: source_values(open_source(zipped, 32, max_bad=1)), guarded=False),
-            'picture, PNG': Kind(one/'a'/'03.png', read, guarded=False), 'picture, JPEG': Kind(jpeg, read, guarded=False),
+            'picture, PNG': Kind(one/'a'/'03.png', read, guarded=False),
+            'picture, JPEG': Kind(jpeg, read, guarded=False),
             'features that are kept': Kind(cached, lambda: kept_values(cached)),
-            **{f'pack, {name}': Kind(kept/name, opened, named=str(kept)) for name in ('images.npy', 'labels.npy', 'pack.json')},
-            'unfinished pack, its log': Kind(half/'pictures.pack.part.log', lambda: pack_again(place, folder, half), whole=False),
-            'unfinished pack, images.npy': Kind(half/'pictures.pack.part'/'images.npy', lambda: pack_again(place, folder, half), whole=False)}
+            **{f'pack, {o}': Kind(kept/o, opened, named=str(kept)) for o in ('images.npy', 'labels.npy', 'pack.json')},
+            'unfinished pack, its log': Kind(half/'pictures.pack.part.log', again, whole=False),
+            'unfinished pack, images.npy': Kind(half/'pictures.pack.part'/'images.npy', again, whole=False)}
 
 
 def of_tables(place, folder):
     "Results of a table."
     out, run = folder/'table', place.folder/'finished'
-    with small(place): write_result(Job(replace(settings(place.source), preset='t1_attn_16')), run, [dict(metric='score', value=1.5, splits=1, features='pixels')], 'finished', out)
+    job = Job(replace(settings(place.source), preset='t1_attn_16'))
+    records = [dict(metric='score', value=1.5, splits=1, features='pixels')]
+    with small(place): write_result(job, run, records, 'finished', out)
     path = next(out.glob('*.json'))
     return {'result of a table': Kind(path, lambda: timeless(collect(out)))}
 
@@ -154,32 +165,50 @@ def attempt(kind, good):
     return 'silently other' if kind.guarded else 'other'
 
 
+def cut_off(content):
+    "Where each cut is, and what it leaves."
+    for n in sorted({len(content)*i//100 for i in range(100)}): yield f'at {n} of {len(content)}', content[:n]
+
+
+def bits_flipped(content, bits):
+    "Which bit it is, and the content with it flipped."
+    for b in bits:
+        byte, bit = divmod(b, 8)
+        yield f'bit {bit} of byte {byte}', content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1:]
+
+
 def damage(name, kind, rng, flips):
-    "Cut it off at every hundredth, flip bits, and count what comes of it: a row of the result."
-    content, counts, wrong = kind.path.read_bytes(), Counter(), []
+    "Cut it off at every hundredth, flip bits, and count what comes of it: two rows of the result."
+    content = kind.path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter('error', CacheWarning)
         good = kind.read()
     bits = [rng.randrange(8*len(content)) for _ in range(flips)]
-    cut = [('cut off', f'at {n} of {len(content)}', content[:n]) for n in sorted({len(content)*i//100 for i in range(100)})]
-    flipped = [('bit flipped', f'bit {b % 8} of byte {b // 8}', content[:b // 8] + bytes([content[b // 8] ^ 1 << b % 8]) + content[b // 8 + 1:]) for b in bits]
-    for way, where, damaged in (*cut, *flipped):
-        kind.path.write_bytes(damaged)
-        outcome = attempt(kind, good)
-        if outcome == 'same' and way == 'cut off' and kind.whole and kind.guarded and len(damaged) < len(content.rstrip()): outcome = 'cut off, and read as if it were whole'
-        counts[way, outcome] += 1
-        if outcome not in OUTCOMES: wrong.append(f'{way} {where}: {outcome}')
+    ways = (('cut off', 'at every hundredth', cut_off(content)),
+            ('bit flipped', 'single bits chosen by chance', bits_flipped(content, bits)))
+    rows, least = [], len(content.rstrip())
+    must_show = kind.whole and kind.guarded                # where it is cut off
+    for way, how, attempts in ways:
+        counts, wrong = Counter(), []
+        for where, damaged in attempts:
+            kind.path.write_bytes(damaged)
+            outcome = attempt(kind, good)
+            short = way == 'cut off' and len(damaged) < least
+            if outcome == 'same' and short and must_show: outcome = 'cut off, and read as if it were whole'
+            counts[outcome] += 1
+            if outcome not in OUTCOMES: wrong.append(f'{way} {where}: {outcome}')
+        known = {o: n for o, n in sorted(counts.items()) if o in OUTCOMES}
+        rows.append(dict(fault=f'{name}: {way}', how=how, guarded=kind.guarded, tries=counts.total(), outcomes=known,
+                         wrong=wrong))
     kind.path.write_bytes(content)
-    return [dict(fault=f'{name}: {way}', how='at every hundredth' if way == 'cut off' else 'single bits chosen by chance', guarded=kind.guarded,
-                 tries=sum(n for (w, _), n in counts.items() if w == way), outcomes={o: n for (w, o), n in sorted(counts.items()) if w == way and o in OUTCOMES},
-                 wrong=[o for o in wrong if o.startswith(way)]) for way in ('cut off', 'bit flipped')]
+    return rows
 
 
 def kinds(folder):
     "Every kind of file, made at the smallest size."
     place = Place(folder/'place')
     with small(place): place.prepare()
-    return {name: kind for make in (of_runs, of_weights, of_data, of_tables) for name, kind in make(place, folder).items()}
+    return of_runs(place, folder) | of_weights(place, folder) | of_data(place, folder) | of_tables(place, folder)
 
 
 @call_parse
@@ -192,11 +221,12 @@ def main(
     "Damage, read, restore. Ends with 1 where damage went unnoticed, or ended in a traceback."
     rows, began = [], time.time()
     rng = random.Random(tries_so_far(Path(out)/'damage.json') if out and seed is None else seed)
+    def said(o): return f'{o["fault"]}: {o["tries"]} tries, {o["outcomes"]}'
     with tempfile.TemporaryDirectory() as d:
         for name, kind in kinds(Path(d)).items():
             if only and not name.startswith(only): continue
             own = damage(name, kind, rng, flips)
-            for o in own: print(f'{o["fault"]}: {o["tries"]} tries, {o["outcomes"]}' + ''.join(f'\n  {re.sub(d, "...", w)[:300]}' for w in o['wrong'][:5]), flush=True)
+            for o in own: print(said(o), *(re.sub(d, '...', w)[:300] for w in o['wrong'][:5]), sep='\n  ', flush=True)
             rows += own
     print(f'{sum(o["tries"] for o in rows)} damaged files in {time.time() - began:.0f} s')
     if out: add_rows(Path(out)/'damage.json', rows, time.time() - began)

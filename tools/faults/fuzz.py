@@ -1,9 +1,11 @@
 """Feed readers with what nobody meant: `python -m tools.faults.fuzz --executions 1000000 --out results/faults`.
 
-Each target takes bytes. It may take them for good, or refuse them in one sentence; any other exception, and any second thought of longer than ten seconds, is a crash, and
-becomes a test. Inputs are good ones that are mutated: bits, bytes, runs cut out or doubled, words that readers find hard, parts of another good one. With --by_coverage, atheris
-chooses them by the branches that they reach (`pip install .[fuzz]`, Linux). Counts are added to those that are there, so that a long campaign can be run in slices; a slice
-begins with the seed that the last one ended with. tests/test_fuzz.py lets hypothesis make inputs for the same targets.
+Each target takes bytes. It may take them for good, or refuse them in one sentence; any other exception, and any second
+thought of longer than ten seconds, is a crash, and becomes a test. Inputs are good ones that are mutated: bits, bytes,
+runs cut out or doubled, words that readers find hard, parts of another good one. With --by_coverage, atheris chooses
+them by the branches that they reach (`pip install .[fuzz]`, Linux). Counts are added to those that are there, so that a
+long campaign can be run in slices; a slice begins with the seed that the last one ended with. tests/test_fuzz.py lets
+hypothesis make inputs for the same targets.
 """
 import contextlib
 import io
@@ -44,8 +46,10 @@ from sagan_nb.ablation import TABLES
 
 from .results import add_rows, read_results
 
-HARD = [b'', b'0', b'-1', b'1e999', b'NaN', b'-Infinity', b'9'*400, b'9'*5000, b'['*3000, b'{"a":'*3000, b'null', b'true', b'""', b'"\\ud800"', b'\xff\xfe', b'\0', b'\r\n', b'\x1b[2J',
-        b'../', b'\\', b':', b',', b'%', b'=', b'$', b'__class__', b'{}', b'%s', b'seal', b'sha256:', b'PK\3\4', b'PK\5\6', (2**31).to_bytes(8, 'little'), b'\xff'*8]
+HARD = [
+    b'', b'0', b'-1', b'1e999', b'NaN', b'-Infinity', b'9'*400, b'9'*5000, b'['*3000, b'{"a":'*3000, b'null', b'true',
+    b'""', b'"\\ud800"', b'\xff\xfe', b'\0', b'\r\n', b'\x1b[2J', b'../', b'\\', b':', b',', b'%', b'=', b'$',
+    b'__class__', b'{}', b'%s', b'seal', b'sha256:', b'PK\3\4', b'PK\5\6', (2**31).to_bytes(8, 'little'), b'\xff'*8]
 PATIENCE = 10             # seconds
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,8 +65,11 @@ def world(text):
 
 def words(text):
     "What a command line says, one after another."
-    said = text.decode('utf-8', 'surrogateescape')
-    for read in (share_of, kept_best, lambda o: pick_classes(o, ['cat', 'dog', 'a, b']), lambda o: read_queries(o.split()), lambda o: slice_of(TABLES['table1'], o, '0'), lambda o: slice_of(TABLES['table1'], None, o)):
+    said, table1 = text.decode('utf-8', 'surrogateescape'), TABLES['table1']
+    readers = (share_of, kept_best, lambda o: pick_classes(o, ['cat', 'dog', 'a, b']),
+               lambda o: read_queries(o.split()),
+               lambda o: slice_of(table1, o, '0'), lambda o: slice_of(table1, None, o))
+    for read in readers:
         with contextlib.suppress(Refused): read(said)
     printable(said).encode()
 
@@ -73,7 +80,9 @@ def numbers(data):
     d = 1 + (data[0] if data else 0) % 5
     x = torch.from_numpy(a[:len(a) // d * d].copy()).view(-1, d)[:40]
     y = torch.arange(len(x)) % 3
-    for measure in (lambda: frechet_distance(x, x.flip(0)), lambda: inception_score(x), lambda: kernel_distance(x, x, 2, 5), lambda: prdc(x, x), lambda: intra_fid(x, y, x, y)):
+    measures = (lambda: frechet_distance(x, x.flip(0)), lambda: inception_score(x), lambda: kernel_distance(x, x, 2, 5),
+                lambda: prdc(x, x), lambda: intra_fid(x, y, x, y))
+    for measure in measures:
         with contextlib.suppress(Refused), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             measure()
@@ -98,14 +107,28 @@ def in_memory(read):
     return lambda data, folder: read(data)
 
 
+def pairs(text): return override(PRESETS['paper'], text.decode('utf-8', 'surrogateescape').split(' '))
+
+
 TARGETS = {
     'settings, JSON': in_memory(lambda o: from_json(o.decode('utf-8', 'surrogateescape'))),
-    'settings, key=value': in_memory(lambda o: override(PRESETS['paper'], o.decode('utf-8', 'surrogateescape').split(' '))),
-    'words of a command line': in_memory(words), 'names of worlds': in_memory(world), 'JSON with a hash': in_memory(parse_json), 'metrics': in_memory(numbers),
-    'picture': in_memory(picture), 'log': from_file(read_log, 'log.jsonl'), 'lines': from_file(read_lines, 'a.jsonl'), 'records': from_file(lambda p: stored_records(p, 'delete it'), 'metrics.json'),
-    'result': from_file(read_result, 'a.json'), 'pack.json': from_file(lambda p: open_packed(p.parent), 'pack.json'), 'zip': from_file(lambda p: list_pictures(str(p), True), 'a.zip'),
-    'checkpoint': from_file(read_checkpoint, 'step_0000001.pt'), 'safetensors': from_file(read_arrays, 'a.safetensors'), 'npz': from_file(read_arrays, 'a.npz'), 'pth': from_file(read_arrays, 'a.pth')}
-SLOW = {'checkpoint', 'safetensors', 'npz', 'pth', 'zip', 'picture', 'metrics'}           # a twentieth of the executions
+    'settings, key=value': in_memory(pairs),
+    'words of a command line': in_memory(words),
+    'names of worlds': in_memory(world),
+    'JSON with a hash': in_memory(parse_json),
+    'metrics': in_memory(numbers),
+    'picture': in_memory(picture),
+    'log': from_file(read_log, 'log.jsonl'),
+    'lines': from_file(read_lines, 'a.jsonl'),
+    'records': from_file(lambda p: stored_records(p, 'delete it'), 'metrics.json'),
+    'result': from_file(read_result, 'a.json'),
+    'pack.json': from_file(lambda p: open_packed(p.parent), 'pack.json'),
+    'zip': from_file(lambda p: list_pictures(str(p), True), 'a.zip'),
+    'checkpoint': from_file(read_checkpoint, 'step_0000001.pt'),
+    'safetensors': from_file(read_arrays, 'a.safetensors'),
+    'npz': from_file(read_arrays, 'a.npz'),
+    'pth': from_file(read_arrays, 'a.pth')}
+SLOW = {'checkpoint', 'safetensors', 'npz', 'pth', 'zip', 'picture', 'metrics'}    # a twentieth of the executions
 
 
 def image_bytes(kind):
@@ -125,21 +148,36 @@ def zipped(out):
         for name in ('a/0.png', './b/1.png', 'c\\2.png', 'notes.txt'): z.writestr(name, b'x')
 
 
+def json_seeds():
+    "Good inputs of what reads JSON."
+    line = sealed_json(dict(t=3, loss_d=1.5, usage_G={'8': dict(gamma=.5, ratio=.1, entropy=2., distance=3.)}))
+    record = sealed_json(dict(metric='score', value=1.5, splits=1, seed=0))
+    result = sealed_json(dict(row='t1_none', seed=0, scale='smoke', name='a', status='finished', numerics=2, env={},
+                              config={}, parameters={}, records=[], curve=[], collapse=[]))
+    about = sealed_json(dict(format='sagan_nb pack', version=2, n=2, res=4, classes=['a', 'b'], counts=[1, 1],
+                             fingerprint='f', unreadable={}, found={}, chunks=[dict(n=2, sha256='0'*64)]))
+    line, records, result, about = (json.dumps(o).encode() for o in (line, [record], result, about))
+    lines = line + b'\n' + line + b'\n{"t": 4'
+    return {'settings, JSON': [to_json(PRESETS['t1_attn_32']).encode()], 'JSON with a hash': [line, about],
+            'log': [lines], 'lines': [lines], 'records': [records], 'result': [result], 'pack.json': [about]}
+
+
 def seeds():
     "Good inputs of each target."
     tensors = dict(w=torch.ones(2, 3), b=torch.zeros(3))
-    line = sealed_json(dict(t=3, loss_d=1.5, usage_G={'8': dict(gamma=.5, ratio=.1, entropy=2., distance=3.)}))
-    record = sealed_json(dict(metric='score', value=1.5, splits=1, seed=0))
-    result = dict(row='t1_none', seed=0, scale='smoke', name='a', status='finished', numerics=2, env={}, config={}, parameters={}, records=[], curve=[], collapse=[])
-    about = dict(format='sagan_nb pack', version=2, n=2, res=4, classes=['a', 'b'], counts=[1, 1], fingerprint='f', unreadable={}, found={}, chunks=[dict(n=2, sha256='0'*64)])
-    dumped = {k: json.dumps(v).encode() for k, v in dict(line=line, records=[record], result=sealed_json(result), about=sealed_json(about)).items()}
-    lines = dumped['line'] + b'\n' + dumped['line'] + b'\n{"t": 4'
-    config, state = to_json(PRESETS['t1_attn_32']), dict(config='{}', t=1, G=tensors, D=tensors, rng=torch.zeros(4))
-    return {'settings, JSON': [config.encode()], 'settings, key=value': [b'res=64 attn_at=8,16 lr_g=1e-4', b'block=none flip=true'], 'words of a command line': [b'5%', b'best:3', b'cat,dog', b'12,40 20,8', b't1_none', b'0,1,2'],
-            'names of worlds': [b'toy:3', b'twins:detail=3,apart=1.2,same=0', b'pairs'], 'JSON with a hash': [dumped['line'], dumped['about']], 'metrics': [np.random.default_rng(0).normal(size=60).astype(np.float32).tobytes()],
-            'picture': [image_bytes(k) for k in ('PNG', 'JPEG', 'GIF', 'BMP', 'WEBP', 'TIFF')], 'log': [lines], 'lines': [lines], 'records': [dumped['records']], 'result': [dumped['result']], 'pack.json': [dumped['about']],
-            'zip': [saved(zipped)], 'checkpoint': [sealed(state), saved(lambda o: torch.save(state, o))], 'safetensors': [safetensors_bytes(tensors, dict(sagan_nb='{}'))],
-            'npz': [saved(lambda o: np.savez(o, **{k: v.numpy() for k, v in tensors.items()}))], 'pth': [saved(lambda o: torch.save(tensors, o))]}
+    arrays = {k: v.numpy() for k, v in tensors.items()}
+    state = dict(config='{}', t=1, G=tensors, D=tensors, rng=torch.zeros(4))
+    return json_seeds() | {
+        'settings, key=value': [b'res=64 attn_at=8,16 lr_g=1e-4', b'block=none flip=true'],
+        'words of a command line': [b'5%', b'best:3', b'cat,dog', b'12,40 20,8', b't1_none', b'0,1,2'],
+        'names of worlds': [b'toy:3', b'twins:detail=3,apart=1.2,same=0', b'pairs'],
+        'metrics': [np.random.default_rng(0).normal(size=60).astype(np.float32).tobytes()],
+        'picture': [image_bytes(k) for k in ('PNG', 'JPEG', 'GIF', 'BMP', 'WEBP', 'TIFF')],
+        'zip': [saved(zipped)],
+        'checkpoint': [sealed(state), saved(lambda o: torch.save(state, o))],
+        'safetensors': [safetensors_bytes(tensors, dict(sagan_nb='{}'))],
+        'npz': [saved(lambda o: np.savez(o, **arrays))],
+        'pth': [saved(lambda o: torch.save(tensors, o))]}
 
 
 def mutate(data, rng, others):
@@ -183,24 +221,31 @@ def campaign(name, executions, seed, folder):
         warnings.simplefilter('ignore')
         for _ in range(executions):
             data = mutate(rng.choice(good), rng, good)
-            if words := attempt(TARGETS[name], data, folder): found.setdefault(words.split(': ')[0], (words, data[:20_000].hex()))
+            if words := attempt(TARGETS[name], data, folder):
+                found.setdefault(words.split(': ')[0], (words, data[:20_000].hex()))
     return found
 
 
 def guided(name, executions, seed, folder):
-    "The same under atheris, which stops at the first crash: crashes, executions made, branches that good inputs reach, branches reached at the end."
+    """The same under atheris, which stops at the first crash: crashes, executions made, branches that good inputs
+    reach, branches reached at the end."""
     corpus, words, artifact = folder/'corpus', folder/'words', folder/'crash'
     corpus.mkdir()
     for i, data in enumerate(seeds()[name]): (corpus/str(i)).write_bytes(data)
-    words.write_text(''.join('"' + ''.join(f'\\x{b:02x}' for b in word) + '"\n' for word in HARD if 0 < len(word) <= 64))
-    flags = f'-runs={executions} -seed={seed + 1} -dict={words} -exact_artifact_path={artifact} -rss_limit_mb=0 -handle_alrm=0 -timeout=0 -print_final_stats=1'.split()
-    said = subprocess.run([sys.executable, '-m', 'tools.faults.guided', name, folder, *flags, corpus], cwd=ROOT, capture_output=True, text=True, errors='replace')
+    escaped = [''.join(f'\\x{b:02x}' for b in word) for word in HARD if 0 < len(word) <= 64]
+    words.write_text(''.join(f'"{o}"\n' for o in escaped))
+    flags = (f'-runs={executions} -seed={seed + 1} -dict={words} -exact_artifact_path={artifact} -rss_limit_mb=0 '
+             '-handle_alrm=0 -timeout=0 -print_final_stats=1').split()
+    said = subprocess.run([sys.executable, '-m', 'tools.faults.guided', name, folder, *flags, corpus], cwd=ROOT,
+                          capture_output=True, text=True, errors='replace')
     everything = said.stderr + said.stdout
-    made, reached = re.search(r'number_of_executed_units: (\d+)', everything), [int(n) for n in re.findall(r'cov: (\d+)', everything)]
+    made = re.search(r'number_of_executed_units: (\d+)', everything)
+    reached = [int(n) for n in re.findall(r'cov: (\d+)', everything)]
     if not made or not reached: raise SystemExit(f'{name}: atheris did not run\n{everything[-2000:]}')
     found = {}
     if said.returncode:
-        what = next((line.split(': ', 1)[1] for line in everything.splitlines() if line.startswith('AssertionError: ')), f'exit code {said.returncode}')
+        raised = [o for o in everything.splitlines() if o.startswith('AssertionError: ')]
+        what = raised[0].removeprefix('AssertionError: ') if raised else f'exit code {said.returncode}'
         found[what.split(': ')[0]] = what, artifact.read_bytes()[:20_000].hex() if artifact.exists() else ''
     return found, int(made[1]), reached[0], reached[-1]
 
@@ -215,18 +260,21 @@ def main(
     "Feed, and count. Ends with 1 where anything crashed."
     names = [n for n in TARGETS if not only or n.startswith(only)]
     how = 'chosen by coverage' if by_coverage else 'good inputs, mutated'
-    share = executions / sum(.05 if n in SLOW else 1 for n in names)
+    weight = {n: .05 if n in SLOW else 1 for n in names}
+    share = executions / sum(weight.values())
     path, began, rows = Path(out or '.')/'fuzz.json', time.time(), []
-    before = {o['fault']: o['tries'] for o in read_results(path)['rows'] if o['how'] == how} if out else {}
+    known = read_results(path)['rows'] if out else []
+    before = {o['fault']: o['tries'] for o in known if o['how'] == how}
     for name in names:
-        n, more = max(1, round(share*(.05 if name in SLOW else 1))), {}
+        n, more = max(1, round(share*weight[name])), {}
         with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as d:
             if by_coverage:
                 crashes, n, first, last = guided(name, n, before.get(name, 0), Path(d))
                 more['branches'] = [first, last]
             else: crashes = campaign(name, n, before.get(name, 0), Path(d))
         for words, data in crashes.values(): print(f'{name}: {words}\n  {data[:400]}', flush=True)
-        rows.append(dict(fault=name, how=how, tries=n, wrong=[words for words, _ in crashes.values()], found=[*crashes], **more))
+        wrong = [words for words, _ in crashes.values()]
+        rows.append(dict(fault=name, how=how, tries=n, wrong=wrong, found=[*crashes], **more))
         print(f'{name}: {n:,} more, {n + before.get(name, 0):,} in all', *more.values(), flush=True)
     if out: add_rows(path, rows, time.time() - began)
     print(f'{sum(o["tries"] for o in rows):,} executions in {time.time() - began:.0f} s')

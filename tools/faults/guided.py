@@ -1,6 +1,7 @@
-"""One target of tools/faults/fuzz.py under atheris, a process of its own, because libFuzzer ends its own: `python -m tools.faults.fuzz --by_coverage` starts it.
+"""One target of tools/faults/fuzz.py under atheris, a process of its own, because libFuzzer ends its own:
+`python -m tools.faults.fuzz --by_coverage` starts it.
 
-Its words: the target, a folder for files, and flags of libFuzzer. Coverage counts branches of the package and of the targets.
+Its words: the target, a folder for files, flags of libFuzzer. Coverage counts branches of the package and the targets.
 """
 import os
 import sys

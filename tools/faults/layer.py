@@ -1,8 +1,8 @@
 """A layer between Python and the disk: the k-th operation below a folder fails, or ends the process half way.
 
-An operation is what a program does to files: open one to write, write, sync, rename, link, remove, make a folder. `kill`
-is SIGKILL, in the middle of a write after half of its bytes. `power` is that, and what was not synced is lost: names are
-as they were, contents are cut off. Any other fault is an error of the system, such as ENOSPC.
+An operation is what a program does to files: open one to write, write, sync, rename, link, remove, make a folder.
+`kill` is SIGKILL, in the middle of a write after half of its bytes. `power` is that, and what was not synced is lost:
+names are as they were, contents are cut off. Any other fault is an error of the system, such as ENOSPC.
 """
 import errno
 import io
@@ -12,8 +12,8 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
-CALLS = 'fsync', 'replace', 'rename', 'link', 'unlink', 'mkdir'          # of `os`; with open and write all that is counted
-GROWING = {'open', 'write', 'fsync', 'link', 'mkdir'}                     # what a full disk refuses
+CALLS = 'fsync', 'replace', 'rename', 'link', 'unlink', 'mkdir'      # of `os`; with open and write all that is counted
+GROWING = {'open', 'write', 'fsync', 'link', 'mkdir'}                # what a full disk refuses
 REAL = {name: getattr(os, name) for name in CALLS}
 OPEN = io.open
 
@@ -29,7 +29,8 @@ class Layer:
     ):
         self.root, self.at, self.fault, self.lasts = os.path.realpath(root), at, fault, lasts
         self.n, self.rng, self.names = 0, random.Random(seed), []
-        self.unsynced, self.renamed = {}, []                              # path -> bytes that are on the disk; (name, what it held before or None)
+        self.unsynced = {}        # path -> bytes that are on the disk
+        self.renamed = []         # (name, what it held before or None)
 
     def below(self, path)->bool:
         "Is it a path, and one of ours?"
@@ -43,7 +44,8 @@ class Layer:
         if not self.at or self.n < self.at: return
         if isinstance(self.fault, int):
             refused = self.fault not in (errno.ENOSPC, errno.EDQUOT) or name in GROWING
-            if refused and (self.lasts or self.n == self.at): raise OSError(self.fault, os.strerror(self.fault), str(path))
+            now = self.lasts or self.n == self.at
+            if refused and now: raise OSError(self.fault, os.strerror(self.fault), str(path))
             return
         if half: half()
         if self.fault == 'power': self.cut()
@@ -56,7 +58,9 @@ class Layer:
             if before is None: REAL['unlink'](name)
             else: Path(name).write_bytes(before)
         for path, safe in self.unsynced.items():
-            if os.path.exists(path): os.truncate(path, self.rng.randint(min(safe, size := os.path.getsize(path)), size))
+            if not os.path.exists(path): continue
+            size = os.path.getsize(path)
+            os.truncate(path, self.rng.randint(min(safe, size), size))
 
     def call(self, name:str):
         "One of CALLS, counted."
@@ -80,7 +84,9 @@ class Layer:
         "Keep what a name held before; a file takes its unsynced content along."
         old, new = os.path.realpath(old), os.path.realpath(new)
         if old in self.unsynced: self.unsynced[new] = self.unsynced.pop(old)
-        if not os.path.isdir(old): self.renamed.append((new, Path(new).read_bytes() if os.path.exists(new) else None))
+        if os.path.isdir(old): return
+        before = Path(new).read_bytes() if os.path.exists(new) else None
+        self.renamed.append((new, before))
 
     def open(self, file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         "As the built-in one; what is opened to be written below the folder is counted."

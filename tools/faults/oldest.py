@@ -1,35 +1,36 @@
-"""The oldest versions that settings.ini allows, in an environment of their own, and the tests in it: `python -m tools.faults.oldest --folder FOLDER` (long: it downloads torch).
+"""The oldest versions that settings.ini allows, in an environment of their own, and the tests in it:
+`python -m tools.faults.oldest --folder FOLDER` (long: it downloads torch).
 
-Each requirement is installed at its lower bound, by pip. FOLDER keeps the environment, so that a second call only tests.
+Each requirement is installed at its lower bound, by pip. FOLDER keeps the environment: a second call only tests.
 """
 import re
 import subprocess
 import tempfile
 import time
 import venv
-from configparser import ConfigParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 from fastcore.script import call_parse
 
+from tools import settings
+
 from .results import add_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTED = 'tests/test_train.py', 'tests/test_transforms.py', 'tests/test_data.py', 'tests/test_metrics.py', 'tests/test_faults.py', 'tests/test_hostile.py', 'tests/test_interop.py'
+TESTED = [f'tests/test_{o}.py' for o in ('train', 'transforms', 'data', 'metrics', 'faults', 'hostile', 'interop')]
 
 
 def requirements():
     "What the package needs, as settings.ini says."
-    config = ConfigParser(delimiters=['='])
-    config.read(ROOT/'settings.ini', encoding='utf-8')
-    return config['DEFAULT']['requirements'].split()
+    return settings()['requirements'].split()
 
 
 def oldest(requirement):
     "torch>=2.6 becomes torch==2.6.*: the lowest that is allowed, with its mends."
     name, low = re.match(r'([\w.-]+)(?:>=([\d.]+))?', requirement).groups()
-    return f'{name}=={low}.*' if low and low.count('.') < 2 else f'{name}=={low}' if low else name
+    if not low: return name
+    return f'{name}=={low}.*' if low.count('.') < 2 else f'{name}=={low}'
 
 
 def install(folder):
@@ -44,6 +45,11 @@ def install(folder):
     return python
 
 
+def ended(cases, *ways):
+    "Names of the test cases that ended in one of these ways."
+    return [f'{o.get("classname")}.{o.get("name")}' for o in cases if any(o.find(way) is not None for way in ways)]
+
+
 @call_parse
 def main(
     folder:str=str(ROOT/'.venv'/'oldest'),     # of the environment
@@ -53,11 +59,12 @@ def main(
     "Install the oldest versions and run the tests. Ends with their exit code."
     python, began = install(folder), time.time()
     with tempfile.TemporaryDirectory() as d:
-        code = subprocess.run([python, '-m', 'pytest', '-q', f'--junitxml={d}/a.xml', *tests.split()], cwd=ROOT).returncode
+        words = [python, '-m', 'pytest', '-q', f'--junitxml={d}/a.xml', *tests.split()]
+        code = subprocess.run(words, cwd=ROOT).returncode
         cases = [*ElementTree.parse(f'{d}/a.xml').iter('testcase')]
-    ways = {kind: [f'{o.get("classname")}.{o.get("name")}' for o in cases if any(o.find(way) is not None for way in kind.split())] for kind in ('failure error', 'skipped')}
-    wrong, skipped = ways.values()
-    row = dict(fault='the oldest versions that are allowed', how=', '.join(requirements()), tries=len(cases) - len(skipped), wrong=wrong, said=[f'{len(skipped)} tests skipped'])
+    wrong, skipped = ended(cases, 'failure', 'error'), ended(cases, 'skipped')
+    row = dict(fault='the oldest versions that are allowed', how=', '.join(requirements()),
+               tries=len(cases) - len(skipped), wrong=wrong, said=[f'{len(skipped)} tests skipped'])
     if out: add_rows(Path(out)/'oldest.json', [row], time.time() - began)
     raise SystemExit(code)
 

@@ -1,4 +1,5 @@
-"What the suite found, as data: one JSON for each part, a row for each fault, a line for each slice of the campaign; the page of the book is made from them."
+"""What the suite found, as data: one JSON for each part, a row for each fault, a line for each slice of the campaign.
+The page of the book is made from them."""
 import datetime
 import json
 from collections import Counter
@@ -16,7 +17,8 @@ def read_results(path):
 
 
 def joined(old, new):
-    "Two rows of one fault as one: numbers add up, what went wrong is the newest slice's, three examples of what was said are enough."
+    """Two rows of one fault as one: numbers add up, what went wrong is the newest slice's, and three examples of what
+    was said are enough."""
     both = {**old, **new, 'tries': old['tries'] + new['tries']}
     if 'outcomes' in new: both['outcomes'] = dict(Counter(old['outcomes']) + Counter(new['outcomes']))
     if 'said' in new: both['said'] = (old['said'] + new['said'])[:3]
@@ -33,8 +35,10 @@ def add_rows(path, rows, seconds):
         key = o['fault'], o['how']
         there[key] = joined(there[key], o) if key in there else o
     env = {k: v for k, v in environment('cpu').items() if k in KEPT}
-    one = dict(date=datetime.date.today().isoformat(), seconds=round(seconds), tries=sum(o['tries'] for o in rows), wrong=sum(len(o['wrong']) for o in rows), **env)
-    with atomic_write(path) as part: part.write_text(json.dumps(dict(slices=[*about['slices'], one], rows=[*there.values()]), indent=1) + '\n', encoding='utf-8')
+    tries, wrong = sum(o['tries'] for o in rows), sum(len(o['wrong']) for o in rows)
+    one = dict(date=datetime.date.today().isoformat(), seconds=round(seconds), tries=tries, wrong=wrong, **env)
+    text = json.dumps(dict(slices=[*about['slices'], one], rows=[*there.values()]), indent=1)
+    with atomic_write(path) as part: part.write_text(text + '\n', encoding='utf-8')
 
 
 def tries_so_far(path):

@@ -1,7 +1,9 @@
-"""Take away what a program needs and see that it says so, loses nothing, and goes on afterwards: `python -m tools.faults.scarce --tries 100 --out results/faults`.
+"""Take away what a program needs and see that it says so, loses nothing, and goes on afterwards:
+`python -m tools.faults.scarce --tries 100 --out results/faults`.
 
-A full disk, a quota, a read-only folder and a disk that fails are injected at an operation chosen by chance; a small file system that is full or read-only, file handles,
-the size of files and memory are limits of the real system; and the clock is set back at every look.
+A full disk, a quota, a read-only folder and a disk that fails are injected at an operation chosen by chance; a small
+file system that is full or read-only, file handles, the size of files and memory are limits of the real system; and the
+clock is set back at every look.
 """
 import errno
 import os
@@ -25,7 +27,9 @@ from .layer import Layer
 from .results import add_rows, tries_so_far
 from .works import WORKS, check_whole, outcome, small
 
-INJECTED = {'the disk is full': errno.ENOSPC, 'the quota is used up': errno.EDQUOT, 'the folder is read-only': errno.EROFS, 'the disk fails': errno.EIO}
+INJECTED = {'the disk is full': errno.ENOSPC, 'the quota is used up': errno.EDQUOT,
+            'the folder is read-only': errno.EROFS, 'the disk fails': errno.EIO}
+SAFE = 'checkpoint', 'no run', 'no file that was there is lost'     # one of these is said where training is stopped
 
 
 @contextmanager
@@ -61,7 +65,8 @@ def clock_back():
 
 
 FEW = 'few file handles, or none'
-LIMITS = {FEW: handles, 'files may hold 20,000 bytes': lambda: limit(resource.RLIMIT_FSIZE, 20_000), 'memory is limited': memory, 'the clock goes back': clock_back}
+LIMITS = {FEW: handles, 'files may hold 20,000 bytes': lambda: limit(resource.RLIMIT_FSIZE, 20_000),
+          'memory is limited': memory, 'the clock goes back': clock_back}
 
 
 @contextmanager
@@ -107,11 +112,18 @@ class Scarcity(Harness):
         "What is wrong after a fault, and after the work was done again without it."
         wrong = [] if code in (0, 3) else [f'ended with {code}: {self.log.read_text()[-3000:]}']
         if code == 3 and (len(line) < 10 or '\n' in line or len(line) > 600): wrong.append(f'said: {line!r}')
-        if code == 3 and name in ('training', 'resuming') and not any(safe in line for safe in ('checkpoint', 'no run', 'no file that was there is lost')): wrong.append(f'does not say what is safe: {line}')
+        if code == 3 and name in ('training', 'resuming') and not any(o in line for o in SAFE):
+            wrong.append(f'does not say what is safe: {line}')
         wrong += check_whole(folder)
         try: self.must(lambda: WORKS[name].do(self.place, folder))
         except RuntimeError as e: return [*wrong, f'it does not go on: {e}']
         return wrong + differences(outcome(folder), self.ends[name])
+
+    def within(self, fault, folder, at, spare):
+        "What makes a work meet a fault, when it is called in its process."
+        if fault == FEW: return partial(handles, spare)
+        if fault in LIMITS: return LIMITS[fault]
+        return lambda: Layer(folder, at, INJECTED[fault], lasts=self.rng.random() < .7).on()
 
     def trial(self, name, fault):
         "One work, one fault: how it ended, what is wrong."
@@ -120,14 +132,15 @@ class Scarcity(Harness):
         self.begin(name, folder)
         at = self.rng.randrange(1, self.operations[name] + 1)
         spare = self.rng.randrange(12)
-        within = partial(handles, spare) if fault == FEW else LIMITS[fault] if fault in LIMITS else lambda: Layer(folder, at, INJECTED[fault], lasts=self.rng.random() < .7).on()
-        code, line = self.disturb(name, folder, within)
+        code, line = self.disturb(name, folder, self.within(fault, folder, at, spare))
         wrong = self.judge(name, folder, code, line)
         if not wrong: shutil.rmtree(folder)
-        return line, [f'{f"{spare} spare" if fault == FEW else f"at {at}"}: {o}' for o in wrong]
+        where = f'{spare} spare' if fault == FEW else f'at {at}'
+        return line, [f'{where}: {o}' for o in wrong]
 
     def small_disk(self, name):
-        "A real file system that holds only half of what the work writes; then it is read-only; then all is well. Raises PermissionError."
+        """A real file system that holds only half of what the work writes; then it is read-only; then all is well.
+        Raises PermissionError."""
         if name not in self.ends: self.undisturbed(name)
         need = size_of(self.folder/f'{name}-whole')
         with mounted(self.folder/f'disk-{self.rng.random()}', 16*need + (1 << 20)) as folder:
@@ -139,15 +152,19 @@ class Scarcity(Harness):
             again, _ = self.disturb(name, folder, nullcontext)
             remount(folder, f'rw,size={16*need + (1 << 20)}')
             wrong = self.judge(name, folder, code, line)
-            return line, wrong + ([] if again in (0, 3) else [f'read-only: ended with {again}: {self.log.read_text()[-3000:]}'])
+            if again not in (0, 3): wrong.append(f'read-only: ended with {again}: {self.log.read_text()[-3000:]}')
+            return line, wrong
 
 
 def lift():
     "Take this process's limits away again, as far as its own last word needs it."
-    for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS): resource.setrlimit(what, (resource.getrlimit(what)[1],)*2)
+    for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
+        _, most = resource.getrlimit(what)
+        resource.setrlimit(what, (most, most))
 
 
 HOW = 'injected at an operation chosen by chance', 'limit of the system'
+SMALL_DISK = 'a small disk', 'a file system that holds half of what is written, then is read-only'
 
 
 def note_row(rows, show, name, fault, how, line, wrong):
@@ -178,9 +195,10 @@ def main(
         for fault, name in (pairs[i % len(pairs)] for i in range(tries)):
             note(name, fault, HOW[fault in LIMITS], *harness.trial(name, fault))
         try:
-            for name in names[:max(1, tries // 8)]: note(name, 'a small disk', 'a file system that holds half of what is written, then is read-only', *harness.small_disk(name))
+            for name in names[:max(1, tries // 8)]: note(name, *SMALL_DISK, *harness.small_disk(name))
         except PermissionError as e: print(f'not tried: a small disk ({e})')
-    print(f'{sum(o["tries"] for o in rows.values())} times something was taken from {", ".join(names)} in {time.time() - began:.0f} s')
+    times = sum(o['tries'] for o in rows.values())
+    print(f'{times} times something was taken from {", ".join(names)} in {time.time() - began:.0f} s')
     if out: add_rows(Path(out)/'scarce.json', [*rows.values()], time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows.values()))
 

@@ -1,11 +1,14 @@
 """Train for a while and watch what grows: `python -m tools.faults.soak --minutes 30 --out results/faults`.
 
-Resident memory (with the allocator that keeps its memory, as the commands have it), open handles, the time of a step and the log of a run at the smallest size, looked at every
-200 steps by a hook. After a warm-up of a fifth, memory may grow by 1 MiB in 1,000 steps, handles by none, the time of a step by a fifth (as processor time, in medians of the first and the last third), and the log by its lines alone.
+Resident memory (with the allocator that keeps its memory, as the commands have it), open handles, the time of a step
+and the log of a run at the smallest size, looked at every 200 steps by a hook. After a warm-up of a fifth, memory may
+grow by 1 MiB in 1,000 steps, handles by none, the time of a step by a fifth (as processor time, in medians of the first
+and the last third), and the log by its lines alone.
 """
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from sagan_nb.machinery.runs import stop_at, Stopped, train
 from .results import add_rows
 from .works import Place, settings, small
 
-EVERY, SIGMAS, LEAST = 200, 1000, 30     # steps between looks, and between lines with singular values; looks that a verdict needs
+EVERY, SIGMAS = 200, 1000 # steps between looks, and between lines with singular values
+LEAST = 30                # looks that a verdict needs
 
 
 def resident():
@@ -31,7 +35,8 @@ class Watch:
     def __init__(self, run): self.run, self.seen = run, []
 
     def __call__(self, gan, log):
-        self.seen.append(dict(t=gan.t, memory=resident(), handles=len(os.listdir('/proc/self/fd')), cpu=time.process_time(), log=(self.run/'log.jsonl').stat().st_size))
+        handles, log = len(os.listdir('/proc/self/fd')), (self.run/'log.jsonl').stat().st_size
+        self.seen.append(dict(t=gan.t, memory=resident(), handles=handles, cpu=time.process_time(), log=log))
 
 
 def verdicts(seen, how=''):
@@ -44,9 +49,14 @@ def verdicts(seen, how=''):
     slower = np.median(paces[-third:]) / np.median(paces[:third])
     whole = late[::SIGMAS//EVERY]                               # a line with singular values in each
     lines = np.diff([o['log'] for o in whole]) / np.diff([o['t'] for o in whole])
-    found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps, {memory[-1]/2**20:,.0f} MiB at the end', slope < 1), 'handles': (f'{late[0]["handles"]} to {late[-1]["handles"]}', late[-1]['handles'] <= late[0]['handles']),
-             'time of a step': (f'{slower:.2f} times that of the beginning', slower < 1.2), 'log': (f'{lines.min():.0f} to {lines.max():.0f} bytes a step', lines.max() < 1.3*lines.min() + 1)}
-    return [dict(fault=f'a long run: {name}', how=f'{seen[-1]["t"]:,} steps{how}', tries=len(seen), said=[words], wrong=[] if good else [words]) for name, (words, good) in found.items()]
+    first, last = late[0]['handles'], late[-1]['handles']
+    found = {'memory': (f'{slope:+.2f} MiB in 1,000 steps, {memory[-1]/2**20:,.0f} MiB at the end', slope < 1),
+             'handles': (f'{first} to {last}', last <= first),
+             'time of a step': (f'{slower:.2f} times that of the beginning', slower < 1.2),
+             'log': (f'{lines.min():.0f} to {lines.max():.0f} bytes a step', lines.max() < 1.3*lines.min() + 1)}
+    about = dict(how=f'{seen[-1]["t"]:,} steps{how}', tries=len(seen))
+    return [dict(fault=f'a long run: {name}', **about, said=[words], wrong=[] if good else [words])
+            for name, (words, good) in found.items()]
 
 
 @call_parse
@@ -55,17 +65,19 @@ def main(
     out:str=None,             # folder for soak.json; nothing is written without
 ):
     "Train and watch. Ends with 1 where something grows."
-    began, kept = time.time(), keep_memory()
+    began, how = time.time(), ', freed memory kept' if keep_memory() else ''
     with tempfile.TemporaryDirectory() as d:
         place, run = Place(d), Path(d)/'run'
-        cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50, sigma_every=SIGMAS)
+        cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50,
+                      sigma_every=SIGMAS)
         watch = Watch(run)
-        with small(place):
-            try: train(cfg, place.source, run, hooks=[(EVERY, watch), (10, stop_at(time.monotonic() + 60*minutes))])
-            except Stopped: pass
+        with small(place), suppress(Stopped):
+            train(cfg, place.source, run, hooks=[(EVERY, watch), (10, stop_at(time.monotonic() + 60*minutes))])
     if len(watch.seen) < LEAST: raise SystemExit(f'{len(watch.seen)} looks show nothing: train for longer')
-    rows = verdicts(watch.seen, ', freed memory kept'*kept)
-    for o in rows: print(f'{o["fault"]}: {o["said"][0]}, {o["how"]}' + ' WRONG'*bool(o['wrong']))
+    rows = verdicts(watch.seen, how)
+    for o in rows:
+        verdict = ' WRONG' if o['wrong'] else ''
+        print(f'{o["fault"]}: {o["said"][0]}, {o["how"]}{verdict}')
     if out: add_rows(Path(out)/'soak.json', rows, time.time() - began)
     raise SystemExit(any(o['wrong'] for o in rows))
 

@@ -1,6 +1,7 @@
-"""What is disturbed: training, resuming, packing, evaluation, rows of a table, publishing; each at the smallest size that has all its parts.
+"""What is disturbed: training, resuming, packing, evaluation, rows of a table, publishing; each at the smallest size
+that has all its parts.
 
-A work goes on where it was stopped, when it is called again on the same folder. Two ways to the same end leave equal `outcome`s.
+A work that is called again on the same folder goes on where it was stopped. Two ways to one end leave equal `outcome`s.
 """
 import contextlib
 import io
@@ -9,6 +10,7 @@ import shutil
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,9 +30,9 @@ from sagan_nb.machinery.packed import open_packed
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.runs import read_log, train
 
-CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), width=1, attn_at=(8,), steps=6, ema=.9, ema_start=1, standing=16, batch=4, checkpoint_every=2,
-              sample_every=3, log_every=1, sigma_every=100)
-CHUNK = 16                                                           # pictures written together, so that a small pack has several
+CFG = replace(at_scale(PRESETS['t1_attn_16'], 'smoke'), width=1, attn_at=(8,), steps=6, ema=.9, ema_start=1,
+              standing=16, batch=4, checkpoint_every=2, sample_every=3, log_every=1, sigma_every=100)
+CHUNK = 16                # pictures written together, so that a small pack has several
 
 
 def pictures_in(folder):
@@ -38,7 +40,8 @@ def pictures_in(folder):
     rng = np.random.default_rng(0)
     for k in 'abcd':
         (folder/k).mkdir(parents=True)
-        for i in range(15): Image.fromarray(rng.integers(0, 256, (34, 36, 3), dtype=np.uint8)).save(folder/k/f'{i:02}.png')
+        for i in range(15):
+            Image.fromarray(rng.integers(0, 256, (34, 36, 3), dtype=np.uint8)).save(folder/k/f'{i:02}.png')
     return folder
 
 
@@ -60,7 +63,8 @@ class Place:
 
     def prepare(self):
         "Make the runs that others begin with."
-        for name, steps in (('half', 3), ('finished', 6)): train(settings(self.source, steps=steps), self.source, self.folder/name)
+        for name, steps in (('half', 3), ('finished', 6)):
+            train(settings(self.source, steps=steps), self.source, self.folder/name)
         return self
 
 
@@ -80,13 +84,16 @@ def pack_pictures(place, folder):
 
 def measure_run(place, folder):
     model = open_run(place.folder/'finished')
-    records = evaluate(model.G, place.source, ('distance', 'intra', 'kid'), place.features, n_fake=40, cache=folder/'cache', about=model.about)
+    records = evaluate(model.G, place.source, ('distance', 'intra', 'kid'), place.features, n_fake=40,
+                       cache=folder/'cache', about=model.about)
     save_records(folder/'metrics.json', records)
 
 
 def run_table(place, folder):
-    asked = [Job(settings(place.source, preset=row, steps=4, sample_every=4, **own)) for row, own in (('t1_attn_16', {}), ('t1_none', dict(block='none', attn_at=())))]
-    if failed := run_rows(asked, place.source, folder/'table', folder/'table'/'runs', say=lambda *args, **kw: None): raise RuntimeError(str(failed))
+    rows, out = dict(t1_attn_16={}, t1_none=dict(block='none', attn_at=())), folder/'table'
+    asked = [Job(settings(place.source, preset=row, steps=4, sample_every=4, **own)) for row, own in rows.items()]
+    failed = run_rows(asked, place.source, out, out/'runs', say=lambda *args, **kw: None)
+    if failed: raise RuntimeError(str(failed))
 
 
 def publish_run(place, folder):
@@ -100,27 +107,26 @@ class Work:
     starts: str = ''                 # a folder of the place that it begins with, copied to `run`
 
 
-WORKS = dict(training=Work(train_run), resuming=Work(resume_run, 'half'), packing=Work(pack_pictures), evaluation=Work(measure_run),
-             table=Work(run_table), publishing=Work(publish_run))
+WORKS = dict(training=Work(train_run), resuming=Work(resume_run, 'half'), packing=Work(pack_pictures),
+             evaluation=Work(measure_run), table=Work(run_table), publishing=Work(publish_run))
 
 
 @contextlib.contextmanager
 def small(place):
     "Chunks, samples and sizes as small as the works."
-    own = (pictures, 'CHUNK', CHUNK), (jobs, 'SIZES', dict(smoke=(40, 40))), (curve, 'SIZES', dict(smoke=(40, 40))), (jobs, 'features_of', lambda *args: place.features), (jobs.Curve, 'points', 2), (files, 'STALE', 0)
-    before = [(o, name, getattr(o, name)) for o, name, _ in own]
-    for o, name, value in own: setattr(o, name, value)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for o, name, value in before: setattr(o, name, value)
+    sizes = dict(smoke=(40, 40))
+    own = ((pictures, 'CHUNK', CHUNK), (jobs, 'SIZES', sizes), (curve, 'SIZES', sizes),
+           (jobs, 'features_of', lambda *args: place.features), (jobs.Curve, 'points', 2), (files, 'STALE', 0))
+    with contextlib.ExitStack() as patches, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        for o, name, value in own: patches.enter_context(mock.patch.object(o, name, value))
+        warnings.simplefilter('ignore')
+        yield
 
 
 # what is there afterwards
 
-CLOCK = 'images_per_s', 'seconds_per_step', 'wait_share', 'seconds', 'evaluation_seconds', 'env', 'went_on', 'version', 'trained_commit', 'checkpoint_sha256', 'device', 'seal'
+CLOCK = ('images_per_s', 'seconds_per_step', 'wait_share', 'seconds', 'evaluation_seconds', 'env', 'went_on', 'version',
+         'trained_commit', 'checkpoint_sha256', 'device', 'seal')
 
 
 def timeless(value):
@@ -133,8 +139,9 @@ def of_run(run):
     "What must be equal in two runs that end alike."
     log = [timeless(o) for o in read_log(run/'log.jsonl')]
     own = {p.name: files.file_sha256(p) for p in (checkpoints_of(run)[-1], *sorted((run/'samples').glob('*.png')))}
-    curve = [timeless(o) for o in read_log(run/'curve.jsonl')] if (run/'curve.jsonl').exists() else []
-    return own | dict(log=log, curve=curve, config=(run/'config.json').read_text(), data=(run/'data.json').read_text())
+    looks = read_log(run/'curve.jsonl') if (run/'curve.jsonl').exists() else []
+    return own | dict(log=log, curve=[timeless(o) for o in looks], config=(run/'config.json').read_text(),
+                      data=(run/'data.json').read_text())
 
 
 def outcome(folder):
@@ -142,22 +149,32 @@ def outcome(folder):
     found = {}
     for path in sorted(folder.rglob('*')):
         name = path.relative_to(folder).as_posix()
+        read, hashed = path.match('table/*.json'), path.match('table/*.png') or path.suffix == '.safetensors'
         if path.name == 'config.json': found[name] = of_run(path.parent)
         if path.name == 'pack.json': found |= {f'{name}:{p.name}': files.file_sha256(p) for p in path.parent.iterdir()}
-        if path.name == 'metrics.json' or path.match('table/*.json'): found[name] = timeless(json.loads(path.read_text()))
-        if path.match('table/*.png') or path.suffix == '.safetensors' or path.name == 'README.md': found[name] = files.file_sha256(path)
-        if path.suffix == '.part' or path.name.endswith('.part.log'): found[f'{path.parent.name}/*.part'] = 'left over'
+        if path.name == 'metrics.json' or read: found[name] = timeless(json.loads(path.read_text()))
+        if path.name == 'README.md' or hashed: found[name] = files.file_sha256(path)
+        if unfinished(path): found[f'{path.parent.name}/*.part'] = 'left over'
     return found
+
+
+def unfinished(path): return path.suffix == '.part' or path.name.endswith('.part.log')
 
 
 def is_true(value):
     if not value: raise ValueError('it is not whole')
 
 
-CHECKS = {'.pt': read_checkpoint, 'config.json': lambda p: from_json(p.read_text()), 'pack.json': lambda p: open_packed(p.parent, whole=True),
-          '.json': lambda p: json.loads(p.read_text()), '.png': lambda p: Image.open(p).load(), '.jsonl': read_lines,
-          '.safetensors': lambda p: is_true(read_cache(p) if 'cache' in p.parts else 'sagan_nb_sha256' in read_safetensors(p)[1]),
-          'README.md': lambda p: is_true(p.read_text().startswith('# '))}                   # name or ending -> raises where a file is not whole
+def check_arrays(path):
+    "Raise where a cache or published weights are not whole."
+    is_true(read_cache(path) if 'cache' in path.parts else 'sagan_nb_sha256' in read_safetensors(path)[1])
+
+
+CHECKS = {                # name or ending -> raises where a file is not whole
+    '.pt': read_checkpoint, '.jsonl': read_lines, '.safetensors': check_arrays,
+    'config.json': lambda p: from_json(p.read_text()), 'pack.json': lambda p: open_packed(p.parent, whole=True),
+    '.json': lambda p: json.loads(p.read_text()), '.png': lambda p: Image.open(p).load(),
+    'README.md': lambda p: is_true(p.read_text().startswith('# '))}
 
 
 def check_file(path):
@@ -166,15 +183,15 @@ def check_file(path):
     if check: check(path)
 
 
-FREED = 5                 # seconds: a child of the killed process that is about to become git holds its lock for a moment
+FREED = 5                 # seconds: a child of the killed process that is about to become git holds its lock so long
 
 
 def check_whole(folder):
     "List what is wrong with a folder in which a process was killed: files that are not whole, locks that are held."
     wrong = []
     for path in sorted(folder.rglob('*')):
-        unfinished = any(p.endswith('.part') for p in path.relative_to(folder).parts) or path.name.endswith('.part.log')
-        if not path.is_file() or unfinished: continue
+        below_part = any(p.endswith('.part') for p in path.relative_to(folder).parts)
+        if not path.is_file() or below_part or unfinished(path): continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('error', CacheWarning)

@@ -1,6 +1,7 @@
-"""What the package offers, read off its source: names, parameters with their comments, and where each stands. Nothing is imported.
+"""What the package offers, read off its source, without importing it: names, parameters with their comments, and where
+each stands.
 
-`book()` gives the modules; `Module.reference()` is one module as Sphinx markup; `Names` turns backticked names into links.
+`book()` gives the modules, `Module.reference()` one module as Sphinx markup; `Names` turns backticked names into links.
 """
 import ast
 import copy
@@ -60,12 +61,12 @@ class Symbol:
     def params(self):
         "(name, type, meaning) for each parameter, and the meaning of what is returned."
         if isinstance(self.node, ast.ClassDef) and self.maker is None: return [*self.fields()], ''
-        a, shared = self.maker.args, {}
+        a = self.maker.args
         args = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
         if args and args[0].arg in ('self', 'cls') or 'patch' in decorators(self.node): args = args[1:]
-        for o in args: shared[o.end_lineno] = o                      # a comment belongs to the last one of its line
-        rows = [(o.arg, *about(o.annotation, self.comments.get(o.end_lineno, '') if shared[o.end_lineno] is o else ''))
-                for o in args]
+        last = {o.end_lineno: o for o in args}                       # a comment belongs to the last one of its line
+        said = {o: self.comments.get(line, '') for line, o in last.items()}
+        rows = [(o.arg, *about(o.annotation, said.get(o, ''))) for o in args]
         end = self.maker.returns.end_lineno if self.maker.returns else self.maker.body[0].lineno - 1
         inside = args and end == args[-1].end_lineno
         return rows, '' if self.kind == 'class' or inside else self.comments.get(end, '')
@@ -87,7 +88,8 @@ class Symbol:
         for o in every: o.annotation = None
         first = a.posonlyargs or a.args
         if first and (first[0].arg in ('self', 'cls') or 'patch' in decorators(self.node)): first.pop(0)
-        return f'({ast.unparse(a)})' + (f' -> {ast.unparse(self.node.returns)}' if getattr(self.node, 'returns', None) else '')
+        returned = getattr(self.node, 'returns', None)
+        return f'({ast.unparse(a)})' + (f' -> {ast.unparse(returned)}' if returned else '')
 
 
 def setting(value):
@@ -166,7 +168,8 @@ def names_of(node):
 
 def lines_of(node, classes):
     "Statements of a class, after those of its bases in the same module: a dataclass reads these from the right."
-    for base in reversed(node.bases): yield from lines_of(classes[base.id], classes) if getattr(base, 'id', '') in classes else ()
+    for base in reversed(node.bases):
+        if getattr(base, 'id', '') in classes: yield from lines_of(classes[base.id], classes)
     yield from node.body
 
 

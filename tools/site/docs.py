@@ -1,6 +1,7 @@
-"""The site: `make docs`, or `python -m tools.site.docs`. Notebooks, docs/*.md and generated pages go to _build/source, Sphinx makes _build/html of them.
+"""The site: `make docs`, or `python -m tools.site.docs`. Notebooks, docs/*.md and generated pages go to _build/source,
+Sphinx makes _build/html of them.
 
-nbdev's processors read the notebooks; nothing is executed, and nothing is fetched: what is shown is what the tests stored.
+nbdev's processors read the notebooks; nothing is executed or fetched: what is shown is what the tests stored.
 """
 import argparse
 import ast
@@ -13,7 +14,6 @@ import re
 import shutil
 import sys
 import time
-from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,19 +26,16 @@ from nbdev.processors import clean_magics, hide_line, rm_header_dash, strip_ansi
 from nbformat.v4 import new_markdown_cell
 
 from sagan_nb.config import PRESETS
+from tools import settings
 from tools.site import home, pages
 from tools.site.api import FENCED, Names, around, book
 
 WAYS_IN = ('tour', 'run', 'use', 'reproduce', 'paper_map', 'extend', 'questions')
 PAPER = ('reproduced', 'paper_vs_code', 'few_images', 'weights', 'ports', 'glossary', 'references')
 PROJECT = ('survives', 'tests', 'contributing', 'changelog', 'licence')
-
-
-def settings():
-    "settings.ini."
-    config = ConfigParser(delimiters=['='])
-    config.read(ROOT/'settings.ini', encoding='utf-8')
-    return config['DEFAULT']
+PAGES = {                 # file of the repository -> page
+    'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
+    'LICENSE': 'licence.md', 'README.md': 'index.ipynb', 'paper.yml': 'paper_map.md'}
 
 
 def chapters():
@@ -55,24 +52,29 @@ def page_of(target):
     "A link inside the repository as a link between pages; None where the site has no such page."
     path, _, anchor = target.partition('#')
     name = path.rsplit('/', 1)[-1]
-    if name == 'README.md' and path.removeprefix('../') != name: return None         # that of a folder is not the home page
+    if name == 'README.md' and path.removeprefix('../') != name: return None     # that of a folder is not the home page
     if re.fullmatch(r'test_\w+\.py', name): return f'{name[:-3]}.md'
-    if name.endswith('.ipynb'): page = re.sub(r'^\d+_', '', name)
-    else: page = {'CONTRIBUTING': 'contributing.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
-                  'LICENSE': 'licence.md', 'README.md': 'index.ipynb', 'paper.yml': 'paper_map.md'}.get(name)
+    page = re.sub(r'^\d+_', '', name) if name.endswith('.ipynb') else PAGES.get(name)
     return page and page + (f'#{anchor}' if anchor else '')
 
 
 def site_pages():
     "Files that a link between pages may name."
-    made = ['paper_map', *PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in (ROOT/'tests').glob('test_*.py')), *(p.stem for p in (ROOT/'docs').glob('*.md'))]
+    files = [*(ROOT/'tests').glob('test_*.py'), *(ROOT/'docs').glob('*.md')]
+    made = ['paper_map', *PAPER, *PROJECT, *(name for name, _ in machinery()), *(p.stem for p in files)]
     return {f'{o}.md' for o in made} | {f'{name}.ipynb' for _, name, _ in chapters()} | {'index.ipynb'}
+
+
+METADATA = dict(          # of every notebook of the site
+    kernelspec=dict(name='python3', display_name='Python 3', language='python'),
+    language_info=dict(name='python', pygments_lexer='ipython3', file_extension='.py', mimetype='text/x-python'))
 
 
 class Page:
     "What one page needs to know while it is adapted."
     def __init__(self, cfg, names, dest, number=None, module=None):
-        self.cfg, self.names, self.dest, self.number, self.module, self.site = cfg, names, dest, number, module, site_pages()
+        self.cfg, self.names, self.dest, self.site = cfg, names, dest, site_pages()
+        self.number, self.module = number, module
         self.equations = self.figures = self.differing = 0
         self.checks = pages.anchors(number) if number else {}
 
@@ -81,7 +83,8 @@ class Page:
         return self.names.link(self.equation(self.links(text, base)), self.module)
 
     def links(self, text, base):
-        "Links into the repository: to a page of the site, else to the repository where it has an address, else the words alone."
+        """Links into the repository: to a page of the site, else to the repository where it has an address, else the
+        words alone."""
         def turn(m):
             bang, words, target = m.groups()
             if re.match(r'[a-z]+:|#', target): return m[0]
@@ -94,8 +97,9 @@ class Page:
             if name in self.site: return f'[{words}]({name}{hash_}{anchor})'
             if page := page_of(target): return f'[{words}]({page})'
             if not path.exists(): raise pages.Missing(f'a link leads to {target}, which is not there')
-            inside = path.relative_to(ROOT)
-            return f'[{words}]({self.cfg["git_url"]}/blob/{self.cfg["branch"]}/{inside}{hash_}{anchor})' if self.cfg['git_url'] else f'{words} (`{inside}`)'
+            inside, git = path.relative_to(ROOT), self.cfg['git_url']
+            if not git: return f'{words} (`{inside}`)'
+            return f'[{words}]({git}/blob/{self.cfg["branch"]}/{inside}{hash_}{anchor})'
         return outside_code(lambda t: re.sub(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', turn, t), text)
 
     def equation(self, text):
@@ -113,10 +117,9 @@ class Page:
         nb, self.file = read_nb(path), path.name
         NBProcessor(nb=nb, procs=[strip_ansi, hide_line, rm_header_dash, clean_magics], rm_directives=False).process()
         nb = nbformat.reads(json.dumps(nb2dict(nb)), 4)
-        cells = [c for cell in nb.cells for c in (self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell))]
-        nb.cells, nb.metadata = cells, nbformat.from_dict(dict(
-            kernelspec=dict(name='python3', display_name='Python 3', language='python'),
-            language_info=dict(name='python', pygments_lexer='ipython3', file_extension='.py', mimetype='text/x-python')))
+        def adapted(cell): return self.prose_cell(cell) if cell.cell_type == 'markdown' else self.code_cell(cell)
+        nb.cells = [c for cell in nb.cells for c in adapted(cell)]
+        nb.metadata = nbformat.from_dict(METADATA)
         return nb
 
     def prose_cell(self, cell):
@@ -139,7 +142,8 @@ class Page:
         source = f'[Source of this page]({git}/{where})'
         if not git.startswith(host): return f'\n\n{source}'
         first = f'`!git clone {git} book && pip install -q ./book`, then `%cd book/nbs`'
-        return f'\n\n[Open in Colab](https://colab.research.google.com/github/{git[len(host):]}/{where}) (run first: {first}) · {source}'
+        colab = f'https://colab.research.google.com/github/{git[len(host):]}/{where}'
+        return f'\n\n[Open in Colab]({colab}) (run first: {first}) · {source}'
 
     def code_cell(self, cell):
         "Directives become tags and captions; a cell that only names its module, or hides, goes."
@@ -152,12 +156,13 @@ class Page:
         if 'fig-cap' in told: self.figure(cell, told)
         for o in cell.get('outputs', []):
             if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = self.prose(o.data['text/markdown'])
-        marks = [] if 'export' in told else [f'({name})=' for text, name in self.checks.items() if text in cell.source]
+        checks = {} if 'export' in told else self.checks
+        marks = [f'({name})=' for text, name in checks.items() if text in cell.source]
         named = [new_markdown_cell('\n'.join(marks))] if marks else []
         return [*named, cell] if cell.source.strip() or cell.outputs else []
 
     def figure(self, cell, told):
-        "Caption, number and text alternative of the picture that the cell draws. The finding stands out; the rest is smaller."
+        "Caption, number and text alternative of a cell's picture. The finding stands out; the rest is smaller."
         self.figures += 1
         def text(name): return told.get(name, '').strip('"').replace('\\"', '"')
         alt = text('fig-alt') or re.match(r'.{60}.*?[.;:](?= |$)|.*', text('fig-cap').replace('`', ''))[0]
@@ -169,8 +174,10 @@ class Page:
 
 
 def tag(cell, told):
-    "Tag a cell whose code is left out, exported or folded. Folded are imports, and cells that say `fold`; what one says `fold: all` shows, too."
-    tags = [tag for name, tag in (('echo', 'remove-input'), ('export', 'exported'), ('exporti', 'exported')) if name in told]
+    """Tag a cell whose code is left out, exported or folded. Folded are imports, and cells that say `fold`; what one
+    says `fold: all` shows, too."""
+    known = dict(echo='remove-input', export='exported', exporti='exported')
+    tags = [tag for name, tag in known.items() if name in told]
     if only_imports(cell.source) or 'fold' in told:
         whole = told.get('fold') == 'all'
         tags.append('hide-cell' if whole else 'hide-input')
@@ -225,30 +232,37 @@ def toctree(caption, rows):
 def navigation(dest):
     "The order of all pages."
     def there(names): return [('', o) for o in names if (dest/f'{o}.md').exists()]
-    return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', [*there(['chapters']), *(('', name) for _, name, _ in chapters())]),
+    read = [*there(['chapters']), *(('', name) for _, name, _ in chapters())]
+    return '\n\n'.join([toctree('Ways in', there(WAYS_IN)), toctree('The book', read),
                         toctree('The machinery', [('', name) for name, _ in machinery()]),
                         toctree('The paper', there(PAPER)), toctree('The project', there(PROJECT))])
 
 
 CARDS = {                                        # page -> name and promise of a card on the home page
     'tour': ('Read', 'the idea in ten minutes'), 'run': ('Run', '<code>python3 start.py</code>, ten minutes, no GPU'),
-    'use': ('Use', 'the attention block, spectral norm, FID, your own pictures'), 'reproduce': ('Reproduce', 'the command for each table, and what it costs'),
+    'use': ('Use', 'the attention block, spectral norm, FID, your own pictures'),
+    'reproduce': ('Reproduce', 'the command for each table, and what it costs'),
     'questions': ('Ask', 'questions of people who use SAGANs, answered by code')}
 
-FAR = """**How far does it get?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and torch-fidelity. The
-experiments ran small, on two CPU cores. Nothing ran at the paper's size. [The map of the paper](paper_map.md)
-has every equation, figure and table."""
+FAR = """\
+**How far does it get?** The code and the metrics are checked against the authors' code, BigGAN-PyTorch, StudioGAN and
+torch-fidelity. The experiments ran small, on two CPU cores. Nothing ran at the paper's size.
+[The map of the paper](paper_map.md) has every equation, figure and table."""
 
-LOOK = """**Click a pixel, move the slider, choose a class.** Left: a picture by a small trained generator, which runs in this page. Right: how
-strongly it looked at each place while it drew the marked pixel. In its training pictures, shapes in opposite corners have the same
-colour. Many pixels look at the opposite corner, as the first one marked here; not all do. [How to read it](attention_maps.ipynb)"""
+LOOK = """\
+**Click a pixel, move the slider, choose a class.** Left: a picture by a small trained generator, which runs in this
+page. Right: how strongly it looked at each place while it drew the marked pixel. In its training pictures, shapes in
+opposite corners have the same colour. Many pixels look at the opposite corner, as the first one marked here; not all
+do. [How to read it](attention_maps.ipynb)"""
 
 
 def front(cells):
     "The home page: the generator itself and cards where README has a picture and a list."
     def at(text): return next((i for i, c in enumerate(cells) if text in c.source), None)
-    if None in (picture := at('look.png'), ways := at('## Ways in')): raise pages.Missing('index has lost its picture or its ways in')
-    cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>' for page, (name, text) in CARDS.items())
+    picture, ways = at('look.png'), at('## Ways in')
+    if None in (picture, ways): raise pages.Missing('index has lost its picture or its ways in')
+    cards = ''.join(f'<a class="card" href="{page}.html"><strong>{name}</strong><span>{text}</span></a>'
+                    for page, (name, text) in CARDS.items())
     new = [f'{home.live()}\n\n{{.look-caption}}\n{LOOK}', f'<div class="cards">{cards}</div>\n\n{{.how-far}}\n{FAR}']
     kept = [c for i, c in enumerate(cells) if i not in (picture, ways)]
     return [*kept[:picture], *map(new_markdown_cell, new), *kept[picture:]]
@@ -271,7 +285,8 @@ def sources(dest, cfg=None):
     for name, path in machinery():
         module = by_name[f'sagan_nb.machinery.{path.stem}']
         line = path.read_text(encoding='utf-8').splitlines()[0].strip('"')
-        (dest/f'{name}.md').write_text(f'# {path.stem}\n\n{line}\n\n' + reference(module, names, cfg) + '\n', encoding='utf-8')
+        text = reference(module, names, cfg)
+        (dest/f'{name}.md').write_text(f'# {path.stem}\n\n{line}\n\n{text}\n', encoding='utf-8')
     plain = Page(cfg, names, dest)
     written = {path.stem: path.read_text(encoding='utf-8') for path in sorted((ROOT/'docs').glob('*.md'))}
     for name, text in (written | pages.generated(names)).items():
@@ -286,9 +301,11 @@ def sources(dest, cfg=None):
 
 
 def reference(module, names, cfg, folded=False):
-    "All names of a module, for its page. A chapter has them folded; docs/_static/fold.js opens the fold for a link that leads into it."
+    """All names of a module, for its page. A chapter has them folded; docs/_static/fold.js opens the fold for a link
+    that leads into it."""
     text = module.reference(names, source_line(cfg))
-    if folded: text = f'<details class="reference"><summary>Every name, with its parameters</summary>\n\n{text}\n\n</details>'
+    summary = '<summary>Every name, with its parameters</summary>'
+    if folded: text = f'<details class="reference">{summary}\n\n{text}\n\n</details>'
     return f'```{{py:module}} {module.name}\n```\n\n## Reference\n\n{text}'
 
 
@@ -323,18 +340,19 @@ def build(out=BUILD, cfg=None):
     sources(out/'source', cfg)
     static(out/'static')
     os.environ['DOCS_STATIC'] = str(out/'static')
-    return sphinx(['-W', '--keep-going', '-n', '-E', '-q', '-b', 'html', '-d', str(out/'doctrees'), '-c', str(ROOT/'docs'),
-                   str(out/'source'), str(out/'html')])
+    flags = '-W', '--keep-going', '-n', '-E', '-q', '-b', 'html', '-d', str(out/'doctrees'), '-c', str(ROOT/'docs')
+    return sphinx([*flags, str(out/'source'), str(out/'html')])
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     p.add_argument('--out', type=Path, default=BUILD, help='where to build; its folder html is the site')
     o = p.parse_args()
     began = time.perf_counter()
     code = build(o.out.resolve())
     seconds, site = time.perf_counter() - began, o.out/'html'/'index.html'
-    print(f'{site}: {len(list((o.out/"html").glob("*.html")))} pages in {seconds:.0f} s' if code == 0 else f'the site was not built ({seconds:.0f} s)')
+    if code: print(f'the site was not built ({seconds:.0f} s)')
+    else: print(f'{site}: {len(list((o.out/"html").glob("*.html")))} pages in {seconds:.0f} s')
     return code
 
 

@@ -1,8 +1,10 @@
-"""Three drawings, made from the package so that they stay true: `python -m tools.site.drawings`; `--check` only fails on a difference.
+"""Three drawings, made from the package so that they stay true: `python -m tools.site.drawings`.
 
-Shapes are read off the modules as they run; rates and counts come from the presets.
+Shapes are read off the modules as they run; rates and counts come from the presets. With `--check` nothing is written:
+it fails on a difference.
 """
 import sys
+from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -15,10 +17,13 @@ class Drawing:
     "Boxes and arrows in SVG."
     def __init__(self, height, title):
         width = 390                                                    # as wide as a phone; larger where there is room
-        self.head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width*5//4}" height="{height*5//4}" '
-                     f'font-family="DejaVu Sans, Verdana, sans-serif" font-size="13" fill="{INK}">\n<title>{escape(title)}</title>\n'
+        self.head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+                     f'width="{width*5//4}" height="{height*5//4}" '
+                     f'font-family="DejaVu Sans, Verdana, sans-serif" font-size="13" fill="{INK}">\n'
+                     f'<title>{escape(title)}</title>\n'
                      '<defs><marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
-                     f'<path d="M0,0 L9,4 L0,8 z" fill="{INK}"/></marker></defs>\n<rect width="{width}" height="{height}" fill="#fff"/>')
+                     f'<path d="M0,0 L9,4 L0,8 z" fill="{INK}"/></marker></defs>\n'
+                     f'<rect width="{width}" height="{height}" fill="#fff"/>')
         self.parts = []
 
     def box(self, x, y, w, h, *lines, fill=BLUE):
@@ -48,8 +53,8 @@ def shapes(module, *args):
     "Name -> shape of what each submodule returns."
     import torch
     seen, hooks = {}, []
-    for name, m in module.named_modules():
-        hooks.append(m.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, tuple(getattr(o, 'shape', ())))))
+    def note(name, m, given, out): seen[name] = tuple(getattr(out, 'shape', ()))
+    for name, m in module.named_modules(): hooks.append(m.register_forward_hook(partial(note, name)))
     with torch.no_grad(): module(*args)
     for h in hooks: h.remove()
     return seen
@@ -79,7 +84,8 @@ def attention(C=256, side=32):
     d.box(250, 391, 128, 46, 'v', f'1x1, {v[1]} to {seen["v"][1]}')
     d.arrow((314, 358), (314, 391))
     d.box(138, 464, 120, 46, 'y', 'gamma · o + x', fill=ORANGE)
-    d.arrow((314, 437), (314, 487), (258, 487)).arrow((138, 31), (8, 31), (8, 487), (138, 487)).text(16, 479, 'x, unchanged', anchor='start', size=12)
+    d.arrow((314, 437), (314, 487), (258, 487))
+    d.arrow((138, 31), (8, 31), (8, 487), (138, 487)).text(16, 479, 'x, unchanged', anchor='start', size=12)
     return d
 
 
@@ -94,9 +100,11 @@ def networks(res=128, width=64, at=32):
     d = Drawing(494, f'The networks at {res} pixels')
     def walk(x, title, rule, begin, steps, end):
         d.text(x, 18, title, bold=True).text(x, 36, rule, size=12)
-        rows = [(begin, 90, GREY), *((o, 98 + 12*(side.bit_length() - 2), ORANGE if extra else BLUE)
-                                     for channels, side, extra in steps
-                                     for o in [[f'{side}x{side}, {channels} ch', *['and attention']*extra]]), (end, 90, GREY)]
+        rows = [(begin, 90, GREY)]
+        for channels, side, extra in steps:
+            map_size, w = f'{side}x{side}, {channels} ch', 98 + 12*(side.bit_length() - 2)
+            rows.append(([map_size, 'and attention'], w, ORANGE) if extra else ([map_size], w, BLUE))
+        rows.append((end, 90, GREY))
         for i, (lines, w, fill) in enumerate(rows):
             if i: d.arrow((x, 48 + 56*i - 16), (x, 48 + 56*i))
             d.box(x - w//2, 48 + 56*i, w, 40, *lines, fill=fill)
@@ -115,17 +123,21 @@ def training():
     assert cfg.order == 'd_then_g'
     d = Drawing(474, 'One step of training')
     def step(y, G, D, loss, margin, adam, rate):
-        d.box(8, y, 110, 46, 'fresh z, y', 'noise, labels', fill=GREY).box(146, y, 92, 46, *G, fill=GREEN).box(268, y, 92, 46, *D)
+        d.box(8, y, 110, 46, 'fresh z, y', 'noise, labels', fill=GREY)
+        d.box(146, y, 92, 46, *G, fill=GREEN).box(268, y, 92, 46, *D)
         d.arrow((118, y + 23), (146, y + 23)).arrow((238, y + 23), (268, y + 23))
-        d.box(254, y + 76, 120, 46, loss, margin, fill=ORANGE).box(98, y + 76, 120, 46, adam, f'rate {rate:g}', fill=GREY)
+        d.box(254, y + 76, 120, 46, loss, margin, fill=ORANGE)
+        d.box(98, y + 76, 120, 46, adam, f'rate {rate:g}', fill=GREY)
         d.arrow((314, y + 46), (314, y + 76)).arrow((254, y + 99), (218, y + 99))
-    d.text(8, 20, f'Step of D, {cfg.d_per_g} time' + 's'*(cfg.d_per_g > 1), bold=True, anchor='start')
+    times = 'times' if cfg.d_per_g > 1 else 'time'
+    d.text(8, 20, f'Step of D, {cfg.d_per_g} {times}', bold=True, anchor='start')
     d.box(254, 34, 120, 46, 'real x, y', f'{cfg.batch} pictures', fill=GREY).arrow((314, 80), (314, 110))
     step(110, ('G', 'no gradient'), ('D',), 'hinge_d', 'margins +1, -1', 'Adam of D', cfg.lr_d)
     d.text(8, 266, 'Step of G', bold=True, anchor='start')
     step(280, ('G',), ('D', 'held still'), 'hinge_g', 'no margin', 'Adam of G', cfg.lr_g)
-    for i, o in enumerate((f'Then t = t + 1, until {cfg.steps:,}.', f'Both Adams: beta1 {cfg.beta1:g}, beta2 {cfg.beta2:g}.',
-                           'Hooks: log, averages, samples, checkpoints.')): d.text(8, 428 + 18*i, o, anchor='start', size=12)
+    notes = (f'Then t = t + 1, until {cfg.steps:,}.', f'Both Adams: beta1 {cfg.beta1:g}, beta2 {cfg.beta2:g}.',
+             'Hooks: log, averages, samples, checkpoints.')
+    for i, o in enumerate(notes): d.text(8, 428 + 18*i, o, anchor='start', size=12)
     return d
 
 
@@ -134,8 +146,11 @@ def main(check):
     for draw in (attention, networks, training):
         path, text = OUT/f'{draw.__name__}.svg', str(draw())
         if path.exists() and path.read_text(encoding='utf-8') == text: continue
-        if check: print(f'{path.relative_to(ROOT)} differs from the package: run `python -m tools.site.drawings`', file=sys.stderr); code = 1
-        else: path.write_text(text, encoding='utf-8')
+        if not check:
+            path.write_text(text, encoding='utf-8')
+            continue
+        name, code = path.relative_to(ROOT), 1
+        print(f'{name} differs from the package: run `python -m tools.site.drawings`', file=sys.stderr)
     return code
 
 

@@ -1,4 +1,5 @@
-"The page on few images, made from results/few_images; without results there is none. `python -m tools.site.readme` writes it."
+"""The page on few images, made from results/few_images; without results there is none.
+`python -m tools.site.readme` writes it."""
 import math
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,8 +11,9 @@ from tools.site.readme import table
 from tools.study.few_images import FEW, collect_few
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOWN = {'Fréchet classifier distance': 'distance', 'kernel classifier distance': 'kernel distance', 'precision': 'precision', 'recall': 'recall',
-         'diversity': 'variety'}      # name of a metric -> column
+SHOWN = {                 # name of a metric -> column
+    'Fréchet classifier distance': 'distance', 'kernel classifier distance': 'kernel distance',
+    'precision': 'precision', 'recall': 'recall', 'diversity': 'variety'}
 
 HEAD = """# Few images
 
@@ -19,17 +21,27 @@ What does a SAGAN make of 100, 1,000 or 10,000 images, and does augmentation hel
 32x32, ten classes), the networks small, and the design was [written down](../results/few_images/README.md) before the
 first run."""
 
-READING = """*Distance* (Fréchet) and *kernel distance* are to 10,000 held-out images, by a classifier that has seen neither them nor
+READING = """\
+*Distance* (Fréchet) and *kernel distance* are to 10,000 held-out images, by a classifier that has seen neither them nor
 the images trained on; 0 is best. *Variety* is the standard deviation of a pixel within a class. *Copies*: the share of
 generated images that lie nearer to a training image than 99 in 100 held-out images do; 1 % means that nothing is
 copied. *Known*: the share of pairs in which D prefers a training image to a held-out one; 50 % means that it has learnt
 none by heart."""
 
+JUDGED = """\
+Judged by distance, paired by seed, each interval at its share of the 5 %. A difference below 0 speaks for the claim:"""
+
+LOOKS = """\
+The distance of 500 generated images, mean over the seeds. More images have a smaller distance: compare within this \
+table alone."""
+
 ADVICE = """## With few images of your own
 
-- `--set augment=diffaug` changes all that D sees; `--set flip=true` adds mirror images, where a mirrored one is as good.
+- `--set augment=diffaug` changes all that D sees; `--set flip=true` adds mirror images, where a mirrored one is as \
+good.
 - Begin with weights that know images, and hold the first blocks of D: `--init` and `--freeze` ([weights](weights.md)).
-- Look on the way, and keep the best checkpoint: `--look_every 300 --keep best:3` (a multiple of `checkpoint_every`: 300 at laptop scale, 1,000 at gpu).
+- Look on the way, and keep the best checkpoint: `--look_every 300 --keep best:3` (a multiple of `checkpoint_every`: \
+300 at laptop scale, 1,000 at gpu).
 - Look at the nearest real image of each generated one: `sagan_sample RUN --kind neighbours`."""
 
 
@@ -45,7 +57,8 @@ def percent(values, digits=0): return f'{100*fmean(values):.{digits}f} %'
 def cells(own):
     "What a row of the table says of its runs."
     for metric in SHOWN:
-        values = [o['value'] for r in own for o in r['records'] if o['metric'] == metric and isinstance(o['value'], float)]
+        records = [o for r in own for o in r['records'] if o['metric'] == metric]
+        values = [o['value'] for o in records if isinstance(o['value'], float)]
         yield spread(values) if values else '-'
     yield percent([o['copies']['generated'] for o in own], 1)
     yield percent([o['known'] for o in own])
@@ -53,7 +66,8 @@ def cells(own):
 
 def by_row(results):
     "Row -> its runs, in the order of the design."
-    return {row: own for row in FEW.rows if (own := [o for o in results if o['row'] == row])}
+    found = {row: [o for o in results if o['row'] == row] for row in FEW.rows}
+    return {row: own for row, own in found.items() if own}
 
 
 def name_of_row(row):
@@ -64,10 +78,11 @@ def name_of_row(row):
 def judged(results):
     "A line for each claim of the design."
     results = FEW.of_its_seeds(results)
-    among = shares(results, FEW)
+    all_shares = shares(results, FEW)
     for a, b, words in FEW.claims:
-        d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among[a, b, 'distance'])
-        found = ruling(FEW, results, a, b, 'distance', among[a, b, 'distance'])
+        among = all_shares[a, b, 'distance']
+        d, low, high, n = paired_difference(results, a, b, 'distance', 1 - .05/among)
+        found = ruling(FEW, results, a, b, 'distance', among)
         if not n: continue
         within = '' if math.isnan(low) else f' [{low:+.2f}, {high:+.2f}]'
         nearer = (seed_differences(results, a, b, 'distance') < 0).sum()
@@ -82,7 +97,8 @@ def on_the_way(results):
     "Mean distance of each row at each look, and where it was lowest."
     for row, own in by_row(results).items():
         means = {t: fmean(p['distance'] for o in own for p in o['curve'] if p['t'] == t) for t in looks_of(results)}
-        yield *name_of_row(row), *(f'{v:.2f}' for v in means.values()), f'{min(means, key=means.get):,}'
+        lowest = min(means, key=means.get)
+        yield *name_of_row(row), *(f'{v:.2f}' for v in means.values()), f'{lowest:,}'
 
 
 def pictures(results, folder):
@@ -90,23 +106,24 @@ def pictures(results, folder):
     for row, own in by_row(results).items():
         first, (images, augment) = min(own, key=lambda o: o['seed']), name_of_row(row)
         where = f'../results/{Path(folder).name}/{first["name"]}.png'
-        yield f'{images} images, `{augment}`:\n\n![A generated image of each class, and below it the nearest training image: {images} images, {augment}]({where})'
+        alt = f'A generated image of each class, and below it the nearest training image: {images} images, {augment}'
+        yield f'{images} images, `{augment}`:\n\n![{alt}]({where})'
 
 
 def few_page(folder=ROOT/'results'/'few_images', scale='laptop'):
     "The page, or '' where there is no result."
     results = collect_few(folder, scale)
     if not results: return ''
-    rows, one = by_row(results), results[0]
+    one = results[0]
     control = percent([o['copies']['real'] for o in results], 1)
     variety = next(o['real'] for o in one['records'] if o['metric'] == 'diversity')
+    seeds = ', '.join(map(str, sorted({o['seed'] for o in results})))
     about = (f'`t1_attn_16` at `{one["scale"]}` scale, {one["steps"]:,} updates of {one["settings"]["batch"]} images; '
-             f'seeds: {", ".join(map(str, sorted({o["seed"] for o in results})))}; mean ± standard deviation. Held-out images have a variety of '
-             f'{variety:.2f}; of real images that were not trained on, {control} count as copies.')
+             f'seeds: {seeds}; mean ± standard deviation. Held-out images have a variety of {variety:.2f}; '
+             f'of real images that were not trained on, {control} count as copies.')
     head = ['images', 'augmentation', *SHOWN.values(), 'copies', 'known']
-    return '\n\n'.join([
-        HEAD, '## The result', table(head, [(*name_of_row(row), *cells(own)) for row, own in rows.items()]), about, READING,
-        'Judged by distance, paired by seed, each interval at its share of the 5 %. A difference below 0 speaks for the claim:', '\n'.join(judged(results)),
-        '## On the way', 'The distance of 500 generated images, mean over the seeds. More images have a smaller distance: compare within this table alone.',
-        table(['images', 'augmentation', *(f'{t:,} updates' for t in looks_of(results)), 'lowest at'], on_the_way(results)),
-        '## What it draws', *pictures(results, folder), ADVICE]) + '\n'
+    looks = ['images', 'augmentation', *(f'{t:,} updates' for t in looks_of(results)), 'lowest at']
+    rows = [(*name_of_row(row), *cells(own)) for row, own in by_row(results).items()]
+    return '\n\n'.join([HEAD, '## The result', table(head, rows), about, READING, JUDGED, '\n'.join(judged(results)),
+                        '## On the way', LOOKS, table(looks, on_the_way(results)),
+                        '## What it draws', *pictures(results, folder), ADVICE]) + '\n'

@@ -1,6 +1,7 @@
 """What the first screens show: the trained generator in results/generator, and where the pixels of its pictures looked.
 
-`python -m tools.site.home` draws docs/pictures/look.png, the picture of README. The home page of the site has the generator itself.
+`python -m tools.site.home` draws docs/pictures/look.png, the picture of README. The home page of the site has the
+generator itself.
 """
 import functools
 import math
@@ -9,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT/'results'/'generator'/'t1_attn_16-pairs.safetensors'
 PICTURE = ROOT/'docs'/'pictures'/'look.png'
-SEED, SHOWN = 2, 4                               # the seed of results/generator/maps.png; the first pictures of it, one class after the other
-LIVE = dict(seed=20, start=(11, 9))              # noise and pixel that the home page opens with: this one looks at its partner
+SEED, SHOWN = 2, 4                     # that of results/generator/maps.png; its first pictures, one class after another
+LIVE = dict(seed=20, start=(11, 9))    # noise and pixel that the home page opens with: this one looks at its partner
 SIDE, ARROW, RIM = 320, '#ffffff', '#1b1b1b'
 
 
@@ -26,7 +27,7 @@ def maps():
 
 
 def query(i):
-    "Of the three pixels that `sagan_attention` would choose in a picture, the one nearest to the middle of the upper left shape."
+    "The pixel nearest to the middle of the upper left shape, of the three that `sagan_attention` would choose."
     from sagan_nb.attention_maps import find_queries
     o = maps().pick()
     return min(find_queries(o, i), key=lambda q: math.dist(q, (o.res/4, o.res/4)))
@@ -37,7 +38,8 @@ def live():
     from sagan_nb.data import open_source
     from sagan_nb.machinery.live import live_html
     from sagan_nb.networks import Generator
-    still = '<img src="_static/look.png" alt="Four generated pictures, and next to each where one of its pixels looked">'
+    alt = 'Four generated pictures, and next to each where one of its pixels looked'
+    still = f'<img src="_static/look.png" alt="{alt}">'
     return live_html(Generator.from_pretrained(FILE), open_source('pairs').classes, fallback=still, **LIVE)
 
 
@@ -49,11 +51,12 @@ def draw():
     from sagan_nb.core import to_uint8
     o, pixels = maps().pick(), to_uint8(maps().pictures).permute(0, 2, 3, 1).numpy()
     inner, outer, zoom = 4, 28, SIDE/o.res
+    def enlarged(o): return Image.fromarray(o).resize((SIDE, SIDE), Image.NEAREST)
     sheet = Image.new('RGBA', (SHOWN//2*(2*SIDE + inner + outer) - outer, 2*SIDE + outer))
     for i in range(SHOWN):
         beta, dot = o.look(i, query(i)), [(v + .5)*zoom for v in reversed(query(i))]
-        heat = Image.fromarray((colormaps['inferno'](beta/beta.max())*255).astype('uint8')).resize((SIDE, SIDE), Image.NEAREST)
-        left = Image.fromarray(pixels[i]).resize((SIDE, SIDE), Image.NEAREST)
+        heat = enlarged((colormaps['inferno'](beta/beta.max())*255).astype('uint8'))
+        left = enlarged(pixels[i])
         right = Image.blend(left.convert('L').convert('RGBA'), heat, .75)
         pen = ImageDraw.Draw(right)
         for cell in peaks(beta):

@@ -1,6 +1,7 @@
-"""What is made from data in Markdown files, without Quarto: `python -m tools.site.readme`; `--check` only fails on a difference.
+"""What is made from data in Markdown files, without Quarto: `python -m tools.site.readme`.
 
-README.md comes from nbs/index.ipynb. In other files, what stands between `<!-- made: NAME -->` and `<!-- end -->` comes from a function here.
+README.md comes from nbs/index.ipynb. In other files, what stands between `<!-- made: NAME -->` and `<!-- end -->` comes
+from a function here. With `--check` nothing is written: it fails on a difference.
 """
 import ast
 import json
@@ -57,16 +58,20 @@ def parts(nb):
 def read(path): return json.loads((ROOT/path).read_text(encoding='utf-8'))
 
 
+def short(commit): return (commit or 'unknown')[:7]
+
+
 def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in (head, ['---']*len(head), *rows))
 
 
 def mutations():
     "The bugs that tools/mutate.py plants, and who noticed when results/long.txt was written."
     tree = ast.parse((ROOT/'tools'/'mutate.py').read_text(encoding='utf-8'))
-    planted = next(ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and o.targets[0].id == 'MUTATIONS')
+    values = {o.targets[0].id: o.value for o in tree.body if isinstance(o, ast.Assign)}
     log = (ROOT/'results'/'long.txt').read_text(encoding='utf-8')
-    by = dict(re.findall(r'(?m)^\| ([^|]+) \| \d\d \| ([^|]+) \|(?: [^|]* \|)?$', log))                  # of two runs, the later
-    return table(('bug', 'planted in chapter', 'noticed by chapter'), [(m[0], m[1], by.get(m[0], 'not run yet')) for m in planted])
+    by = dict(re.findall(r'(?m)^\| ([^|]+) \| \d\d \| ([^|]+) \|(?: [^|]* \|)?$', log))       # of two runs, the later
+    rows = [(m[0], m[1], by.get(m[0], 'not run yet')) for m in ast.literal_eval(values['MUTATIONS'])]
+    return table(('bug', 'planted in chapter', 'noticed by chapter'), rows)
 
 
 def main_job():
@@ -75,14 +80,16 @@ def main_job():
     shown = {r['metric']: r for r in records if r['metric'] in SHOWN and r.get('splits', 1) == 1}
     def cell(v): return '-' if v is None else f'{v:.2f}'
     o = shown['Fréchet classifier distance']
+    rows = [(f'{text} (`{k}`)', cell(shown[k]['value']), cell(shown[k].get('real'))) for k, text in SHOWN.items()]
     return '\n'.join([
-        table(('what is measured (its name)', 'generated', 'real'),
-              [(f'{text} (`{k}`)', cell(shown[k]['value']), cell(shown[k].get('real'))) for k, text in SHOWN.items()]), '',
+        table(('what is measured (its name)', 'generated', 'real'), rows), '',
         f'{o["n_fake"]:,} generated and {o["n_real"]:,} real pictures. The first three rows are by a {o["features"]} '
-        f'({o["features_hash"]},', f'{o["features_accuracy"]:.0%} right on held-out pictures), the others from pixels.',
-        f'The run: `{o["preset"]}` at `{o["scale"]}` scale, {o["step"]:,} updates, seed {o["train_seed"]}, {config["precision"]}, averaged '
-        'weights,', f'batch norm with {o["batch_norm"]} generated pictures; torch {env["torch"]} on {env["threads"]} threads, '
-        f'commit {(o["trained_commit"] or "unknown")[:7]}.'])
+        f'({o["features_hash"]},',
+        f'{o["features_accuracy"]:.0%} right on held-out pictures), the others from pixels.',
+        f'The run: `{o["preset"]}` at `{o["scale"]}` scale, {o["step"]:,} updates, seed {o["train_seed"]}, '
+        f'{config["precision"]}, averaged weights,',
+        f'batch norm with {o["batch_norm"]} generated pictures; torch {env["torch"]} on {env["threads"]} threads, '
+        f'commit {short(o["trained_commit"])}.'])
 
 
 def chapters():
@@ -102,36 +109,49 @@ def parity():
         mine = [o for o in found if o['case'] == case]
         def most(k): return max((o[k] for o in mine if k in o), default=None)
         where, network = case.split('/')
-        rows.append((f'{read_of[where]}, `{network}`', *('-' if most(k) is None else f'{most(k):.0e}' for k in ('images', 'logits', 'gradients'))))
+        off = [most(k) for k in ('images', 'logits', 'gradients')]
+        rows.append((f'{read_of[where]}, `{network}`', *('-' if v is None else f'{v:.0e}' for v in off)))
     return table(('weights of', 'images', 'logits', 'gradients'), rows)
 
 
-REAL_SHOWN = {'kernel classifier distance': 'Kernel distance to held-out images; 0 is best', 'Fréchet classifier distance': 'Fréchet distance to them; 0 is best',
-              'precision': 'Precision: share of generated images that lie among real ones', 'recall': 'Recall: share of real images that lie among generated ones',
-              'diversity': 'How much the images of a class differ: standard deviation of a pixel'}
+REAL_SHOWN = {                                   # name of a metric -> what it says of real images
+    'kernel classifier distance': 'Kernel distance to held-out images; 0 is best',
+    'Fréchet classifier distance': 'Fréchet distance to them; 0 is best',
+    'precision': 'Precision: share of generated images that lie among real ones',
+    'recall': 'Recall: share of real images that lie among generated ones',
+    'diversity': 'How much the images of a class differ: standard deviation of a pixel'}
+
+
+def cifar10_rows(o):
+    "What each metric says of generated images, of those with attention silenced, and of real ones."
+    drawn, silenced = ({r['metric']: r for r in o[key]} for key in ('records', 'silenced'))
+    def number(v): return f'{v:.3g}' if v < 100 else f'{v:.0f}'
+    for k, words in REAL_SHOWN.items():
+        if k not in drawn: continue
+        real = drawn[k].get('real')
+        beside = number(real) if isinstance(real, float) else '-'
+        yield words, number(drawn[k]['value']), number(silenced[k]['value']), beside
 
 
 def cifar10():
-    "The generator of real images: what it draws, its scores with attention and with attention silenced, how it was chosen."
+    "The generator of real images: what it draws, its scores with and without attention, how it was chosen."
     if not (ROOT/'results'/'cifar10'/'generator.json').exists(): return ''
     o = read('results/cifar10/generator.json')
-    def number(v): return f'{v:.3g}' if v < 100 else f'{v:.0f}'
-    both = [{r['metric']: r for r in o[key]} for key in ('records', 'silenced')]
-    rows = [(words, *(number(found[k]['value']) for found in both), number(both[0][k]['real']) if isinstance(both[0][k].get('real'), float) else '-')
-            for k, words in REAL_SHOWN.items() if k in both[0]]
     tried = ', '.join(f'{c["kid"]:.3f} at {c["step"]:,}' for c in sorted(o['candidates'], key=lambda c: c['step']))
-    where = f'results/cifar10/{o["file"]}'
+    classes, where, drawn = ', '.join(o['classes']), f'results/cifar10/{o["file"]}', o['records'][0]
     so_far = f' of the {o["of"]:,} of its design' if o['step'] < o['of'] else ''
-    drawn = o['records'][0]
+    samples = f'Generated images of the ten classes of CIFAR-10, one row for each: {classes}'
+    maps = 'Generated images with numbered dots, and for each dot a map with arrows to where it looks'
     return '\n'.join([
-        f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints kept (kernel distance {tried}) it is the nearest to images that no training saw.', '',
-        f'![Generated images of the ten classes of CIFAR-10, one row for each: {", ".join(o["classes"])}](../results/cifar10/samples.png)', '',
-        f'One row for each class: {", ".join(o["classes"])}. One z for each column, none chosen.', '',
-        table(('what is measured', 'generated', 'attention silenced', 'real'), rows), '',
-        f'{drawn["n_fake"]:,} generated and {drawn["n_real"]:,} held-out images, measured by a classifier of the training images ({drawn["features_hash"]}). '
-        'CIFAR-10 is a JPEG copy here: compare these numbers with each other alone.', '',
-        '```{code-block} sh', f'sagan_sample {where} --out samples.png', f'sagan_attention {where} --n 4 --out maps.png', '```', '',
-        '![Generated images with numbered dots, and for each dot a map with arrows to where it looks](../results/cifar10/maps.png)', ''])
+        f'After {o["step"]:,} updates{so_far}. {o["bytes"]/1e6:.1f} MB, weights in half precision. Of the checkpoints '
+        f'kept (kernel distance {tried}) it is the nearest to images that no training saw.', '',
+        f'![{samples}](../results/cifar10/samples.png)', '',
+        f'One row for each class: {classes}. One z for each column, none chosen.', '',
+        table(('what is measured', 'generated', 'attention silenced', 'real'), cifar10_rows(o)), '',
+        f'{drawn["n_fake"]:,} generated and {drawn["n_real"]:,} held-out images, measured by a classifier of the '
+        f'training images ({drawn["features_hash"]}). CIFAR-10 is a JPEG copy here: compare these numbers with each '
+        'other alone.', '', '```{code-block} sh', f'sagan_sample {where} --out samples.png',
+        f'sagan_attention {where} --n 4 --out maps.png', '```', '', f'![{maps}](../results/cifar10/maps.png)', ''])
 
 
 def gpu(folder=ROOT/'results'/'gpu'):
@@ -140,22 +160,30 @@ def gpu(folder=ROOT/'results'/'gpu'):
     about = read(folder/'run.json')
     part = {name: read(folder/f'{name}.json') for name in about['parts'] if (folder/f'{name}.json').exists()}
     facts, out = next(iter(part.values()), {}), []
-    out.append(f'On {facts.get("device_name", "a device that left no word")}, torch {facts.get("torch", "unknown")}, commit {(facts.get("commit") or "unknown")[:7]}, '
-               f'{about["minutes"]:g} minutes' + (', a rehearsal.' if about['smoke'] else '.'))
+    device, torch = facts.get('device_name', 'a device that left no word'), facts.get('torch', 'unknown')
+    lasted = f'{about["minutes"]:g} minutes' + (', a rehearsal' if about['smoke'] else '')
     if check := part.get('check'):
         came = [*check.get('pytest', {}).get('cuda', {}).get('outcomes', {}).values()]
         same = [o.get('same', False) for o in check.get('traces', {}).values()]
-        out.append(f'- **Does it run, and compute what a CPU does?** {came.count("PASSED")} of {len(came)} tests passed; {sum(same)} of {len(same)} traces of losses are a CPU\'s.')
+        passed = came.count('PASSED')
+        out.append(f'- **Does it run, and compute what a CPU does?** {passed} of {len(came)} tests passed; '
+                   f'{sum(same)} of {len(same)} traces of losses are a CPU\'s.')
     if steps := {n: o for n, o in part.get('speed', {}).get('steps', {}).items() if 'failed' not in o}:
-        name, best = next(iter(steps.items()))
-        out.append(f'- **How fast?** {best["steps_per_s"]:.3g} steps a second ({name}): a million in {1e6/best["steps_per_s"]/3600:,.0f} hours. {len(steps)} cases are in chapter 14.')
+        name, rate = next((name, o['steps_per_s']) for name, o in steps.items())
+        out.append(f'- **How fast?** {rate:.3g} steps a second ({name}): a million in {1e6/rate/3600:,.0f} hours. '
+                   f'{len(steps)} cases are in chapter 14.')
     if (table_part := part.get('table')) and table_part.get('runs'):
-        runs = table_part['runs']
-        out.append(f'- **Rows of Table 1** on {table_part["images"]:,} images of {Path(table_part["data"]).name}: {len(runs)} runs of {", ".join(sorted({o["row"] for o in runs}))}, {table_part["steps"]:,} updates each.')
-    if waits := part.get('profile', {}).get('profiles', {}).get('a run', {}).get('waits'):
-        out.append(f'- **Does a run wait for it?** {sum(waits.values())/part["profile"]["profiles"]["a run"]["updates"]:.1f} times in an update.')
-    early = [f'{name} {o["ended"]}' for name, o in about['parts'].items() if o['ended'] != 'whole']
-    return '\n'.join([out[0], '', *out[1:], *[f'- Not whole: {"; ".join(early)}.']*bool(early)])
+        runs, images = table_part['runs'], Path(table_part['data']).name
+        rows = ', '.join(sorted({o['row'] for o in runs}))
+        out.append(f'- **Rows of Table 1** on {table_part["images"]:,} images of {images}: {len(runs)} runs of {rows}, '
+                   f'{table_part["steps"]:,} updates each.')
+    a_run = part.get('profile', {}).get('profiles', {}).get('a run', {})
+    if waits := a_run.get('waits'):
+        times = sum(waits.values())/a_run['updates']
+        out.append(f'- **Does a run wait for it?** {times:.1f} times in an update.')
+    early = '; '.join(f'{name} {o["ended"]}' for name, o in about['parts'].items() if o['ended'] != 'whole')
+    if early: out.append(f'- Not whole: {early}.')
+    return '\n'.join([f'On {device}, torch {torch}, commit {short(facts.get("commit"))}, {lasted}.', '', *out])
 
 
 def refreshed(text):
@@ -181,31 +209,48 @@ def survives():
         if not path.exists(): continue
         about = read(path)
         rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows'] if o['tries']]
-        days, seconds = sorted({o['date'] for o in about['slices']}), sum(o['seconds'] for o in about['slices'])
-        made = ', '.join(sorted({(o['commit'] or 'unknown')[:7] for o in about['slices']}))
-        n, all_made, wrong = sum(o['tries'] for o in about['rows']), *(sum(o[k] for o in about['slices']) for k in ('tries', 'wrong'))
-        of = f', of {all_made:,} made (rows that were renamed or left out since are not shown)' if all_made != n else ''
-        bad = f' In {wrong} of them, on an earlier occasion, something went wrong; it was mended, and the newest shows none.' if wrong and not about['slices'][-1]['wrong'] else f' In {wrong} of them something went wrong.' if wrong else ''
-        out += [f'## {title}', '', f'{n:,} tries, made on {len(about["slices"])} occasion{"s"*(len(about["slices"]) > 1)}{of}; {seconds / 60:.0f} minutes, {" to ".join(dict.fromkeys((days[0], days[-1])))}, commits {made}.{bad}', '',
-                table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
+        out += [f'## {title}', '', made_on(about), '', table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
     return '\n'.join(out).strip()
 
 
-PARTS = {'crash': 'Killed anywhere', 'scarce': 'What a program needs is taken away', 'damage': 'Damaged files', 'fuzz': 'Malformed input', 'soak': 'A long run', 'oldest': 'The oldest versions that are allowed'}
-CAME = dict(refused='refused by name', named='named, and made again or an earlier one used', same='the same values', other='other values: nothing guards it')
+PARTS = dict(crash='Killed anywhere', scarce='What a program needs is taken away', damage='Damaged files',
+             fuzz='Malformed input', soak='A long run', oldest='The oldest versions that are allowed')
+CAME = dict(refused='refused by name', named='named, and made again or an earlier one used', same='the same values',
+            other='other values: nothing guards it')
+
+
+def made_on(about):
+    "How many tries there were and when, and whether any went wrong."
+    slices, n = about['slices'], sum(o['tries'] for o in about['rows'])
+    all_made, wrong, seconds = (sum(o[k] for o in slices) for k in ('tries', 'wrong', 'seconds'))
+    days, commits = sorted(o['date'] for o in slices), sorted({short(o['commit']) for o in slices})
+    occasions = '1 occasion' if len(slices) == 1 else f'{len(slices)} occasions'
+    when = days[0] if days[0] == days[-1] else f'{days[0]} to {days[-1]}'
+    of = '' if all_made == n else f', of {all_made:,} made (rows that were renamed or left out since are not shown)'
+    where, since = '', ''
+    if not slices[-1]['wrong']: where, since = ', on an earlier occasion,', '; it was mended, and the newest shows none'
+    bad = f' In {wrong} of them{where} something went wrong{since}.' if wrong else ''
+    return (f'{n:,} tries, made on {occasions}{of}; {seconds / 60:.0f} minutes, {when}, '
+            f'commits {", ".join(commits)}.{bad}')
 
 
 def came_of(o):
     "The outcome of a row, in words."
     if o['wrong']: return f'**{len(o["wrong"])} went wrong**: ' + o['wrong'][0].replace('|', '/').splitlines()[0][:200]
     if 'outcomes' in o:
+        parts = [f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items()]
         rest = o['tries'] - sum(o['outcomes'].values())
-        return '; '.join([*(f'{n:,} {CAME[k]}' for k, n in o['outcomes'].items()), *[f'{rest:,} went wrong, and were mended since']*bool(rest)])
+        if rest: parts.append(f'{rest:,} went wrong, and were mended since')
+        return '; '.join(parts)
     if 'found' in o:
-        branches = f'; {o["branches"][0]} branches of the code by good inputs, {o["branches"][1]} at the end' if 'branches' in o else ''
-        return 'taken or refused' + branches + (f'; found, and mended: {", ".join(o["found"])}' if o['found'] else '')
+        first, last = o.get('branches', (0, 0))
+        branches = f'; {first} branches of the code by good inputs, {last} at the end' if 'branches' in o else ''
+        mended = f'; found, and mended: {", ".join(o["found"])}' if o['found'] else ''
+        return f'taken or refused{branches}{mended}'
     if o['fault'].startswith(('a long run', 'the oldest')): return o['said'][-1]
-    return 'nothing lost; the same end' + ('' if o.get('said') is None else ', one line says what happened' if o['said'] else ', without a word to say')
+    if o.get('said') is None: return 'nothing lost; the same end'
+    line = 'one line says what happened' if o['said'] else 'without a word to say'
+    return f'nothing lost; the same end, {line}'
 
 
 def main(check):

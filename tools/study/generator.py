@@ -2,8 +2,9 @@
 
     python -m tools.study.generator runs/cifar10 TRAIN.zip TEST.zip
 
-Of the checkpoints that the run kept, the one with the smallest KID against the held-out images is published, with its scores, its
-curve and its pictures. While training goes on the same command may be repeated; `of` in the result says how long the run is to be.
+Of the checkpoints that the run kept, the one with the smallest KID against the held-out images is published, with its
+scores, its curve and its pictures. While training goes on the same command may be repeated; `of` in the result says how
+long the run is to be.
 """
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastcore.script import call_parse
 from PIL import Image
 
 from sagan_nb.attention_maps import silenced
-from sagan_nb.config import NUMERICS, differences, preset
+from sagan_nb.config import NUMERICS
 from sagan_nb.core import Refused, grid_image
 from sagan_nb.data import open_source
 from sagan_nb.train import draw
@@ -27,10 +28,10 @@ from sagan_nb.machinery.machine import keep_memory
 from sagan_nb.machinery.publish import save_pretrained
 from sagan_nb.machinery.runs import machines, read_log
 
-from .few_images import chosen
+from .few_images import HELD_OUT, changed, chosen
 
 OUT = Path(__file__).resolve().parents[2]/'results'/'cifar10'
-TRAINED_ON, HELD_OUT, NAME = 'training images of CIFAR-10 (JPEG)', 'held-out images of CIFAR-10 (JPEG)', 't1_attn_16-cifar10'
+TRAINED_ON, NAME = 'training images of CIFAR-10 (JPEG)', 't1_attn_16-cifar10'
 METRICS = 'kid', 'distance', 'prdc', 'diversity'
 SEED, COLUMNS = 0, 12                     # of the pictures; draws of z of each class
 
@@ -87,9 +88,11 @@ class Choice:
 def about_it(model, of):
     "For the card: what it is, and what it is not."
     length = f'{model.step:,} updates of G' + (f' (the run is to have {of:,})' if model.step < of else '')
-    return (f'Draws images like those of CIFAR-10 (its JPEG copy; ten classes), 32x32. Row `{model.cfg.preset}` of Table 1 at width 16, averaged weights, '
-            f'{length} on one core; weights rounded to float16. Of the checkpoints kept, the one with the smallest kernel distance to held-out images. '
-            'Its images are small and mostly not convincing; it is here to be looked into. CIFAR-10 has no stated licence; its images were collected for research.')
+    return (f'Draws images like those of CIFAR-10 (its JPEG copy; ten classes), 32x32. Row `{model.cfg.preset}` of '
+            f'Table 1 at width 16, averaged weights, {length} on one core; weights rounded to float16. Of the '
+            'checkpoints kept, the one with the smallest kernel distance to held-out images. Its images are small and '
+            'mostly not convincing; it is here to be looked into. CIFAR-10 has no stated licence; its images were '
+            'collected for research.')
 
 
 @call_parse
@@ -110,17 +113,18 @@ def main(
     best = open_run(all_of_them[0]['path'])
     best.cfg = replace(best.cfg, data='CIFAR-10 (JPEG)')
     file = save_pretrained(best.G, out/f'{NAME}.safetensors', about_it(best, of), half=True, classes=best.classes)
-    model = open_run(file)                               # what is measured and shown is what is published: half precision
+    model = open_run(file)                    # what is measured and shown is what is published: half precision
     about = dict(best.about, checkpoint=file.name, checkpoint_sha256=file_sha256(file), numerics=NUMERICS)
     records = choice.scores(model.G, about)
     with silenced(model.G): without = choice.scores(model.G, dict(about, attention='silenced'))
     for name, picture in zip(('samples', 'silenced'), pictures(model.G)):
         with atomic_write(out/f'{name}.png') as part: picture.save(part, format='PNG', optimize=True)
-    settings = {k: here for k, (_, here) in differences(preset(best.cfg.preset), best.cfg).items()}
-    log = read_log(Path(run)/'log.jsonl')
-    write_json(out/'generator.json', dict(row=best.cfg.preset, scale=best.cfg.scale, step=best.step, of=of, file=file.name, bytes=file.stat().st_size,
-        candidates=[dict(step=o['step'], kid=o['kid']) for o in all_of_them], records=records, silenced=without, curve=read_log(Path(run)/'curve.jsonl'),
-        settings=settings, usage=next(({k: o[k] for k in ('usage_G', 'usage_D') if k in o} for o in reversed(log) if 'usage_G' in o), {}),
-        env=machines(run)[0], classes=best.classes))
+    last = next((o for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {})
+    usage = {k: last[k] for k in ('usage_G', 'usage_D') if k in last}
+    candidates = [dict(step=o['step'], kid=o['kid']) for o in all_of_them]
+    write_json(out/'generator.json', dict(
+        row=best.cfg.preset, scale=best.cfg.scale, step=best.step, of=of, file=file.name, bytes=file.stat().st_size,
+        candidates=candidates, records=records, silenced=without, curve=read_log(Path(run)/'curve.jsonl'),
+        settings=changed(best.cfg), usage=usage, env=machines(run)[0], classes=best.classes))
     for o, b in zip(records, without): print(f'{o["metric"]}: {o["value"]:.4g}, silenced {b["value"]:.4g}')
     print(f'{file}: {file.stat().st_size / 1e6:.1f} MB, of step {best.step:,}')

@@ -1,6 +1,7 @@
 """What attention does in one trained run, as data for chapter 11: `python -m tools.study.look RUN`.
 
-Writes results/look: maps of both networks and pictures without attention, the numbers of both generators (`use.json`), and the run's log.
+Writes results/look: maps of both networks and pictures without attention, the numbers of both generators (`use.json`),
+and the run's log.
 """
 import json
 import shutil
@@ -25,7 +26,8 @@ METRICS = ('score', 'distance', 'intra', 'prdc', 'long_range')
 def numbers(G, source, judge, **about):
     "The metrics of a generator, by name."
     records = evaluate(G, source, METRICS, judge, n_fake=5000, n_real=10_000, cache=None, about=about)
-    keep = ('metric', 'value', 'real', 'features', 'features_hash', 'n_fake', 'n_real', 'pictures', 'splits', 'seed', 'labels', 'data_id', *about)
+    keep = ('metric', 'value', 'real', 'features', 'features_hash', 'n_fake', 'n_real', 'pictures', 'splits', 'seed',
+            'labels', 'data_id', *about)
     return [{k: o[k] for k in keep if k in o} for o in records]
 
 
@@ -41,14 +43,14 @@ def main(run):
         save_fig(show_attention(maps[part], n=3, pictures=which, names=names), OUT/f'maps_{part}.png', dpi=80)
     with silenced(G): without = draw(G, z[:12], y[:12])
     whole, judge = draw(G, z[:12], y[:12]), domain(source)
-    rows = ['trained', 'gamma = 0', 'difference']
-    save_fig(show_grid(torch.cat([whole, without, (whole - without).abs() - 1]), 12, rows=rows), OUT/'gamma0.png', dpi=80)
+    rows = {'trained': whole, 'gamma = 0': without, 'difference': (whole - without).abs() - 1}
+    save_fig(show_grid(torch.cat([*rows.values()]), 12, rows=[*rows]), OUT/'gamma0.png', dpi=80)
     about = dict(step=model.step, preset=cfg.preset, scale=cfg.scale, gamma='trained')
     found = numbers(G, source, judge, **about)
     with silenced(G): found += numbers(G, source, judge, **about | dict(gamma='0'))
-    env = json.loads((Path(run)/'env.json').read_text(encoding='utf-8'))
+    env, config = (json.loads((Path(run)/f'{o}.json').read_text(encoding='utf-8')) for o in ('env', 'config'))
     use = {part: {name: o.use() for name, o in m.layers.items()} for part, m in maps.items()}
-    facts = dict(use=use, pictures=64, metrics=found, env=env, config=json.loads((Path(run)/'config.json').read_text(encoding='utf-8')))
+    facts = dict(use=use, pictures=64, metrics=found, env=env, config=config)
     (OUT/'use.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
     shutil.copy(Path(run)/'log.jsonl', OUT/'log.jsonl')
 

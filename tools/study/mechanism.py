@@ -1,8 +1,9 @@
-"""What a trained generator loses when its attention is taken away or bent: `python -m tools.study.mechanism RUN... [--out FILE]`.
+"""What a trained generator loses when its attention is taken away or bent:
+`python -m tools.study.mechanism RUN... [--out FILE]`.
 
-Each RUN is the folder of a run on images drawn by code, with attention or with its residual control. The same noise is drawn as
-trained, with the block silenced, and with the map of G's attention replaced; the number is the bits that distant parts share,
-and their joint bits.
+Each RUN is the folder of a run on images drawn by code, with attention or with its residual control. The same noise is
+drawn as trained, with the block silenced, and with the map of G's attention replaced; the number is the bits that
+distant parts share, and their joint bits.
 """
 import argparse
 import json
@@ -70,8 +71,9 @@ def ways(G, res):
         return {'as trained': nullcontext(), 'silenced (gamma = 0)': silenced(G, G.extra.values())}
     near = {f'only within {r} px': mapped(G, within(r, res)) for r in (4, 8, 16)}
     far = {f'only beyond {r} px': mapped(G, within(r, res, far=True)) for r in (8, 16)}
-    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G, G.extra.values()), 'even map': mapped(G, even),
-            'locations shuffled': mapped(G, shuffled), 'map of another image': mapped(G, of_another_image), **near, **far}
+    return {'as trained': mapped(G, softmax_map), 'silenced (gamma = 0)': silenced(G, G.extra.values()),
+            'even map': mapped(G, even), 'locations shuffled': mapped(G, shuffled),
+            'map of another image': mapped(G, of_another_image), **near, **far}
 
 
 def measure(run, n):
@@ -82,10 +84,12 @@ def measure(run, n):
     y, found = torch.zeros(n, dtype=torch.long), {}
     for words, way in ways(G, cfg.res).items():
         with way: x = draw(G, z, y)
-        found[words] = {k: v for k, v in source.long_range(from_uint8(to_uint8(x)), y).items() if k in ('mi', 'joint', 'spread')}
-        print(f'{Path(run).name}: {words:22} {found[words]["mi"]:6.2f} bits, {found[words]["joint"]:6.2f} joint', flush=True)
+        bits = source.long_range(from_uint8(to_uint8(x)), y)
+        found[words] = {k: v for k, v in bits.items() if k in ('mi', 'joint', 'spread')}
+        print(f'{Path(run).name}: {words:22} {bits["mi"]:6.2f} bits, {bits["joint"]:6.2f} joint', flush=True)
     use = {name: block.gamma.item() for name, block in G.extra.items()}
-    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n, found=found, env=machine_facts())
+    return dict(run=Path(run).name, seed=cfg.seed, preset=cfg.preset, data=cfg.data, step=model.step, gamma=use, n=n,
+                found=found, env=machine_facts())
 
 
 def main():

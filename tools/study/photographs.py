@@ -1,10 +1,11 @@
-"""Measure a run of the table of photographs against images that no training saw: results/photographs/README.md is the design.
+"""Measure a run of the table of photographs against images that no training saw:
+results/photographs/README.md is the design.
 
     python -m tools.study.photographs RUN TRAIN.zip TEST.zip
 
-Writes held_out/ROW-sSEED.json beside the table's results: distance, KID, precision and recall, diversity, the same with the block silenced
-where there is one, attention or its control, and how many images copy a training image; and a picture of the first image of each class over
-its nearest training image. Decides nothing.
+Writes held_out/ROW-sSEED.json beside the table's results: distance, KID, precision and recall, diversity, the same with
+the block silenced where there is one, attention or its control, and how many images copy a training image; and a
+picture of the first image of each class over its nearest training image. Decides nothing.
 """
 from pathlib import Path
 
@@ -28,7 +29,8 @@ OUT = Path(__file__).resolve().parents[2]/'results'/'photographs'
 
 
 def copies(G, judge, source, held, n):
-    "Share of n generated images that copy a training image, and the same of real ones that no training saw; the first of each class as a picture."
+    """Share of n generated images that copy a training image, and the same of real ones that no training saw; the
+    first of each class as a picture."""
     made, own, picture = looked_up(G, judge, source, n)
     real = features_of(judge, held)
     some, others = real[::2], real[1::2]                 # every other one: they lie class by class
@@ -47,20 +49,21 @@ def main(
     keep_memory()
     model = open_run(run)
     source = open_source(train, model.cfg.res)
-    if source.fingerprint != model.cfg.data_id: raise Refused(f'{train} is not what {run} was trained on')
-    if model.step != model.cfg.steps: raise Refused(f'{run} is not finished: {model.step} of {model.cfg.steps} updates')
-    held, judge = renamed(test, model.cfg.res, HELD_OUT), judge_of('domain', source, out)
+    cfg = model.cfg
+    if source.fingerprint != cfg.data_id: raise Refused(f'{train} is not what {run} was trained on')
+    if model.step != cfg.steps: raise Refused(f'{run} is not finished: {model.step} of {cfg.steps} updates')
+    held, judge = renamed(test, cfg.res, HELD_OUT), judge_of('domain', source, out)
     judge.name = f'classifier of {TRAINED_ON}'           # a record names no path
     def scores(): return evaluate(model.G, held, METRICS, judge, n, len(held), cache=None, about=model.about)
     copied, picture = copies(model.G, judge, source, held, n // 5)
-    found = dict(row=model.cfg.preset, seed=model.cfg.seed, step=model.step, env=machines(run)[0], measured=machine_facts(), held_out=scores(),
-                 copies=copied,
-                 usage=next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {}))
+    usage = next((o['usage_G'] for o in reversed(read_log(Path(run)/'log.jsonl')) if 'usage_G' in o), {})
+    found = dict(row=cfg.preset, seed=cfg.seed, step=model.step, env=machines(run)[0], measured=machine_facts(),
+                 held_out=scores(), copies=copied, usage=usage)
     if model.G.extra:
         with silenced(model.G, model.G.extra.values()): found['silenced'] = scores()
     folder = Path(out)/'held_out'
     folder.mkdir(exist_ok=True)
-    name = f'{model.cfg.preset}-s{model.cfg.seed}'
+    name = f'{cfg.preset}-s{cfg.seed}'
     with atomic_write(folder/f'{name}.png') as part: picture.save(part, format='PNG', optimize=True)
     write_json(folder/f'{name}.json', found)
     for o in found['held_out']: print(f'{o["metric"]}: {o["value"]:.4g}')

@@ -1,8 +1,10 @@
-"""How hard should the toy pictures be? The no-attention row alone, on seeds from 100 on: `python -m tools.study.toy_study VARIANT SEED STEPS`.
+"""How hard should the toy pictures be? The no-attention row alone, on seeds from 100 on:
+`python -m tools.study.toy_study VARIANT SEED STEPS`.
 
-A design answers the paper's question only if convolution alone neither solves its long-range rule early nor never. This trains the row
-`t1_none` at laptop scale on a variant of the toy pictures and writes what it measured, eight times, to `results/toy_study/`. Seeds below 100
-belong to the tables, and no row with attention is trained here: the difficulty is tuned, not the verdict.
+A design answers the paper's question only if convolution alone neither solves its long-range rule early nor never. This
+trains the row `t1_none` at laptop scale on a variant of the toy pictures and writes what it measured, eight times, to
+`results/toy_study/`. Seeds below 100 belong to the tables, and no row with attention is trained here: the difficulty is
+tuned, not the verdict.
 """
 import json
 import shutil
@@ -51,7 +53,8 @@ class PairsFar(Apart):
     def gap(self, size, free): return .94 - size - .08*free
 
 
-VARIANTS = dict(now=(Toy, 32), near=(Near, 32), pairs=(Pairs, 32), pairs_near=(PairsNear, 32), pairs_far=(PairsFar, 32), pairs_64=(Pairs, 64))
+VARIANTS = dict(now=(Toy, 32), near=(Near, 32), pairs=(Pairs, 32), pairs_near=(PairsNear, 32), pairs_far=(PairsFar, 32),
+                pairs_64=(Pairs, 64))
 
 
 def measure(source, x, y):
@@ -65,8 +68,8 @@ def main(variant, seed, steps):
     kind, res = VARIANTS[variant]
     source = kind(res, 4)
     source.fingerprint = f'{source.fingerprint} {variant}'
-    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, res=res, data_id=source.fingerprint,
-                  sample_every=steps, checkpoint_every=steps)
+    cfg = replace(at_scale(preset('t1_none'), 'laptop', fast_bf16()), seed=seed, steps=steps, n_classes=4, res=res,
+                  data_id=source.fingerprint, sample_every=steps, checkpoint_every=steps)
     pictures, labels = source.batch(torch.arange(3000))
     curve, began, folder = [], time.time(), Path(tempfile.mkdtemp())
     z, y = torch.randn(2000, cfg.z_dim, generator=torch.Generator().manual_seed(5)), torch.arange(2000) % 4
@@ -74,9 +77,9 @@ def main(variant, seed, steps):
     train(cfg, source, folder/'run', hooks=[(max(steps // 8, 1), look)])
     shutil.rmtree(folder)
     OUT.mkdir(exist_ok=True)
-    result = dict(variant=variant, words=kind.__doc__, row='t1_none', seed=seed, steps=steps, res=res, width=cfg.width, precision=cfg.precision,
-                  numerics=NUMERICS, env=environment('cpu'), n_fake=2000, real=measure(source, from_uint8(pictures), labels), curve=curve,
-                  seconds=round(time.time() - began))
+    result = dict(variant=variant, words=kind.__doc__, row='t1_none', seed=seed, steps=steps, res=res, width=cfg.width,
+                  precision=cfg.precision, numerics=NUMERICS, env=environment('cpu'), n_fake=2000,
+                  real=measure(source, from_uint8(pictures), labels), curve=curve, seconds=round(time.time() - began))
     (OUT/f'{variant}-s{seed}-{steps}.json').write_text(json.dumps(result, indent=1))
 
 

@@ -123,7 +123,7 @@ def main():
     missed, mutations = 0, chosen(sys.argv[1:])
     print('| mutation | in chapter | caught by chapter | moves a golden trace |\n|---|---|---|---|')
     (what, chapter, old, *_), all_chapters = mutations[0], sorted({n for m in mutations for n in m[4].split()})
-    nothing = what, chapter, old, old, ' '.join(all_chapters)      # planted: what fails now would notice everything
+    nothing = what, chapter, old, old, ' '.join(all_chapters)    # no bug: what fails now would notice everything
     by, moves = caught_by(nothing)
     if by or moves: sys.exit(f'{f"chapter {by}" if by else "a golden trace"} fails without a planted bug')
     for m in mutations:

@@ -141,7 +141,7 @@ def check_preset(
 
 
 def mend_streams():
-    "Open a place where all is lost for a closed stdout or stderr: printing goes on, and no file gets its number."
+    "Open a place where all is lost for a closed stdout or stderr: printing goes on, no file of ours gets its number."
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
 

@@ -144,7 +144,7 @@ def machine_facts(
 def check_compiler(
     kind:str='cpu',               # of device
 ):
-    "Check for what `torch.compile` needs, a C++ compiler, on a GPU triton and a C compiler. Raises Refused without."
+    "Check for what `torch.compile` needs: a C++ compiler for a CPU, triton and a C compiler for a GPU. Raises Refused."
     if kind == 'cuda':
         there = find_spec('triton') and any(shutil.which(o) for o in (os.environ.get('CC', ''), 'gcc', 'clang'))
         if there: return

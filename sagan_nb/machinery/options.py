@@ -110,7 +110,8 @@ def disk_line(
 def resumable(
     out,                      # folder of a run that is about to begin, or to be gone on with
 ):
-    "Within it, a fault of the system says how to go on with a run that began there: the same command would be refused."
+    """Within it, a fault of the system says how to go on with a run that it began: the command that did so would be
+    refused."""
     settings = Path(out)/'config.json'
     before = settings.exists()
     try: yield
@@ -392,7 +393,7 @@ def refuse_idle(
     reasons = {}
     if protocol: reasons['a protocol says it'] = 'metrics', 'features', 'n_real', 'per_class', 'labels', 'floats'
     if fake: reasons['two sets of pictures have it'] = 'data', 'n_fake', 'per_class', 'labels'
-    else: reasons['it is for two sets of pictures'] = 'res',
+    else: reasons['it is for two sets of pictures'] = ('res',)
     for why, names in reasons.items():
         if idle := [o for o in said if o in names]: raise Refused(f'leave out --{idle[0]}: {why}')
 

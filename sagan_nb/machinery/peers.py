@@ -156,8 +156,9 @@ def norm(self:Conversion, ours:str, theirs:str):
 
 @patch
 def whole_gain(self:Conversion)->bool:
-    "Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN) or gain - 1."
-    tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]     # of a network one setting
+    """Tell by the mean of all tables whether they hold the gain (mmgeneration's SAGAN and SNGAN initialisations) or
+    gain - 1."""
+    tables = [v for k, v in self.arrays.items() if k.endswith('weight_embedding.weight')]     # one setting for all
     return self.source == 'mmgeneration' and sum(v.float().mean().item() for v in tables) > .5*len(tables)
 
 

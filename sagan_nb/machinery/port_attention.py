@@ -26,9 +26,6 @@ def tensor_like(
     return next((t for t in parts if isinstance(t, Tensor) and t.shape == x.shape), None)
 
 
-
-
-
 @dataclass
 class Seen:
     "What the 1x1 layers of a block took and gave in one forward."

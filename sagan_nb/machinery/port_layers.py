@@ -90,9 +90,6 @@ def check_norm(
     return [*out, moves(layer), reading(layer), gradient, epsilon_finding(epsilon_of(wrap))]
 
 
-
-
-
 def changed(
     layer:nn.Module,          # any
     was:dict,                 # from `state_of`

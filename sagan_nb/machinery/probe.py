@@ -196,7 +196,8 @@ def takeoff_summary(
     if len(ends) > 1: raise Refused('these runs were of different lengths: a restricted mean needs one horizon')
     took = sum(seen for _, seen in times)
     share = stats.binomtest(took, len(times)).proportion_ci(method='wilson')
-    half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]    # Kaplan-Meier's products miss it by rounding
+    # counted: Kaplan-Meier's products miss one half by rounding
+    half = sorted(t for t, seen in times if seen)[(len(times) - 1)//2:]
     return dict(n=len(times), share=took / len(times), share_low=share.low, share_high=share.high,
                 restricted_mean=float(np.mean([t for t, _ in times])), longest=max(t for t, _ in times),
                 median=float(half[0]) if half else math.inf)

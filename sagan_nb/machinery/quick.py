@@ -66,8 +66,8 @@ class AutocastOff:
     def __exit__(self, *_): torch.set_autocast_enabled(self.kind, True)
 
 
-# asked once: the compiler of torch 2.6 cannot ask
-CASTING = {kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind)}
+CASTING = {kind for kind in ('cpu', 'cuda', 'mps', 'xpu')     # asked once: the compiler of torch 2.6 cannot ask
+           if torch.amp.is_autocast_available(kind)}
 
 
 def without_autocast(

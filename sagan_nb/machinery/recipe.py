@@ -299,6 +299,6 @@ def restore_network(
     check_tensors(ours, state, recipe['kind'])
     with NoDraws(): net = shape_net(recipe)
     kinds = {t.dtype for t in state.values() if t.is_floating_point()}
-    if kinds == {torch.float64}: net = net.double()     # bit for bit; halves are computed with in float32
+    if kinds == {torch.float64}: net = net.double()     # it stays so, bit for bit; halves are computed with in float32
     net.load_state_dict(state)
     return net.eval()

@@ -43,7 +43,7 @@ class Log:
         "Add one step; write a line when one is due."
         for k, v in log.items():
             self.sums[k] = self.sums.get(k, 0.) + v
-            self.fine[k] = self.fine.get(k, self.n) + self.sums[k].isfinite()     # no sum recovers: good steps
+            self.fine[k] = self.fine.get(k, self.n) + self.sums[k].isfinite()     # counts good steps
         self.n += 1
         if gan.t % gan.cfg.log_every and gan.t != gan.cfg.steps: return
         means, now = {k: gan.ranks.mean(v / self.n).item() for k, v in self.sums.items()}, time.perf_counter()
@@ -60,7 +60,7 @@ class Log:
         return min(gan.t, gan.t - self.n + 1 + min(int(o) for o in self.fine.values()))
 
     def already(self, gan:GAN)->str:
-        "Say what was not finite before this step, for a sentence; or ''. A checkpoint may be due before a line."
+        "Say what was not finite before this step, as part of a sentence, or ''. A checkpoint may come before a line."
         first = self.first_bad(gan) if self.fine else gan.t
         names = [k for k, o in self.fine.items() if gan.t - self.n + 1 + int(o) == first]
         return f' ({", ".join(names)} from step {first} on)' if first < gan.t else ''

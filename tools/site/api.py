@@ -53,9 +53,11 @@ class Symbol:
         return next((o for o in self.node.body if getattr(o, 'name', '') == '__init__'), None)
 
     def doc(self):
-        "Docstring; of a value, the comment behind it; of a setting, what its line says."
+        "Docstring; of a value, the comment behind its first or last line; of a setting, what its line says."
         if self.kind == 'attribute': return setting(self.node.value)
-        if self.kind == 'data': return self.comments.get(self.node.lineno, '')
+        if self.kind == 'data':
+            ends = self.node.lineno, self.node.end_lineno
+            return next(filter(None, map(self.comments.get, ends)), '')
         return ast.get_docstring(self.node) or ''
 
     def params(self):

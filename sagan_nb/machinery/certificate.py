@@ -83,8 +83,8 @@ def build(
     "Make the module. Raises Refused where its arguments cannot be guessed, or it cannot be made."
     if isinstance(thing, nn.Module): return thing
     positional, named = read_args(args) if args else ([], {})
-    usual, guessed = USUAL_SIZES | USUAL_WORDS, [] if args else needed(thing)
-    for p in guessed:
+    usual = USUAL_SIZES | USUAL_WORDS
+    for p in () if args else needed(thing):
         if p.name.lower() not in usual: raise Refused(f'{thing.__name__} needs {p.name}: say --args')
         positional.append(usual[p.name.lower()])
     try: made = thing(*positional, **named)

@@ -194,8 +194,8 @@ def sagan_eval(
 ):
     "Measure a generator, or anybody's pictures, against real pictures. Interrupted, it goes on where it stopped."
     keep_memory()
-    usual = f'{Path(fake).name}-metrics.json'.replace(':', '-') if fake else folder_of(run)/'metrics.json'
-    out = file_to_write(out or usual)
+    if fake and not out: out = f'{Path(fake).name}-metrics.json'.replace(':', '-')
+    out = file_to_write(out or folder_of(run)/'metrics.json')
     ranks, asked, where = Ranks(), [m.strip() for m in metrics.split(',')], pick_device(device)
     check_eval_options(asked, labels, seed, per_class, protocol, features)
     refuse_idle(protocol, fake, dict(metrics=metrics, features=features, n_fake=n_fake, n_real=n_real,

@@ -287,7 +287,7 @@ def in_turn(
         words = f'{type(own).__name__} {own}' if own else ''
         kind, _, why = max(texts_of_all(words) if ranks.world > 1 else [words], key=len).partition(' ')
         if own: raise own
-        if kind: raise dict(TooFew=TooFew).get(kind, Refused)(why)
+        if kind: raise (TooFew if kind == TooFew.__name__ else Refused)(why)
     return made
 
 

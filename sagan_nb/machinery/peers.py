@@ -450,7 +450,8 @@ def convert_ylg(
 
 def weight_notes(source:str, recipe:dict)->list:
     "List what a user of these weights should know."
-    out, G = [MMGEN] if source == 'mmgeneration' else [], recipe['kind'] == 'Generator'
+    out = [MMGEN] if source == 'mmgeneration' else []
+    G = recipe['kind'] == 'Generator'
     if source == 'official' and G and recipe['sn']:
         out.append('u moves in evaluation, too, as in the released code, so pictures change a little at each call; '
                    "sn=dict(update='forward') holds it")

@@ -34,8 +34,8 @@ def ruling(
     "Judge an ordering as `verdict` does: by the seeds that the design asks for, and not before all of them are there."
     results, wanted, left = plan.of_its_seeds(results), len(plan.seeds), plan.missing(results, better, worse, kind)
     without = max(0, wanted - len(seed_differences(results, better, worse, kind)))
-    running = {(row, s) for row in (better, worse) for s in plan.seeds} - {(o['row'], o['seed']) for o in results}
-    if without and not running: return f'not judged: {without} of {wanted} seeds ended without a number'
+    absent = {(row, s) for row in (better, worse) for s in plan.seeds} - {(o['row'], o['seed']) for o in results}
+    if without and not absent: return f'not judged: {without} of {wanted} seeds ended without a number'
     if not without and left: return f'not judged yet: all {wanted} seeds, and waits for the runs of the other claims'
     if left and without < wanted: return f'not judged yet: {wanted - without} of {wanted} seeds'
     return verdict(results, better, worse, kind, among)

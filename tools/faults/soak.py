@@ -65,7 +65,8 @@ def main(
     out:str=None,             # folder for soak.json; nothing is written without
 ):
     "Train and watch. Ends with 1 where something grows."
-    began, how = time.time(), ', freed memory kept' if keep_memory() else ''
+    began = time.time()
+    how = ', freed memory kept' if keep_memory() else ''
     with tempfile.TemporaryDirectory() as d:
         place, run = Place(d), Path(d)/'run'
         cfg = replace(settings(place.source), steps=10**7, checkpoint_every=1000, sample_every=1000, log_every=50,

@@ -179,7 +179,8 @@ def check_recipe(
     for name, m in made.named_modules():
         own = there.pop(name, None)
         if made_of(own) != made_of(m):
-            raise Refused(f'{name}: a file would bring back {made_of(m).__name__}, and this is {made_of(own).__name__}')
+            here = 'nothing' if own is None else made_of(own).__name__
+            raise Refused(f'{name}: a file would bring back {made_of(m).__name__}, and here is {here}')
         if layer_facts(own) != layer_facts(m):
             raise Refused(f'{name}: its options differ from those of other layers of its kind, and would be lost')
     if there: raise Refused(f'{[*there][0]}: a file would not bring it back')

@@ -73,9 +73,9 @@ def test_what_no_tensor_says_is_known_by_the_name(served, monkeypatch):
 
 def test_other_content_and_no_network(served, monkeypatch):
     monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], sha256='00000000'))
-    with pytest.raises(Refused, match='(?s)cannot be downloaded.*invalid hash.*put it at'): weights_of('mmgen:imagenet')
+    with pytest.raises(Refused, match='(?s)cannot download.*invalid hash.*put it at'): weights_of('mmgen:imagenet')
     monkeypatch.setitem(CATALOGUE, 'mmgen:imagenet', replace(CATALOGUE['mmgen:imagenet'], url='http://127.0.0.1:9/w.pth'))
-    with pytest.raises(Refused, match='(?s)cannot be downloaded.*get http://127.0.0.1:9/w.pth'): weights_of('mmgen:imagenet')
+    with pytest.raises(Refused, match='(?s)cannot download.*get http://127.0.0.1:9/w.pth'): weights_of('mmgen:imagenet')
     with pytest.raises(Refused, match='no public weights are known'): load_weights('official:imagenet')
     with pytest.raises(Refused, match='there is no set of weights'): load_weights('mmgen:nothing')
 

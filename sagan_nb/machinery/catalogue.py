@@ -1,12 +1,9 @@
 "Serves chapter 13: public weights of SAGANs by name: address, hash, licence, published score, as their authors say."
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..core import Refused, choose
-from .files import cache_folder, file_sha256
+from .files import cache_folder, fetch, file_sha256
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,7 @@ def weights_of(
     if not p.url: raise Refused(f'{name}: {p.note}')
     want = place_of(name)
     known = f'sha256 {p.sha256}...' if p.sha256 else 'no hash is published'
-    if not want.exists():
-        want.parent.mkdir(parents=True, exist_ok=True)
-        show = 'IN_TEST' not in os.environ
-        try: torch.hub.download_url_to_file(p.url, str(want), hash_prefix=p.sha256 or None, progress=show)
-        except Exception as e:
-            raise Refused(f'{name} cannot be downloaded ({e}): get {p.url} ({known}) and put it at {want}') from None
+    fetch(want, p.url, p.sha256, name, f'get {p.url} ({known}) and put it at {want}')
     if not file_sha256(want).startswith(p.sha256):
         raise Refused(f'{want} is not the published file ({known}): remove it, and it is downloaded again')
     return want

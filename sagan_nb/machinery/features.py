@@ -1,7 +1,6 @@
 "Serves chapter 10: the networks whose features are compared: Inception, and a classifier trained on the pictures."
 import hashlib
 import math
-import os
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Refused, from_uint8
 from .dino import DINO_SHA256, DINO_URL, Dino
-from .files import as_bytes, cache_folder, content_hash, file_sha256, read_cache, refusing, write_cache
+from .files import as_bytes, cache_folder, content_hash, fetch, file_sha256, read_cache, refusing, write_cache
 from .machine import steady_kernels
 from .pictures import take_batch
 from .terminal import progress
@@ -93,11 +92,7 @@ def inception_file(
     want = Path(path).expanduser() if path else download_folder()/INCEPTION
     say = f'{INCEPTION} (sha256 {sha256}), from {INCEPTION_URL}; put it at {want}, or say --features inception:PATH'
     if not want.exists() and path: raise Refused(f'{want}: there is no such file. Inception features need {say}')
-    if not want.exists():
-        want.parent.mkdir(parents=True, exist_ok=True)
-        show = 'IN_TEST' not in os.environ
-        try: torch.hub.download_url_to_file(INCEPTION_URL, str(want), hash_prefix=sha256, progress=show)
-        except Exception as e: raise Refused(f'cannot download the Inception weights ({e}). They are {say}') from None
+    fetch(want, INCEPTION_URL, sha256, 'the Inception weights', f'they are {say}')
     if (found := file_sha256(want)) != sha256:
         raise Refused(f'{want} has sha256 {found}: not the file that is needed, which is {say}')
     return want
@@ -305,10 +300,7 @@ def weights_file(
     want = Path(path).expanduser() if path else download_folder()/file
     say = f'get {url} (sha256 {sha256}) and put it at {want}, or say --features {spec}:PATH'
     if path and not want.is_file(): raise Refused(f'{want}: there is no such file; {say}')
-    if not want.exists():
-        want.parent.mkdir(parents=True, exist_ok=True)
-        try: torch.hub.download_url_to_file(url, str(want), hash_prefix=sha256, progress='IN_TEST' not in os.environ)
-        except Exception as e: raise Refused(f'cannot download the weights of {what} ({e}): {say}') from None
+    fetch(want, url, sha256, f'the weights of {what}', say)
     return want, say
 
 

@@ -20,6 +20,21 @@ from .machine import out_of_memory
 from .terminal import printable
 
 
+def fetch(
+    want:Path,                # where the file is kept
+    url:str,                  # where it comes from
+    sha256:str,               # what it must hash to, or how that begins; '': no hash is known
+    what:str,                 # it, in words
+    say:str,                  # what to do where this fails
+):
+    "Download a file that is not there. Raises Refused where that fails."
+    if want.exists(): return
+    want.parent.mkdir(parents=True, exist_ok=True)
+    show = 'IN_TEST' not in os.environ
+    try: torch.hub.download_url_to_file(url, str(want), hash_prefix=sha256 or None, progress=show)
+    except Exception as e: raise Refused(f'cannot download {what} ({e}): {say}') from None
+
+
 def as_bytes(
     name:str,                 # of a tensor
     v:Tensor,                 # of any type and shape, on any device

@@ -15,7 +15,7 @@ from ..distributed import Ranks
 from .evaluate import Table, Task, check_metrics, collect_warnings, evaluate, in_turn, real_table, record, table_key
 from .features import (INCEPTION_LAYERS, INCEPTION_SHA256, Features, InceptionNet, download_folder, inception,
                        open_features)
-from .files import cache_folder, content_hash, file_sha256, refusing
+from .files import cache_folder, content_hash, fetch, file_sha256, refusing
 from .listing import list_pictures, locate
 from .packed import is_pack
 from .pictures import open_picture, take_batch, threads_to_use
@@ -102,10 +102,7 @@ def torchvision_inception(
     url = f'https://download.pytorch.org/models/{TORCHVISION}'
     want = Path(path).expanduser() if path else download_folder()/TORCHVISION
     say, prefix = f'get {url} and put it at {want}', TORCHVISION[-12:-4]
-    if not want.exists() and not path:
-        want.parent.mkdir(parents=True, exist_ok=True)
-        try: torch.hub.download_url_to_file(url, str(want), hash_prefix=prefix, progress=False)
-        except Exception as e: raise Refused(f"cannot download torchvision's Inception ({e}): {say}") from None
+    if not path: fetch(want, url, prefix, "torchvision's Inception", say)
     if not want.exists(): raise Refused(f'{want}: there is no such file; {say}')
     published = file_sha256(want).startswith(prefix)
     with refusing(f"{want}: not torchvision's Inception, or damaged; {say}"):

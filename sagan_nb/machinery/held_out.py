@@ -2,6 +2,7 @@
 from ..ablation import RESULT_KINDS, TABLES, measured_alike, seed_differences
 from ..core import Refused
 from .tables import difference, mean_spread, row_name, words_of
+from .terminal import markdown_table
 
 HELD_OUT_HEADS = dict(distance='distance', kid='kernel distance', precision='precision', recall='recall',
                       diversity='diversity')             # kind -> a column
@@ -62,7 +63,6 @@ def held_out_table(
             'what the block adds, % of the map']
     lines = [mean_cells(row_name(row), [o for o in found if o['row'] == row]) for row in plan.rows]
     lines += [mean_cells('real images', found, 'real'), *(difference_cells(scored, a, b) for a, b, _ in plan.claims)]
-    lines = [head, ['---']*len(head), *lines]
-    table = [f'| {" | ".join(cells)} |'.replace(' ± ', '\u00a0±\u00a0') for cells in lines]
+    table = markdown_table(head, lines).replace(' ± ', '\u00a0±\u00a0')
     distance = next(r for r in found[0]['held_out'] if r['metric'] in RESULT_KINDS['distance'])
-    return '\n'.join([*table, '', READ_SO.format(**distance)])
+    return '\n'.join([table, '', READ_SO.format(**distance)])

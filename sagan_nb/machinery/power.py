@@ -6,6 +6,7 @@ import numpy as np
 from ..ablation import (LOWER, TABLES, Plan, by_seed, detectable, measured_alike, name_of, paired_difference,
                         seed_differences, seeds_needed, shares, verdict)
 from ..config import PUBLISHED
+from .terminal import markdown_table
 
 SAME = 'the runs are equal'
 SHORT = dict(distance='distance', mi='bits', joint='joint bits')
@@ -132,7 +133,7 @@ def power_markdown(
 ) -> str:                     # Markdown
     "Write the table of power for a page."
     head, *rows = power_table(name, results)
-    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (head, ['---']*len(head), *rows))
+    return markdown_table(head, rows)
 
 
 def power_text(

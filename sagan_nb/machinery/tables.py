@@ -14,7 +14,7 @@ from .jobs import row_configs
 from .power import SHORT, UNJUDGED, could_have_seen, plain, power_markdown, ruling
 from .published import COMPARABLE
 from .runs import BUSY
-from .terminal import printable
+from .terminal import markdown_table, printable
 
 OFFICIAL = dict(distance='fid', score='inception_score', intra='intra_fid')
 COLUMN_HEADS = {'Fréchet classifier distance': 'distance', 'classifier score': 'score', 'long_range_mi': 'bits shared',
@@ -191,8 +191,7 @@ def table_lines(
     rows = [row for row in plan.rows if any(o['row'] == row for o in results)]
     cells = {head: [make(row) for row in rows] for head, make in columns(plan, results).items()}
     cells = {head: own for head, own in cells.items() if any(o != '-' and not o.startswith('0 of') for o in own)}
-    def line(parts): return '| ' + ' | '.join(parts) + ' |'
-    return [line(cells), '|---'*len(cells) + '|', *map(line, zip(*cells.values()))] if rows else []
+    return markdown_table([*cells], zip(*cells.values())).splitlines() if rows else []
 
 
 def grouped(
@@ -480,10 +479,10 @@ def table2(
 
 def anchors() -> str:         # Markdown
     "List the public results that tried to reach the paper's number, each with its state."
-    lines = ['| who | FID | IS | read where | comparable with the paper? |', '|---|---|---|---|---|']
+    rows = []
     for name, words in COMPARABLE.items():
         fid, score = (PUBLISHED[name].get(k) for k in ('fid', 'inception_score'))
         state = (fid or score)[2] if (fid or score)[1] else f'{(fid or score)[2]} (not checked)'
         cells = [f'{o[0]:g}' if o else '-' for o in (fid, score)]
-        lines.append(f'| {name} | {" | ".join(cells)} | {state} | {words} |')
-    return '\n'.join(lines)
+        rows.append([name, *cells, state, words])
+    return markdown_table(['who', 'FID', 'IS', 'read where', 'comparable with the paper?'], rows)

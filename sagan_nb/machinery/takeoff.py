@@ -5,6 +5,7 @@ from ..ablation import detectable
 from .figures import BLUE, FONTS, GREY, ORANGE
 from .probe import Settings, censored, judge_claims, read_results, take_off
 from .tables import row_name, words_of
+from .terminal import markdown_table
 
 WORLD, SEEDS = 'twins:detail=4', range(10, 30)
 CLAIMS = {('t1_attn_16', 't1_none'): 'than without it', ('t1_attn_16', 't1_res_16'): 'than with the residual control',
@@ -69,20 +70,19 @@ def probe_table(
 ) -> str:                     # Markdown
     "Lay out the rows, and below them the claims with the difference over pairs."
     judged = judge_claims(found, list(CLAIMS))
-    lines = ['| row | runs | took off | half of them by | mean update (restricted) | AUC at the end, mean and median | '
-             'size of gamma at the end | s of a core |', '| --- '*8 + '|']
+    head, rows = ['row', 'runs', 'took off', 'half of them by', 'mean update (restricted)',
+                  'AUC at the end, mean and median', 'size of gamma at the end', 's of a core'], []
     for row, o in judged['rows'].items():
         gammas = [abs(g) for r in found[row].values() for g in r['gamma'].values()]
         gamma = f'{np.mean(gammas):.2f}' if gammas else '-'
         share = f'{o["share"]:.0%} ({o["share_low"]:.0%} to {o["share_high"]:.0%})'
-        lines.append(f'| {row_name(row)} | {o["n"]} | {share} | {reached_at(o)} | {o["restricted_mean"]:,.0f} | '
-                     f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f} | {gamma} | {o["seconds"]:.0f} |')
-    lines += ['', '| claim: takes off sooner | log-rank p | by Holm | mean difference of restricted times over pairs, '
-              'at its own 95 % | verdict |', '| --- '*5 + '|']
-    for o in judged['claims']:
-        lines.append(f'| {words_of(o["better"])}, {words_of(o["worse"])} | {o["p"]:.2g} | {o["holm_p"]:.2g} | '
-                     f'{over_pairs(o)} | {o["verdict"]} ({o["pairs"]} seeds) |')
-    return '\n'.join(lines)
+        rows.append([row_name(row), o['n'], share, reached_at(o), f'{o["restricted_mean"]:,.0f}',
+                     f'{o["final_auc"]:.3f}, {o["final_auc_median"]:.3f}', gamma, f'{o["seconds"]:.0f}'])
+    claims_head = ['claim: takes off sooner', 'log-rank p', 'by Holm',
+                   'mean difference of restricted times over pairs, at its own 95 %', 'verdict']
+    claims = [[f'{words_of(o["better"])}, {words_of(o["worse"])}', f'{o["p"]:.2g}', f'{o["holm_p"]:.2g}',
+               over_pairs(o), f'{o["verdict"]} ({o["pairs"]} seeds)'] for o in judged['claims']]
+    return f'{markdown_table(head, rows)}\n\n{markdown_table(claims_head, claims)}'
 
 
 def show_takeoff(

@@ -57,6 +57,14 @@ def text_table(
     return '\n'.join(line.rstrip() for line in page.getvalue().splitlines())
 
 
+def markdown_table(
+    head,                     # names of the columns
+    rows,                     # sequences of cells, each shown as str shows it
+)->str:                       # Markdown
+    "Lay cells out as a table of a page."
+    return '\n'.join('| ' + ' | '.join(map(str, cells)) + ' |' for cells in (head, ['---']*len(head), *rows))
+
+
 def longest(
     cells:list,               # of a column
     whole:bool,               # are they never broken?

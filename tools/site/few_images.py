@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from sagan_nb.ablation import paired_difference, seed_differences, shares
 from sagan_nb.machinery.answers import capital
 from sagan_nb.machinery.power import UNJUDGED, ruling
-from tools.site.readme import table
+from sagan_nb.machinery.terminal import markdown_table
 from tools.study.few_images import FEW, collect_few
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +124,6 @@ def few_page(folder=ROOT/'results'/'few_images', scale='laptop'):
     head = ['images', 'augmentation', *SHOWN.values(), 'copies', 'known']
     looks = ['images', 'augmentation', *(f'{t:,} updates' for t in looks_of(results)), 'lowest at']
     rows = [(*name_of_row(row), *cells(own)) for row, own in by_row(results).items()]
-    return '\n\n'.join([HEAD, '## The result', table(head, rows), about, READING, JUDGED, '\n'.join(judged(results)),
-                        '## On the way', LOOKS, table(looks, on_the_way(results)),
+    return '\n\n'.join([HEAD, '## The result', markdown_table(head, rows), about, READING, JUDGED,
+                        '\n'.join(judged(results)), '## On the way', LOOKS, markdown_table(looks, on_the_way(results)),
                         '## What it draws', *pictures(results, folder), ADVICE]) + '\n'

@@ -12,8 +12,8 @@ import yaml
 
 from sagan_nb.ablation import TABLES
 from sagan_nb.machinery.answers import capital
+from sagan_nb.machinery.terminal import markdown_table
 from tools.site.api import plain
-from tools.site.readme import table
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = yaml.safe_load((ROOT/'docs'/'paper.yml').read_text(encoding='utf-8'))
@@ -208,19 +208,20 @@ def table_of_the_paper(o, names, known):
     yield f'## {o["paper"].capitalize()}'
     yield f'{capital(o["says"])}: {place(o["at"])}, {made_by}. What checks the rows: {checked_by}.'
     heads = (f'published {m.replace("_", " ").replace("fid", "FID")}' for m in metrics)
-    yield table(('preset', *heads, 'ours', 'state'), rows)
+    yield markdown_table(('preset', *heads, 'ours', 'state'), rows)
 
 
 def paper_map(names):
     "The map of the paper."
     known, head = tests(), ('in the paper', 'here', 'code', 'what checks it', 'state')
     more = (*head[:-1], 'published', 'ours', 'state')
-    out = [MAP_HEAD, '## Equations', table(head, items('equations', names, known)),
-           'Without a number there, but the paper stands on them:', table(head, items('builds_on', names, known)),
-           '## Figures', table(more, items('figures', names, known, True))]
+    out = [MAP_HEAD, '## Equations', markdown_table(head, items('equations', names, known)),
+           'Without a number there, but the paper stands on them:',
+           markdown_table(head, items('builds_on', names, known)),
+           '## Figures', markdown_table(more, items('figures', names, known, True))]
     for o in DATA['tables']: out += table_of_the_paper(o, names, known)
-    out += ['## Claims in the text', table(more, items('claims', names, known, True)), '## Stated settings', SETTINGS,
-            table(('setting', *more[1:]), settings(names, known))]
+    out += ['## Claims in the text', markdown_table(more, items('claims', names, known, True)),
+            '## Stated settings', SETTINGS, markdown_table(('setting', *more[1:]), settings(names, known))]
     return '\n\n'.join([out[0], bar('\n'.join(out[1:])), LEGEND, *out[1:]]) + '\n'
 
 
@@ -273,7 +274,7 @@ def differences(names):
     said = [f'**[Chapter {number}]({name}.ipynb#differs-{number}-{i}).** {capital(text)}'
             for number, name, i, text in cells_that_differ()]
     head = 'point', 'the paper', 'the released code', 'ports', 'here', 'chapter', 'what checks it'
-    return '\n\n'.join([DIFFERENCES, table(head, out), '## What the chapters say', *said]) + '\n'
+    return '\n\n'.join([DIFFERENCES, markdown_table(head, out), '## What the chapters say', *said]) + '\n'
 
 
 DIFFERENCES = """# Paper vs code
@@ -305,7 +306,7 @@ def test_pages():
         lists.append((path.stem, doc, sum(o.startswith('def test_') for o in lines)))
     rows = [(f'[{name}]({name}.md)', doc, n) for name, doc, n in lists]
     toctree = '\n'.join(['```{toctree}', ':hidden:', '', *(name for name, _, _ in lists), '```'])
-    yield 'tests', '\n\n'.join([TESTS, table(('file', 'what it holds', 'tests'), rows), toctree]) + '\n'
+    yield 'tests', '\n\n'.join([TESTS, markdown_table(('file', 'what it holds', 'tests'), rows), toctree]) + '\n'
 
 
 def fenced(text): return f'````python\n{text}\n````'

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from sagan_nb.machinery.terminal import markdown_table
+
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = r'(?m)^#\| *(hide|export|default_exp)\b'
 NO_CODE = r'(?m)^#\| *echo: *false\b'
@@ -61,9 +63,6 @@ def read(path): return json.loads((ROOT/path).read_text(encoding='utf-8'))
 def short(commit): return (commit or 'unknown')[:7]
 
 
-def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in (head, ['---']*len(head), *rows))
-
-
 def mutations():
     "The bugs that tools/mutate.py plants, and who noticed when results/long.txt was written."
     tree = ast.parse((ROOT/'tools'/'mutate.py').read_text(encoding='utf-8'))
@@ -71,7 +70,7 @@ def mutations():
     log = (ROOT/'results'/'long.txt').read_text(encoding='utf-8')
     by = dict(re.findall(r'(?m)^\| ([^|]+) \| \d\d \| ([^|]+) \|(?: [^|]* \|)?$', log))       # of two runs, the later
     rows = [(m[0], m[1], by.get(m[0], 'not run yet')) for m in ast.literal_eval(values['MUTATIONS'])]
-    return table(('bug', 'planted in chapter', 'noticed by chapter'), rows)
+    return markdown_table(('bug', 'planted in chapter', 'noticed by chapter'), rows)
 
 
 def main_job():
@@ -82,7 +81,7 @@ def main_job():
     o = shown['Fréchet classifier distance']
     rows = [(f'{text} (`{k}`)', cell(shown[k]['value']), cell(shown[k].get('real'))) for k, text in SHOWN.items()]
     return '\n'.join([
-        table(('what is measured (its name)', 'generated', 'real'), rows), '',
+        markdown_table(('what is measured (its name)', 'generated', 'real'), rows), '',
         f'{o["n_fake"]:,} generated and {o["n_real"]:,} real pictures. The first three rows are by a {o["features"]} '
         f'({o["features_hash"]},',
         f'{o["features_accuracy"]:.0%} right on held-out pictures), the others from pixels.',
@@ -98,7 +97,7 @@ def chapters():
     for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
         title, line = re.fullmatch(r'# (.+)\n> (.+)', ''.join(read(path)['cells'][0]['source']).strip()).groups()
         rows.append((f'[{path.stem[:2]} {title}](../nbs/{path.name})', line))
-    return table(('chapter', 'in one line'), rows)
+    return markdown_table(('chapter', 'in one line'), rows)
 
 
 def parity():
@@ -111,7 +110,7 @@ def parity():
         where, network = case.split('/')
         off = [most(k) for k in ('images', 'logits', 'gradients')]
         rows.append((f'{read_of[where]}, `{network}`', *('-' if v is None else f'{v:.0e}' for v in off)))
-    return table(('weights of', 'images', 'logits', 'gradients'), rows)
+    return markdown_table(('weights of', 'images', 'logits', 'gradients'), rows)
 
 
 REAL_SHOWN = {                                   # name of a metric -> what it says of real images
@@ -147,7 +146,7 @@ def cifar10():
         f'kept (kernel distance {tried}) it is the nearest to images that no training saw.', '',
         f'![{samples}](../results/cifar10/samples.png)', '',
         f'One row for each class: {classes}. One z for each column, none chosen.', '',
-        table(('what is measured', 'generated', 'attention silenced', 'real'), cifar10_rows(o)), '',
+        markdown_table(('what is measured', 'generated', 'attention silenced', 'real'), cifar10_rows(o)), '',
         f'{drawn["n_fake"]:,} generated and {drawn["n_real"]:,} held-out images, measured by a classifier of the '
         f'training images ({drawn["features_hash"]}). CIFAR-10 is a JPEG copy here: compare these numbers with each '
         'other alone.', '', '```{code-block} sh', f'sagan_sample {where} --out samples.png',
@@ -209,7 +208,8 @@ def survives():
         if not path.exists(): continue
         about = read(path)
         rows = [(o['fault'], o['how'], f'{o["tries"]:,}', came_of(o)) for o in about['rows'] if o['tries']]
-        out += [f'## {title}', '', made_on(about), '', table(['fault', 'how injected', 'tries', 'outcome'], rows), '']
+        made = markdown_table(['fault', 'how injected', 'tries', 'outcome'], rows)
+        out += [f'## {title}', '', made_on(about), '', made, '']
     return '\n'.join(out).strip()
 
 

@@ -13,7 +13,7 @@ from .takeoff import probe_missed, probe_words
 
 PLACES = dict(twins='`twins`', twins_at_8='`twins`, new seeds', twins_again='`twins` again',
               photographs='photographs', photographs_64='photographs of 64 pixels',
-              fig3_photographs='Figure 3 on photographs',
+              fig3_photographs='photographs, Figure 3',
               table1='Table 1 on pairs', fig3='Figure 3', table2='Table 2')
 
 

@@ -174,6 +174,16 @@ def panels_of(
     return fig, axes
 
 
+def plain_log(
+    ax,                       # where
+):
+    "Make the vertical axis logarithmic, with numbers and not powers at its ticks."
+    from matplotlib.ticker import LogFormatter
+    ax.set(yscale='log')
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter())
+
+
 def show_training(
     name: str,                # a key of TABLES
     results: list,            # runs
@@ -194,7 +204,7 @@ def show_training(
             if i + 4 >= len(of): ax.set_xlabel('updates of G')
         if cost: draw_cost(axes[-1], of, kind, pace)
         for ax in axes:
-            if kind == 'distance': ax.set(yscale='log')
+            if kind == 'distance': plain_log(ax)
             ax.grid(alpha=.3)
         fig.supylabel(axis_name(results, kind), fontsize=10)
     return fig
@@ -245,19 +255,3 @@ def show_samples(
 ):                            # figure, or None where there is no image
     "Show samples of every row at several steps, from the same noise (Figure 4); of each row the first seed."
     return show_strips(sample_strips(name, results, out))
-
-
-def fig3(
-    results: list,            # runs, from `collect`
-    pace: dict = None,        # as of `show_training`
-):                            # figure
-    "Draw Figure 3: the metric against steps and against seconds."
-    return show_training('fig3', results, pace=pace)
-
-
-def fig4(
-    results: list,            # runs, from `collect`
-    out,                      # their folder
-):                            # figure
-    "Draw Figure 4: samples of the runs of Figure 3 at several steps."
-    return show_samples('fig3', results, out)

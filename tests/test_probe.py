@@ -1,5 +1,7 @@
 "The supervised probe of D: an easy world takes off, labels that mean nothing do not; censoring, files, claims."
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,28 @@ def test_the_design_of_the_files_is_the_one_that_is_read():
     assert ','.join(f'{a}>{b}' for a, b in takeoff.CLAIMS) in design and all(f'`{row}`' in design for row in takeoff.ROWS)
     known = {p.Settings(row, seed, takeoff.WORLD).name for row in takeoff.ROWS for seed in takeoff.SEEDS}
     assert {o.stem for o in (ROOT/'results'/'probe').glob('t1_*.json')} <= known
+
+
+def test_a_dose_is_shown_once_it_is_whole(tmp_path):
+    far = next(o for o in takeoff.DOSES if o[0] == 'far')
+    at = dict(t1_none=900, t1_attn_16=300, t1_res_16=None)
+    for row, wanted in takeoff.dose_settings(far).items():
+        for o, run in zip(wanted, planted({row: [at[row]]*10})[row].values(), strict=True):
+            path = tmp_path/'far'/f'{o.name}.json'
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(run))
+    assert takeoff.dose_table(tmp_path).splitlines()[2:] == ['| 27 numbers, far | 100%, 900 | 100%, 300 | 0%, 2,400 | -600 | -2,100 |']
+    path.unlink()
+    assert len(takeoff.dose_table(tmp_path).splitlines()) == 2
+
+
+def test_the_commands_of_the_doses_make_the_runs_that_are_read():
+    text = (ROOT/'results'/'probe_dose'/'README.md').read_text()
+    rows, asked = re.search('rows=(.*)', text)[1], {}
+    for line in re.findall('sagan_table probe (.*)', text):
+        given = vars(p.probe_options().parse_args(shlex.split(line.replace('$rows', rows))))
+        asked[Path(given['out']).name] = {p.Settings(row, seed, **{k: given[k] for k in ('data', 'res', 'updates', 'every')}).name
+                                          for row in given['rows'].split(',') for seed in p.seeds_of(given['seeds'])}
+    read = {Path(o[0]).name: {s.name for own in takeoff.dose_settings(o).values() for s in own} for o in takeoff.DOSES}
+    assert read.pop('probe') <= {o.stem for o in (ROOT/'results'/'probe').glob('t1_*.json')} and asked == read
+    for name, names in read.items(): assert {o.stem for o in (ROOT/'results'/'probe_dose'/name).glob('t1_*.json')} <= names

@@ -1,4 +1,6 @@
 "Serves chapter 12: what the probe of D alone found by the design of results/probe, as sentences, a table and a figure."
+from pathlib import Path
+
 import numpy as np
 
 from ..ablation import detectable
@@ -12,6 +14,13 @@ CLAIMS = {('t1_attn_16', 't1_none'): 'than without it', ('t1_attn_16', 't1_res_1
           ('t1_attn_16', 't1_attn_8'): 'than with attention at 8'}
 CONTROLS = 't1_res_8', 't1_res3x3_8', 't1_res3x3_16'
 ROWS = *dict.fromkeys(row for pair in CLAIMS for row in pair), *CONTROLS
+DOSES = (       # a folder below results/probe_dose, in words, how it differs from the probe on `twins`, seeds
+    ('numbers_12', '12 numbers a pattern', dict(updates=600, every=20), SEEDS),
+    ('numbers_27', '27 numbers', dict(data='twins:detail=3'), SEEDS),
+    ('../probe', '48 numbers', dict(data=WORLD), SEEDS),
+    ('near', '27 numbers, near', dict(data='twins:detail=3,apart=0.8'), range(10, 20)),
+    ('far', '27 numbers, far', dict(data='twins:detail=3,apart=1.6'), range(10, 20)),
+    ('pixels_64', '27 numbers, 64 pixels', dict(data='twins:detail=3', res=64), range(10, 15)))
 COLOURS = dict(none='black', attn=BLUE, res=ORANGE, res3x3=GREY)
 
 
@@ -83,6 +92,32 @@ def probe_table(
     claims = [[f'{words_of(o["better"])}, {words_of(o["worse"])}', f'{o["p"]:.2g}', f'{o["holm_p"]:.2g}',
                over_pairs(o), f'{o["verdict"]} ({o["pairs"]} seeds)'] for o in judged['claims']]
     return f'{markdown_table(head, rows)}\n\n{markdown_table(claims_head, claims)}'
+
+
+def dose_settings(
+    dose: tuple,              # of DOSES
+) -> dict:                    # row -> Settings of its seeds; no block, attention, the residual control
+    "Say which runs a dose asks for."
+    _, _, own, seeds = dose
+    m = own.get('res', 32)//2                                         # the map of the block
+    return {row: [Settings(row, seed, **own) for seed in seeds] for row in ('t1_none', f't1_attn_{m}', f't1_res_{m}')}
+
+
+def dose_table(
+    folder,                   # results/probe_dose
+) -> str:                     # Markdown
+    "Lay out the doses that are whole: of each row what took off and when, and the two differences over pairs."
+    head = ['dose', 'no block', 'attention', 'residual', 'attention minus no block', 'attention minus residual']
+    lines = []
+    for dose in DOSES:
+        wanted = dose_settings(dose)
+        found = read_results([o for own in wanted.values() for o in own], Path(folder)/dose[0])
+        if any(len(found.get(row, ())) < len(own) for row, own in wanted.items()): continue
+        none, attention, residual = wanted
+        judged = judge_claims(found, [(attention, none), (attention, residual)])
+        cells = [f'{o["share"]:.0%}, {o["restricted_mean"]:,.0f}' for o in map(judged['rows'].get, wanted)]
+        lines.append([dose[1], *cells, *map(over_pairs, judged['claims'])])
+    return markdown_table(head, lines)
 
 
 def show_takeoff(

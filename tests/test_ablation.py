@@ -481,7 +481,7 @@ def test_what_an_update_costs(tmp_path, monkeypatch):
     assert rows['f3_sn_d']['ratio_of_cpu'] == 1 and .1 < rows['f3_sn_d_5to1']['ratio_of_cpu'] < .7
 
 
-# The flagship and power, on planted runs: what is true of them is known.
+# Twins and power, on planted runs: what is true of them is known.
 
 def twins_runs(seeds, rows=('t1_none', 't1_attn_16', 't1_res_16'), gap=3., noise=.5, spread=.4):
     "Runs of twins: attention leads by `gap`, everything else differs by chance; every seed has its own luck."
@@ -497,7 +497,7 @@ def twins_runs(seeds, rows=('t1_none', 't1_attn_16', 't1_res_16'), gap=3., noise
                        collapse=[], status='finished', curve=[], parameters=dict(G=1, D=1), seconds_per_step=1.)
 
 
-def test_the_flagship_without_runs_with_two_seeds_and_complete():
+def test_twins_without_runs_with_two_seeds_and_complete():
     none = answers.answers(dict(twins=[]))
     assert ' 864 to 2,880 hours of a V100 for each row' in none                   # 9 days on 4; 27 days on 8 for 1.8 million
     assert 'not complete: 0 of 60' in none and 'No ordering of a table that was written down before its runs is confirmed' in none and 'Not run: `t1_none`, `t1_attn_16`' in markdown('twins', [])
